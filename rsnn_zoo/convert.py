@@ -1,0 +1,363 @@
+"""From a trained ANN to an SNN: weights and batch norms are taken over, thresholds are found from data.
+
+The recipe of Özdenizci & Legenstein, TMLR 2024, section 3.2, for our networks and for any network whose activations are ReLU modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rsnn_zoo.data import check_images
+from rsnn_zoo.layers import Normalize, Spiking
+from rsnn_zoo.models import Network, Temporal
+from rsnn_zoo.neurons import SpikingNeuron, Surrogate
+
+__all__ = ["SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
+
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+# aten operators that bend their input, and so are activations that a spiking network does not have.
+_NONLINEAR = frozenset(
+    """relu relu_ clamp clamp_ clamp_min clamp_min_ threshold threshold_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_
+    celu celu_ gelu gelu_ silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_
+    softplus log_sigmoid_forward _softmax _log_softmax _prelu_kernel rrelu_with_noise exp erf sin cos
+    _scaled_dot_product_flash_attention_for_cpu""".split()
+)
+_MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
+_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
+
+class SpikingNetwork(Temporal):
+    """Any converted network in time: images (B, C, H, W) in [0, 1] to logits (B, K), the mean over T steps.
+
+    Attributes:
+        network: The converted module; it sees time and batch merged.
+        stem_once: Whether everything before the first neuron is computed once and not T times.
+    """
+
+    def __init__(self, network: nn.Module, spiking: Spiking, normalize: nn.Module):
+        super().__init__(spiking)
+        self.normalize = normalize
+        self.network = network
+        self.stem_once = True
+
+    def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
+        """Logits (B, K); with ``per_step`` those of each step, (T, B, K)."""
+        x = self.normalize(x)
+        if not self.stem_once:
+            x = x.repeat(self.steps, 1, 1, 1)
+        return self.over_time(self.network(x), per_step)
+
+
+# --- finding the activations ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hooked(modules: Iterator[nn.Module] | list[nn.Module], pre: Any = None, post: Any = None) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in modules:
+            if pre is not None:
+                stack.callback(module.register_forward_pre_hook(pre).remove)
+            if post is not None:
+                stack.callback(module.register_forward_hook(post, always_call=True).remove)
+        yield
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs a network and notes which module each non-linear operator was called in."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.names = {module: name or "the network itself" for name, module in network.named_modules()}
+        self.stack: list[nn.Module] = [network]
+        self.calls: list[tuple[nn.Module, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operator = func.overloadpacket.__name__
+        if operator in _NONLINEAR or operator in _MAX_POOLS:
+            self.calls.append((self.stack[-1], operator))
+        return func(*args, **(kwargs or {}))
+
+    def record(self, network: nn.Module, x: Tensor) -> list[tuple[nn.Module, str]]:
+        def enter(module: nn.Module, _: Any) -> None:
+            self.stack.append(module)
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            self.stack.pop()
+
+        with torch.no_grad(), _hooked(list(self.names), enter, leave), self:
+            network(x)
+        return self.calls
+
+
+def _find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[str]:
+    """How often each ReLU module is called; anything else that bends its input is refused."""
+    recorder = _Recorder(network)
+    uses: Counter[str] = Counter()
+    for module, operator in recorder.record(network, x):
+        name, kind = recorder.names[module], type(module).__name__
+        if isinstance(module, nn.ReLU):
+            uses[name] += 1
+        elif operator in _MAX_POOLS:
+            if max_pool == "average" and not isinstance(module, _POOLS):
+                raise ValueError(f"{name} ({kind}) calls max pooling as a function: make it an nn.MaxPool2d module")
+        elif operator.rstrip("_") in ("relu", "clamp_min", "clamp", "threshold"):
+            raise ValueError(
+                f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: "
+                "give it an nn.ReLU module (one for each use) and convert again"
+            )
+        else:
+            raise ValueError(
+                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
+                "replace it by nn.ReLU, train again, and convert that network"
+            )
+    if not uses:
+        raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
+    return uses
+
+
+def _split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
+    """A network in which each use of a ReLU is a module of its own, through torch.fx."""
+    shared = {name for name, count in uses.items() if count > 1}
+    if not shared:
+        return network
+    try:
+        graph_module = fx.symbolic_trace(network)
+    except Exception as error:
+        raise ValueError(
+            f"{', '.join(sorted(shared))}: used in several places, and torch.fx cannot trace the network to split it "
+            f"({error}): give each use an nn.ReLU of its own"
+        ) from error
+    seen: Counter[str] = Counter()
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and node.target in shared:
+            target, seen[node.target] = node.target, seen[node.target] + 1
+            if seen[target] > 1:
+                node.target = f"{target}_{seen[target]}"
+                graph_module.add_submodule(node.target, nn.ReLU())
+    graph_module.recompile()
+    return graph_module
+
+
+def _replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None:
+    """Puts ``new(module)`` in place of every submodule of a kind."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, kind):
+                setattr(parent, name, new(child))
+
+
+def _average_pool(pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> nn.Module:
+    if isinstance(pool, nn.AdaptiveMaxPool2d):
+        return nn.AdaptiveAvgPool2d(pool.output_size)
+    if pool.dilation not in (1, (1, 1)):
+        raise ValueError(f"a max pooling with dilation {pool.dilation} has no average pooling to become")
+    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False)
+
+
+def _compute_stem_once(snn: Temporal, x: Tensor) -> None:
+    """Marks the neurons that see the same current at every step, by a trial run over 2 images and 3 steps."""
+    timesteps, snn.timesteps = snn.timesteps, 3
+    x = (x if len(x) > 1 else x.repeat(2, 1, 1, 1))[:2]
+    neurons = [neuron for _, neuron in snn.neurons()]
+
+    def mark(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        neuron.repeated = inputs[0].shape[0] == 2
+
+    try:
+        with torch.no_grad(), _hooked(neurons, pre=mark):
+            snn(x)
+    except (RuntimeError, ValueError):  # a path around the first neuron meets one through it
+        if not isinstance(snn, SpikingNetwork):
+            raise
+        snn.stem_once = False
+        for neuron in neurons:
+            neuron.repeated = False
+    snn.timesteps = timesteps
+
+
+# --- thresholds and statistics --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
+    """Batch norms normalise by the batch being shown, and remember its statistics only where ``track``."""
+    norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, track and norm.track_running_stats
+        yield
+    finally:
+        for norm, (training, tracked) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracked
+
+
+def _percentile(values: Tensor, percentile: float, copies: int) -> Tensor:
+    """The k-th smallest of ``copies`` equal sets of values, k = 1 + round(p (n - 1))."""
+    n = copies * values.numel()
+    k = 1 + round(percentile / 100 * (n - 1))
+    return values.flatten().kthvalue(math.ceil(k / copies)).values
+
+
+@torch.no_grad()
+def calibrate(
+    snn: Temporal, images: Tensor, *, timesteps: int = 100, percentile: float = 99.7, scale: float = 0.3
+) -> dict[str, float]:
+    """Sets every threshold of an SNN, in place, from one forward pass.
+
+    Layer by layer, the threshold becomes a percentile of the layer's input currents over all steps, images and
+    positions; the pass goes on with the threshold just found, so the work is that of one forward pass. Batch norms
+    use the statistics of the images shown. At the end every threshold is multiplied by ``scale``.
+
+    Args:
+        snn: The network.
+        images: (B, C, H, W) in [0, 1]; all are shown at once, so memory grows with B * timesteps.
+        timesteps: Steps of the pass.
+        percentile: In (0, 100].
+        scale: Factor at the end, positive.
+
+    Returns:
+        The thresholds by layer name.
+
+    Raises:
+        ValueError: For images that are none, or a percentile or scale out of range.
+
+    Source:
+        Özdenizci & Legenstein, TMLR 2024, section 3.2 (percentile 99.7, T = 100, scale 0.3).
+    """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    check_images(images)
+    neurons = dict(snn.neurons())
+
+    def find(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        value = _percentile(inputs[0], percentile, neuron.timesteps if neuron.repeated else 1)
+        # the next number up: in the published code the current that sets a threshold does not itself reach it
+        neuron.threshold.fill_(torch.nextafter(value, value.new_tensor(math.inf)))
+
+    before, snn.timesteps = snn.timesteps, timesteps
+    try:
+        with _batch_statistics(snn, track=False), _hooked(list(neurons.values()), pre=find):
+            snn(images)
+    finally:
+        snn.timesteps = before
+    for neuron in neurons.values():
+        neuron.threshold.mul_(scale)
+    return {name: neuron.threshold.item() for name, neuron in neurons.items()}
+
+
+@torch.no_grad()
+def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) -> None:
+    """Forgets the batch norms' running statistics and learns them anew, in place, over time and images.
+
+    Args:
+        snn: The network.
+        images: (B, C, H, W) in [0, 1].
+        batch_size: Images a forward pass; the batches' statistics are averaged.
+    """
+    norms = [module for module in snn.modules() if isinstance(module, _BATCH_NORMS) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average
+        with _batch_statistics(snn, track=True):
+            for batch in images.split(batch_size):
+                snn(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def convert(
+    ann: nn.Module,
+    timesteps: int = 8,
+    images: Tensor | None = None,
+    *,
+    percentile: float = 99.7,
+    scale: float = 0.3,
+    calibration_timesteps: int = 100,
+    reset: str = "hard",
+    leak: float = 1.0,
+    surrogate: Surrogate | None = None,
+    max_pool: str = "spikes",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Temporal:
+    """A spiking copy of a trained network: same weights, thresholds from data, batch-norm statistics relearned.
+
+    Args:
+        ann: A network of this zoo, or any whose activations are ReLU modules (timm's, torchvision's, yours); it is
+            left as it is. A module used in several places is split through ``torch.fx``.
+        timesteps: T of the SNN.
+        images: Calibration images (B, C, H, W) in [0, 1], some hundreds of the training set.
+        percentile: Of each layer's currents that becomes its threshold, in (0, 100].
+        scale: Factor on the thresholds found.
+        calibration_timesteps: Steps over which thresholds are found.
+        reset: ``"hard"`` or ``"soft"``.
+        leak: Membrane leak in [0, 1].
+        surrogate: How training will differentiate the spike.
+        max_pool: ``"spikes"`` pools each step's spikes; ``"average"`` puts average pooling in its place.
+        mean: Normalisation that the network expects from outside, per channel: it moves inside. None for one that
+            takes [0, 1] as it is; not for networks of this zoo, which have theirs inside.
+        std: Likewise.
+
+    Returns:
+        The SNN in evaluation mode: for a network of this zoo its spiking twin, else a :class:`SpikingNetwork`.
+
+    Raises:
+        ValueError: For a network with another activation, or one that calls ReLU as a function (the message names
+            the layer and the remedy), for one that spikes already, and for images that are none.
+
+    Example:
+        >>> snn = convert(timm.create_model("resnet18"), 8, images, mean=mean, std=std)  # doctest: +SKIP
+
+    Source:
+        Özdenizci & Legenstein, TMLR 2024, section 3.2.
+    """
+    if images is None:
+        raise ValueError("convert finds thresholds from data: pass some hundred training images (B, C, H, W) in [0, 1]")
+    if max_pool not in ("spikes", "average"):
+        raise ValueError(f"max_pool must be 'spikes' or 'average', got {max_pool!r}")
+    check_images(images)
+    if any(isinstance(module, SpikingNeuron) for module in ann.modules()):
+        raise ValueError("the network spikes already: set snn.timesteps, or call rsnn_zoo.calibrate for new thresholds")
+    own = isinstance(ann, Network)
+    if own and (mean is not None or std is not None):
+        raise ValueError("a network of this zoo normalises inside: leave mean and std out")
+    spiking = Spiking(timesteps, leak=leak, reset=reset, surrogate=surrogate)
+
+    network = copy.deepcopy(ann).eval()
+    normalize: nn.Module = nn.Identity()
+    if mean is not None or std is not None:
+        channels = images.shape[1]
+        normalize = Normalize(tuple(mean or (0.0,) * channels), tuple(std or (1.0,) * channels)).to(images)
+    uses = _find_activations(network, normalize(images[:2]), max_pool)
+    if not own:
+        network = _split_shared(network, uses)
+    _replace(network, nn.ReLU, lambda _: spiking.activation())
+    if max_pool == "average":
+        _replace(network, _POOLS, _average_pool)
+    if own:
+        network.become_spiking(spiking)
+        snn: Temporal = network
+    else:
+        snn = SpikingNetwork(network, spiking, normalize)
+    snn = snn.to(images.device, images.dtype).eval()
+
+    _compute_stem_once(snn, images)
+    calibrate(snn, images, timesteps=calibration_timesteps, percentile=percentile, scale=scale)
+    relearn_statistics(snn, images)
+    return snn

@@ -1,0 +1,184 @@
+"""What every network of the zoo is: a timm-style module, ANN or SNN, with its normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from rsnn_zoo.layers import Normalize, Spiking, StaticBatchNorm2d
+from rsnn_zoo.neurons import Relu, SpikingNeuron, check_timesteps, current_mode
+
+__all__ = ["Network", "Temporal", "initialise"]
+
+
+class Temporal(nn.Module):
+    """A network in time: knows its number of steps and its spiking layers."""
+
+    def __init__(self, spiking: Spiking):
+        super().__init__()
+        self.become_spiking(spiking)
+
+    def become_spiking(self, spiking: Spiking) -> None:
+        """Takes note of what the activations are; the layers themselves are the caller's to replace."""
+        self.reset = spiking.reset
+        self.leak = spiking.leak
+        self._timesteps = spiking.timesteps
+
+    @property
+    def timesteps(self) -> int | None:
+        """T of the SNN, changeable at any time; None of the ANN."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: int) -> None:
+        if self._timesteps is None:
+            raise ValueError("an ANN has no time steps: convert it with rsnn_zoo.convert(ann, timesteps=...)")
+        self._timesteps = check_timesteps(timesteps)
+        for module in self.modules():
+            if isinstance(module, SpikingNeuron):
+                module.timesteps = timesteps
+            elif isinstance(module, StaticBatchNorm2d):
+                module.copies = timesteps
+
+    @property
+    def steps(self) -> int:
+        """Steps of a forward pass now: T, or 1 for the ANN and under the ReLU mode."""
+        return 1 if self._timesteps is None or isinstance(current_mode(), Relu) else self._timesteps
+
+    def neurons(self) -> Iterator[tuple[str, SpikingNeuron]]:
+        """The spiking layers by name, in the order of the forward pass."""
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, SpikingNeuron))
+
+    def over_time(self, logits: Tensor, per_step: bool) -> Tensor:
+        """(T * B, K) to (T, B, K), or to the mean over time, (B, K)."""
+        logits = logits.reshape(self.steps, -1, logits.shape[-1])
+        return logits if per_step else logits.mean(0)
+
+
+class Network(Temporal):
+    """Base class of the families: images (B, C, H, W) in [0, 1] to logits (B, K), the mean over time.
+
+    A family sets ``normalize``, ``num_features`` and the name of its last linear layer in ``classifier_name``, and
+    implements ``forward_features`` and ``pool``.
+    """
+
+    classifier_name = "fc"
+    first_conv = "conv1"
+    fixed_img_size = False
+
+    def __init__(
+        self,
+        architecture: str,
+        num_classes: int,
+        in_chans: int,
+        img_size: int,
+        spiking: Spiking,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+    ):
+        super().__init__(spiking)
+        for name, value in (("in_chans", in_chans), ("img_size", img_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must not be negative, got {num_classes}")
+        self.architecture = architecture
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.img_size = img_size
+        self.normalize = Normalize(mean or (0.0,) * in_chans, std or (1.0,) * in_chans)
+        if self.normalize.mean.numel() != in_chans:
+            raise ValueError(f"mean and std have {self.normalize.mean.numel()} values for {in_chans} channels")
+
+    # --- forward ---
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to the last feature map, (T * B, num_features, h, w), time-major."""
+        raise NotImplementedError
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Feature map to what the classifier sees, (T * B, F)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:
+        """Feature map (T * B, ...) to logits.
+
+        Args:
+            x: What ``forward_features`` returned.
+            pre_logits: Return what the classifier would see, (T * B, F).
+            per_step: Return the logits of each step, (T, B, K), in place of their mean over time, (B, K).
+        """
+        x = self.pool(x)
+        if pre_logits:
+            return x
+        return self.over_time(self.get_classifier()(x), per_step)
+
+    def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
+        """Logits of images in [0, 1].
+
+        Args:
+            x: (B, C, H, W).
+            per_step: Return the logits of each step.
+
+        Returns:
+            (B, K), the mean over time; with ``per_step`` (T, B, K).
+
+        Raises:
+            ValueError: For a wrong number of dimensions, channels, or (where the network fixes it) image size.
+        """
+        expected = (self.in_chans, self.img_size, self.img_size)
+        if x.dim() != 4 or x.shape[1] != self.in_chans or (self.fixed_img_size and tuple(x.shape[1:]) != expected):
+            raise ValueError(
+                f"{self.architecture} takes images (B, {', '.join(map(str, expected))}) in [0, 1], got {tuple(x.shape)}"
+            )
+        return self.forward_head(self.forward_features(x), per_step=per_step)
+
+    # --- classifier, as in timm ---
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return getattr(self, self.classifier_name)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the last linear layer by a new one of ``num_classes`` outputs (0: none).
+
+        ``global_pool`` is there for timm's sake; None and "avg" are what these networks have.
+        """
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool must be 'avg', got {global_pool!r}")
+        self.num_classes = num_classes
+        old = self.normalize.mean
+        new = nn.Linear(self.head_features, num_classes) if num_classes else nn.Identity()
+        setattr(self, self.classifier_name, new.to(old.device, old.dtype))
+
+    @property
+    def head_features(self) -> int:
+        """Inputs of the last linear layer."""
+        return self.num_features
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's description of the input; mean 0 and std 1, since normalisation is inside the model."""
+        return {
+            "architecture": f"rsnn_{self.architecture}",
+            "num_classes": self.num_classes,
+            "input_size": (self.in_chans, self.img_size, self.img_size),
+            "mean": (0.0,) * self.in_chans,
+            "std": (1.0,) * self.in_chans,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "fixed_input_size": self.fixed_img_size,
+            "first_conv": self.first_conv,
+            "classifier": self.classifier_name,
+        }
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation of convolutions, as the three families' papers have it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,107 @@
+"""ResNet-20 and ResNet-32 for small images, ANN and SNN.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with the trained residual weights and
+projection shortcuts of the robust-conversion networks (Özdenizci & Legenstein, TMLR 2024).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsnn_zoo.layers import Spiking, WeightedSum
+from rsnn_zoo.models._base import Network, initialise
+
+__all__ = ["BasicBlock", "ResNet", "resnet20", "resnet32"]
+
+
+class BasicBlock(nn.Module):
+    """act2(w0 * shortcut(x) + w1 * bn2(conv2(act1(bn1(conv1(x))))))."""
+
+    foldable = (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, spiking: Spiking):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_chs)
+        self.act1 = spiking.activation()
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_chs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_chs != out_chs:
+            self.downsample = nn.Sequential(nn.Conv2d(in_chs, out_chs, 1, stride, bias=False), nn.BatchNorm2d(out_chs))
+        self.sum = WeightedSum()
+        self.act2 = spiking.activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T * B, in_chs, H, W) to (T * B, out_chs, H / stride, W / stride)."""
+        residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(self.sum(self.downsample(x), residual))
+
+
+class ResNet(Network):
+    """Three stages of 16, 32 and 64 channels.
+
+    Args:
+        architecture: Name of the configuration.
+        depth: Blocks a stage.
+        num_classes: K; 0 for no classifier.
+        in_chans: Channels of the images.
+        img_size: Side of the images in pixels (any size runs; this one is described in ``default_cfg``).
+        timesteps: T of the SNN, or None for the ANN.
+        mean: Per channel, of pixels in [0, 1]; zeros by default.
+        std: Likewise; ones by default.
+        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+    """
+
+    foldable = (("conv1", "bn1"),)
+
+    def __init__(
+        self,
+        architecture: str,
+        depth: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int = 32,
+        timesteps: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        **neuron: Any,
+    ):
+        spiking = Spiking(timesteps, **neuron)
+        super().__init__(architecture, num_classes, in_chans, img_size, spiking, mean, std)
+        self.num_features = 64
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
+        self.bn1 = spiking.static_norm(16)
+        self.act1 = spiking.activation(repeated=True)
+        self.layer1 = self._stage(16, 16, 1, depth, spiking)
+        self.layer2 = self._stage(16, 32, 2, depth, spiking)
+        self.layer3 = self._stage(32, 64, 2, depth, spiking)
+        initialise(self)
+        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+
+    @staticmethod
+    def _stage(in_chs: int, out_chs: int, stride: int, depth: int, spiking: Spiking) -> nn.Sequential:
+        first = BasicBlock(in_chs, out_chs, stride, spiking)
+        return nn.Sequential(first, *(BasicBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to (T * B, 64, H / 4, W / 4)."""
+        x = self.act1(self.bn1(self.conv1(self.normalize(x))))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Global average pooling: (T * B, 64, h, w) to (T * B, 64)."""
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def resnet20(**kwargs: Any) -> ResNet:
+    """ResNet-20 (0.27 M parameters): He et al., CVPR 2016. Arguments as :class:`ResNet`'s."""
+    return ResNet("resnet20", 3, **kwargs)
+
+
+def resnet32(**kwargs: Any) -> ResNet:
+    """ResNet-32 (0.47 M parameters): He et al., CVPR 2016. Arguments as :class:`ResNet`'s."""
+    return ResNet("resnet32", 5, **kwargs)

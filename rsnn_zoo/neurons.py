@@ -1,0 +1,475 @@
+"""The spiking neuron: integrate-and-fire over T steps as one differentiable function.
+
+Time and batch travel merged, time-major, as ``(T * B, ...)``, so that every other layer is an ordinary PyTorch layer.
+Seen in storage order as ``(T, N)``, every spiking layer is one and the same kernel. Its two loops are written once, in
+plain PyTorch: ``torch.compile`` makes a single C++ or Triton kernel of each where a compiler is found.
+
+How the backward pass differentiates the spike is a value, not a flag on modules: see :class:`Surrogate`, :class:`Rate`,
+:class:`Relu` and :func:`backward_mode`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "MIN_THRESHOLD",
+    "BackwardMode",
+    "ModeView",
+    "Rate",
+    "Relu",
+    "SpikingNeuron",
+    "Surrogate",
+    "backward_mode",
+    "check_timesteps",
+    "current_mode",
+    "integrate_and_fire",
+    "model_under",
+]
+
+_log = logging.getLogger(__name__)
+
+MIN_THRESHOLD = 0.03
+"""No threshold acts below this value (published research code)."""
+
+RESETS = ("hard", "soft")
+
+
+# --- backward modes -------------------------------------------------------------------------------------------------
+
+# 0.3 in float32, in any precision: what the published code multiplies by.
+_DAMPING = 0.30000001192092896
+
+# Derivative of the spike, h'(u) with u = membrane - threshold and g the width (ATTACKS: "the published ensemble").
+_DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pcw": lambda u, g: (g - u.abs()).clamp(min=0) / (g * g),
+    "exp": lambda u, g: torch.exp(-g * u.abs()),
+    "exp_d": lambda u, g: _DAMPING * torch.exp(-g * u.abs()),
+    "rect": lambda u, g: (u.abs() < g / 2) / g,
+    "ste": lambda u, g: torch.ones_like(u),
+}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Backward through time with a surrogate derivative h'(u) in place of the spike's, u = membrane - threshold.
+
+    Args:
+        kind: ``"pcw"`` (piecewise linear, max(0, g - |u|) / g^2), ``"exp"`` (exp(-g |u|)), ``"exp_d"``
+            (0.3 exp(-g |u|)), ``"rect"`` (1/g where |u| < g/2) or ``"ste"`` (1 everywhere).
+        width: g, positive.
+
+    Raises:
+        ValueError: For an unknown kind or a width that is not positive.
+
+    Example:
+        >>> str(Surrogate("pcw", 0.5))
+        'pcw-0.5'
+
+    Source:
+        Özdenizci & Legenstein, "Adversarially Robust Spiking Neural Networks Through Conversion", TMLR 2024.
+    """
+
+    kind: str = "pcw"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DERIVATIVES:
+            raise ValueError(f"unknown surrogate {self.kind!r}: choose one of {', '.join(_DERIVATIVES)}")
+        if not self.width > 0:
+            raise ValueError(f"surrogate width must be positive, got {self.width}")
+
+    def __str__(self) -> str:
+        return "ste" if self.kind == "ste" else f"{self.kind}-{self.width:g}"
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """h'(u) for u = membrane - threshold, any shape."""
+        return _DERIVATIVES[self.kind](u, torch.as_tensor(self.width, dtype=u.dtype, device=u.device))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Backward through the rate (BPTR): the output's gradient passes, at every step, where the neuron ever fired."""
+
+    def __str__(self) -> str:
+        return "rate"
+
+
+@dataclass(frozen=True)
+class Relu:
+    """The network with a ReLU in place of every neuron, forward and backward: one step, no time."""
+
+    def __str__(self) -> str:
+        return "relu"
+
+
+BackwardMode = Surrogate | Rate | Relu
+
+_mode: ContextVar[BackwardMode | None] = ContextVar("rsnn_zoo_backward_mode", default=None)
+
+
+def current_mode() -> BackwardMode | None:
+    """The mode that :func:`backward_mode` has set, or None where each neuron uses its own surrogate."""
+    return _mode.get()
+
+
+@contextmanager
+def backward_mode(mode: BackwardMode | None) -> Iterator[None]:
+    """Sets how spikes are differentiated for the forward passes inside; the model itself is not touched.
+
+    Example:
+        >>> with backward_mode(Surrogate("rect", 0.5)):  # doctest: +SKIP
+        ...     loss = model(images).sum()
+        >>> loss.backward()  # doctest: +SKIP
+    """
+    if mode is not None and not isinstance(mode, BackwardMode):
+        raise TypeError(f"mode must be a Surrogate, Rate or Relu, got {mode!r}")
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+class ModeView(nn.Module):
+    """A view of a model that always runs under one backward mode and shares the weights: see :func:`model_under`."""
+
+    def __init__(self, model: nn.Module, mode: BackwardMode):
+        super().__init__()
+        self.model = model
+        self.mode = mode
+        self.training = model.training  # attack libraries read and restore it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's own forward pass under the mode."""
+        with backward_mode(self.mode):
+            return self.model(*args, **kwargs)
+
+
+def model_under(model: nn.Module, mode: BackwardMode) -> ModeView:
+    """A module that shares the model's weights and always runs under ``mode``: what an attack library is handed.
+
+    Args:
+        model: Any network that holds :class:`SpikingNeuron` layers.
+        mode: How to differentiate the spike.
+
+    Example:
+        >>> attack = torchattacks.PGD(model_under(model, Rate()), eps=8 / 255)  # doctest: +SKIP
+    """
+    if not isinstance(mode, BackwardMode):
+        raise TypeError(f"mode must be a Surrogate, Rate or Relu, got {mode!r}")
+    return ModeView(model, mode)
+
+
+# --- the two loops --------------------------------------------------------------------------------------------------
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Membranes are kept in float32 even where the currents come in 16 bits."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _fire(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool) -> tuple[Tensor, Tensor]:
+    """Spikes and u - threshold of all steps, (T, N) each, from currents (T, N), or (1, N) shown at every step.
+
+    u - threshold is kept rather than u: its sign is the spike, exactly, in any precision.
+    """
+    wide = _wide(x.dtype)
+    spikes, excess = [], []
+    v = None
+    for t in range(timesteps):
+        current = x[t if x.shape[0] > 1 else 0].to(wide)
+        u = current if v is None else (v if leak == 1.0 else leak * v) + current
+        d = u - threshold
+        fired = d >= 0
+        v = torch.where(fired, d if soft else torch.zeros_like(d), u)
+        spikes.append(fired.to(x.dtype))
+        excess.append(d.to(x.dtype))
+    return torch.stack(spikes), torch.stack(excess)
+
+
+def _fire_only(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool) -> Tensor:
+    return _fire(x, threshold, timesteps, leak, soft)[0]
+
+
+def _backward(
+    grad: Tensor,
+    excess: Tensor,
+    threshold: Tensor,
+    width: Tensor,
+    kind: str,
+    timesteps: int,
+    leak: float,
+    soft: bool,
+    repeated: bool,
+    with_threshold: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold: DESIGN section 3."""
+    wide = _wide(grad.dtype)
+    grads: list[Tensor] = []
+    total: Tensor | None = None  # over the steps, of a current that was shown at every step
+    threshold_sum: Tensor | None = None
+    carry: Tensor | None = None
+    for t in range(timesteps - 1, -1, -1):
+        d = excess[t].to(wide)
+        slope = _DERIVATIVES[kind](d, width)
+        g = grad[t].to(wide)
+        if carry is None:
+            through = g * slope
+            du = through
+            lost = through
+        elif soft:
+            through = (g - threshold * carry) * slope
+            du = carry + through
+            lost = through + torch.where(d >= 0, carry, torch.zeros_like(carry))
+        else:
+            through = (g - carry * (d + threshold)) * slope
+            du = torch.where(d >= 0, torch.zeros_like(carry), carry) + through
+            lost = through
+        if repeated:
+            total = du if total is None else total + du
+        else:
+            grads.append(du.to(grad.dtype))
+        if with_threshold:
+            threshold_sum = lost if threshold_sum is None else threshold_sum + lost
+        carry = du if leak == 1.0 else leak * du
+    currents = total.to(grad.dtype).unsqueeze(0) if total is not None else torch.stack(grads[::-1])
+    return currents, None if threshold_sum is None else -threshold_sum.sum()
+
+
+# Below this size a compiled kernel saves less than its dispatch costs.
+_COMPILE_FROM = 1 << 13
+_compiler_broken = False
+
+
+def _compile_wanted() -> bool:
+    return not _compiler_broken and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
+
+
+@cache
+def _compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """``function`` compiled for one combination of its static arguments.
+
+    Each combination gets a code object of its own, since dynamo counts recompilations per code object and would
+    give up after eight.
+    """
+    fresh = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
+    return torch.compile(fresh, dynamic=True, fullgraph=True)
+
+
+def _run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple[Any, ...]) -> Any:
+    """Calls one of the loops: compiled where that pays and a compiler is found, else eager with the same numbers."""
+    global _compiler_broken
+    x = tensors[0]
+    if not torch.compiler.is_compiling() and x.numel() >= _COMPILE_FROM and _compile_wanted():
+        try:
+            return _compiled(function, x.dtype, x.device.type, x.shape[0], *static)(*tensors, *static)
+        except Exception as error:
+            _compiler_broken = True
+            cause = str(error).split("\n")[0]
+            _log.warning("no compiled neuron kernels, running eager (slower, same numbers): %s", cause)
+    return function(*tensors, *static)
+
+
+# --- layout ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(x: Tensor, rows: int) -> tuple[Tensor, bool]:
+    """x in storage order as (rows, N), without a copy where it is dense, and whether channels come last in it."""
+    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    flat = x.permute(0, 2, 3, 1) if channels_last else x.contiguous()
+    return flat.reshape(rows, -1), channels_last
+
+
+def _like(flat: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
+    """The inverse of :func:`_rows` for a tensor of ``shape``."""
+    if not channels_last:
+        return flat.reshape(shape)
+    n, c, h, w = shape
+    return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """All T steps forward, keeping u - threshold alone, and one loop backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        threshold: Tensor,
+        timesteps: int,
+        leak: float,
+        soft: bool,
+        repeated: bool,
+        mode: Surrogate | Rate,
+    ) -> Tensor:
+        rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
+        wide = threshold.to(_wide(x.dtype))
+        spikes, excess = _run(_fire, (rows, wide), (timesteps, leak, soft))
+        ctx.save_for_backward(excess, wide)
+        ctx.settings = (timesteps, leak, soft, repeated)
+        ctx.mode, ctx.shape, ctx.threshold_dtype = mode, x.shape, threshold.dtype
+        steps = timesteps if repeated else 1
+        return _like(spikes, (steps * x.shape[0], *x.shape[1:]), ctx.channels_last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        excess, threshold = ctx.saved_tensors
+        timesteps, leak, soft, repeated = ctx.settings
+        if ctx.channels_last:
+            grad = grad.permute(0, 2, 3, 1)
+        grad = grad.reshape(timesteps, -1)
+        grad_threshold = None
+        if isinstance(ctx.mode, Rate):
+            fired = (excess >= 0).any(0)
+            grad_x = (grad.sum(0, keepdim=True) if repeated else grad) * fired
+        else:
+            width = torch.as_tensor(ctx.mode.width, dtype=threshold.dtype, device=threshold.device)
+            static = (ctx.mode.kind, timesteps, leak, soft, repeated, ctx.needs_input_grad[1])
+            grad_x, grad_threshold = _run(_backward, (grad, excess, threshold, width), static)
+            if grad_threshold is not None:
+                grad_threshold = grad_threshold.to(ctx.threshold_dtype)
+        return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None
+
+
+def check_timesteps(timesteps: int) -> int:
+    """Returns ``timesteps`` if it is an integer of at least 1.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is below 1.
+    """
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+        raise TypeError(f"timesteps must be an integer, got {timesteps!r}")
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+    return timesteps
+
+
+def integrate_and_fire(
+    x: Tensor,
+    threshold: Tensor,
+    timesteps: int,
+    *,
+    leak: float = 1.0,
+    reset: str = "hard",
+    repeated: bool = False,
+    mode: Surrogate | Rate | None = None,
+) -> Tensor:
+    """Spikes of a layer of integrate-and-fire neurons over T steps.
+
+    u_t = leak * v_{t-1} + x_t, s_t = 1 where u_t >= threshold, then v_t = (1 - s_t) u_t (hard reset) or
+    v_t = u_t - threshold * s_t (soft). v_0 = 0, and nothing survives the call. The reset is not detached.
+
+    Args:
+        x: Currents, (T * B, ...) time-major, or (B, ...) with ``repeated``; any floating dtype and layout.
+        threshold: A scalar tensor, positive.
+        timesteps: T.
+        leak: What remains of the membrane from step to step, in [0, 1].
+        reset: ``"hard"`` or ``"soft"``.
+        repeated: ``x`` holds one step, shown at every step.
+        mode: How to differentiate the spike; ``Surrogate("pcw", 1.0)`` by default.
+
+    Returns:
+        Spikes, (T * B, ...), zeros and ones in the dtype and layout of ``x``.
+
+    Raises:
+        ValueError: If the first dimension of ``x`` is no multiple of T, or for an unknown reset.
+
+    Example:
+        >>> integrate_and_fire(torch.tensor([[0.6]]), torch.tensor(1.0), 4, repeated=True).flatten()
+        tensor([0., 1., 0., 1.])
+
+    Source:
+        Özdenizci & Legenstein, TMLR 2024, section 2; the gradients are worked out in the design's section 3.
+    """
+    if reset not in RESETS:
+        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
+    if not repeated and x.shape[0] % timesteps:
+        raise ValueError(
+            f"the first dimension, {x.shape[0]}, is no multiple of timesteps={timesteps}: "
+            "pass currents as (timesteps * batch, ...), time-major"
+        )
+    soft, leak = reset == "soft", float(leak)
+    if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
+        return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, repeated, mode or Surrogate())
+    rows, channels_last = _rows(x, 1 if repeated else timesteps)
+    spikes = _run(_fire_only, (rows, threshold.to(_wide(x.dtype))), (timesteps, leak, soft))
+    return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
+
+
+class SpikingNeuron(nn.Module):
+    """A layer of integrate-and-fire neurons with one trainable threshold, in place of a ReLU.
+
+    Args:
+        timesteps: T, at least 1; may be changed later.
+        threshold: Firing threshold; never acts below 0.03.
+        leak: What remains of the membrane from step to step, in [0, 1]; 1 does not leak.
+        reset: ``"hard"`` (to 0) or ``"soft"`` (by subtraction).
+        surrogate: How training differentiates the spike, unless :func:`backward_mode` says otherwise.
+        repeated: The layer is given one step, (B, ...), and shows it at every step: the first layer of a directly
+            coded network.
+
+    Shape:
+        Input (T * B, ...), or (B, ...) where ``repeated``; output (T * B, ...), zeros and ones. Under
+        :class:`Relu` the output has the shape of the input.
+
+    Example:
+        >>> SpikingNeuron(timesteps=4)(torch.randn(4 * 2, 16, 8, 8)).shape
+        torch.Size([8, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        threshold: float = 1.0,
+        leak: float = 1.0,
+        reset: str = "hard",
+        surrogate: Surrogate | None = None,
+        repeated: bool = False,
+    ):
+        super().__init__()
+        if reset not in RESETS:
+            raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
+        if not 0.0 <= leak <= 1.0:
+            raise ValueError(f"leak must lie in [0, 1], got {leak}")
+        self.timesteps = check_timesteps(timesteps)
+        self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+        self.leak = float(leak)
+        self.reset = reset
+        self.surrogate = surrogate or Surrogate()
+        self.repeated = repeated
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes of all steps: see the class."""
+        mode = current_mode() or self.surrogate
+        if isinstance(mode, Relu):
+            return torch.relu(x)
+        return integrate_and_fire(
+            x,
+            self.threshold.clamp(min=MIN_THRESHOLD),
+            self.timesteps,
+            leak=self.leak,
+            reset=self.reset,
+            repeated=self.repeated,
+            mode=mode,
+        )
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"timesteps={self.timesteps}, leak={self.leak:g}, reset={self.reset!r}, surrogate={self.surrogate}"
