@@ -241,11 +241,13 @@ def calibrate(
         raise ValueError(f"scale must be positive, got {scale}")
     check_images(images)
     neurons = dict(snn.neurons())
+    found: dict[nn.Module, Tensor] = {}
 
     def find(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        value = _percentile(inputs[0], percentile, neuron.timesteps if neuron.repeated else 1)
-        # the next number up: in the published code the current that sets a threshold does not itself reach it
-        neuron.threshold.fill_(torch.nextafter(value, value.new_tensor(math.inf)))
+        found[neuron] = _percentile(inputs[0], percentile, neuron.timesteps if neuron.repeated else 1)
+        # While the pass goes on it acts in float32, as in the published code: whether the very current that set it
+        # reaches it hangs on that rounding.
+        neuron.threshold.copy_(found[neuron].float())
 
     before, snn.timesteps = snn.timesteps, timesteps
     try:
@@ -253,8 +255,8 @@ def calibrate(
             snn(images)
     finally:
         snn.timesteps = before
-    for neuron in neurons.values():
-        neuron.threshold.mul_(scale)
+    for neuron, threshold in found.items():
+        neuron.threshold.copy_(threshold * scale)
     return {name: neuron.threshold.item() for name, neuron in neurons.items()}
 
 

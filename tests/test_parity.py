@@ -26,7 +26,7 @@ def case(request):
         description["timesteps"],
         reset="soft" if description["soft_reset"] else "hard",
     )
-    return model, tensors
+    return model.requires_grad_(False), tensors
 
 
 def mode_of(name):

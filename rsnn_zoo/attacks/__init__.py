@@ -1,0 +1,1 @@
+"""Attacks on spiking networks, and the gradients that they follow."""
