@@ -1,0 +1,11 @@
+"""The tests. huggingface_hub reads its environment when it is imported, so it is set here, before anything else."""
+
+import os
+import tempfile
+
+# The cache and the login of whoever runs the tests stay out of them.
+for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "RSNN_ZOO_ORG"):
+    os.environ.pop(_variable, None)
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="rsnn_zoo_tests_")
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # the Hub of the tests has no xet storage
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.neurons import BackwardMode, backward_mode
 
-__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "fold_batch_norms", "input_gradient"]
+__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "fold", "input_gradient"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,26 +29,57 @@ LOSSES: dict[str, Loss] = {
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _fold(parent: nn.Module, conv: str, norm: str) -> None:
+class _FoldedSum(nn.Module):
+    """What a WeightedSum becomes when the convolutions before it carry its weights: one pass over the data."""
+
+    def __init__(self, shortcut_weight: float):
+        super().__init__()
+        self.shortcut_weight = shortcut_weight
+
+    def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
+        return torch.add(residual, shortcut, alpha=self.shortcut_weight)
+
+
+def _fold_norm(parent: nn.Module, conv: str, norm: str) -> None:
     setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
     setattr(parent, norm, nn.Identity())
 
 
-def fold_batch_norms(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with every foldable batch norm folded into the convolution before it.
+def _scale(conv: nn.Conv2d, factor: Tensor) -> None:
+    conv.weight.mul_(factor)
+    if conv.bias is not None:
+        conv.bias.mul_(factor)
 
-    Foldable are the pairs that a module names in ``foldable``, and a batch norm right behind a convolution in an
-    ``nn.Sequential``. The outputs are the same but for rounding, which may flip single spikes.
+
+def _fold_sum(block: nn.Module) -> None:
+    shortcut_weight, residual_weight = block.sum.weight
+    _scale(block.conv2, residual_weight)
+    shortcuts = [m for m in (block.downsample or nn.Identity()).modules() if isinstance(m, nn.Conv2d)]
+    for conv in shortcuts:
+        _scale(conv, shortcut_weight)
+    block.sum = _FoldedSum(1.0 if shortcuts else shortcut_weight.item())
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with batch norms and residual weights folded into the convolutions before them.
+
+    Foldable are the pairs that a block names in ``foldable``, a batch norm right behind a convolution in an
+    ``nn.Sequential``, and the weighted sum of a residual block. The outputs are the same but for rounding, which may
+    flip single spikes.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for conv, norm in getattr(module, "foldable", ()):
-            _fold(module, conv, norm)
+            _fold_norm(module, conv, norm)
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
             for conv, norm in zip(names, names[1:], strict=False):
                 if isinstance(module._modules[conv], nn.Conv2d) and isinstance(module._modules[norm], nn.BatchNorm2d):
-                    _fold(module, conv, norm)
+                    _fold_norm(module, conv, norm)
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "sum", None), WeightedSum):
+            _fold_sum(module)
     return model
 
 
@@ -79,7 +111,8 @@ class InputGradient:
         mode: How to differentiate the spike; None for each neuron's own surrogate.
         precision: ``"float32"``, or ``"bfloat16"`` for the convolutions and linear layers; membranes stay in float32.
         chunk: Images that go through the network at once.
-        fold: Fold batch norms. Without it (and in float32) the logits are those of the model itself, to the bit.
+        folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model itself, to the bit.
+        pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
 
     Example:
         >>> gradient, logits = InputGradient(model, Rate())(images, labels)  # doctest: +SKIP
@@ -90,8 +123,9 @@ class InputGradient:
         model: nn.Module,
         mode: BackwardMode | None = None,
         precision: str = "float32",
-        chunk: int = 16,
-        fold: bool = True,
+        chunk: int = 32,
+        folded: bool = True,
+        pad: bool = False,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -99,17 +133,19 @@ class InputGradient:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.mode = mode
         self.chunk = chunk
-        self.dtype = PRECISIONS[precision]
-        self.model = (fold_batch_norms(model) if fold else copy.deepcopy(model).eval()).requires_grad_(False)
-        if self.dtype != torch.float32:
-            self._lower()
+        self.pad = pad
+        self.model = (fold(model) if folded else copy.deepcopy(model).eval()).requires_grad_(False)
+        # oneDNN reorders every operand of another layout, there and back
+        self.layout = torch.channels_last if folded else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
+        if precision != "float32":
+            _lower(self.model, PRECISIONS[precision])
 
-    def _lower(self) -> None:
-        """Everything to 16 bits but the normalisation of the images and the thresholds."""
-        for module in self.model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm):
-                module.to(self.dtype)
-                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(self.dtype),))
+    def under(self, mode: BackwardMode | None) -> InputGradient:
+        """The same under another mode, sharing the network."""
+        other = copy.copy(self)
+        other.mode = mode
+        return other
 
     def __call__(self, images: Tensor, labels: Tensor, loss: str | Loss = "ce") -> tuple[Tensor, Tensor]:
         """Gradients (B, C, H, W) and logits (B, K), both float32.
@@ -120,8 +156,27 @@ class InputGradient:
             loss: A name of ``LOSSES``, or a function of logits (B, K) and labels (B,) to values (B,).
         """
         function = LOSSES[loss] if isinstance(loss, str) else loss
-        pairs = zip(images.split(self.chunk), labels.split(self.chunk), strict=True)
+        pairs = zip(self._chunks(images), self._chunks(labels), strict=True)
         with backward_mode(self.mode):
             parts = [input_gradient(self.model, x, lambda z, y=y: function(z.float(), y)) for x, y in pairs]
         gradients, logits = zip(*parts, strict=True)
-        return torch.cat(gradients), torch.cat(logits).float()
+        return torch.cat(gradients)[: len(images)], torch.cat(logits)[: len(images)].float()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W), float32."""
+        with backward_mode(self.mode):
+            return torch.cat([self.model(x) for x in self._chunks(images)])[: len(images)].float()
+
+    def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.pad and (short := -len(x) % self.chunk):
+            x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
+        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.chunk))
+
+
+def _lower(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convolutions and linear layers to 16 bits, in place; what is left (norms, thresholds) takes 16-bit inputs."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))

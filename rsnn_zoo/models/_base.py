@@ -91,6 +91,19 @@ class Network(Temporal):
         self.normalize = Normalize(mean or (0.0,) * in_chans, std or (1.0,) * in_chans)
         if self.normalize.mean.numel() != in_chans:
             raise ValueError(f"mean and std have {self.normalize.mean.numel()} values for {in_chans} channels")
+        # timm's description of the input: normalisation is inside, so mean 0 and std 1, or users normalise twice
+        self.default_cfg: dict[str, Any] = {
+            "architecture": f"rsnn_{architecture}",
+            "num_classes": num_classes,
+            "input_size": (in_chans, img_size, img_size),
+            "fixed_input_size": self.fixed_img_size,
+            "mean": (0.0,) * in_chans,
+            "std": (1.0,) * in_chans,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "first_conv": self.first_conv,
+            "classifier": self.classifier_name,
+        }
 
     # --- forward ---
 
@@ -157,22 +170,6 @@ class Network(Temporal):
     def head_features(self) -> int:
         """Inputs of the last linear layer."""
         return self.num_features
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's description of the input; mean 0 and std 1, since normalisation is inside the model."""
-        return {
-            "architecture": f"rsnn_{self.architecture}",
-            "num_classes": self.num_classes,
-            "input_size": (self.in_chans, self.img_size, self.img_size),
-            "mean": (0.0,) * self.in_chans,
-            "std": (1.0,) * self.in_chans,
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "fixed_input_size": self.fixed_img_size,
-            "first_conv": self.first_conv,
-            "classifier": self.classifier_name,
-        }
 
 
 def initialise(network: nn.Module) -> None:

@@ -1,0 +1,55 @@
+"""rsnn_zoo: the model zoo of adversarially robust spiking neural networks."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rsnn_zoo._timm import register_with_timm
+
+if TYPE_CHECKING:
+    from rsnn_zoo.convert import calibrate as calibrate, convert as convert, relearn_statistics as relearn_statistics
+    from rsnn_zoo.data import load_dataset as load_dataset
+    from rsnn_zoo.evaluate import evaluate as evaluate
+    from rsnn_zoo.neurons import Rate as Rate, Relu as Relu, SpikingNeuron as SpikingNeuron, Surrogate as Surrogate, backward_mode as backward_mode, model_under as model_under
+    from rsnn_zoo.publish import push_to_hub as push_to_hub, save_pretrained as save_pretrained
+    from rsnn_zoo.registry import create_model as create_model, is_model as is_model, list_models as list_models
+    from rsnn_zoo.research import from_research_checkpoint as from_research_checkpoint
+
+__version__ = "0.1.0"
+
+# Public name -> module, loaded at first use, so that importing the package costs next to nothing.
+_PUBLIC = {
+    "Rate": "neurons",
+    "Relu": "neurons",
+    "SpikingNeuron": "neurons",
+    "Surrogate": "neurons",
+    "backward_mode": "neurons",
+    "calibrate": "convert",
+    "convert": "convert",
+    "create_model": "registry",
+    "evaluate": "evaluate",
+    "from_research_checkpoint": "research",
+    "is_model": "registry",
+    "list_models": "registry",
+    "load_dataset": "data",
+    "model_under": "neurons",
+    "push_to_hub": "publish",
+    "relearn_statistics": "convert",
+    "save_pretrained": "publish",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rsnn_zoo' has no attribute {name!r}")
+    value = getattr(import_module(f"rsnn_zoo.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_with_timm()

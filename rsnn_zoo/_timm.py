@@ -1,0 +1,56 @@
+"""Our architectures in timm's registry, as ``rsnn_NAME``, as soon as timm is imported, and not before.
+
+Importing timm takes seconds, and most who import this package never need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+from rsnn_zoo.names import ARCHITECTURES
+
+__all__ = ["register_with_timm"]  # and, through timm, one entry point an architecture
+
+
+def _entry_point(architecture: str) -> Callable[..., Any]:
+    def build(pretrained: bool = False, **kwargs: Any) -> Any:
+        from timm.models import build_model_with_cfg
+
+        from rsnn_zoo import models
+
+        return build_model_with_cfg(models.ARCHITECTURES[architecture], f"rsnn_{architecture}", pretrained, **kwargs)
+
+    build.__name__ = build.__qualname__ = f"rsnn_{architecture}"
+    build.__doc__ = f"{architecture} of rsnn_zoo: an ANN, or with ``timesteps=T`` an SNN."
+    return build
+
+
+def _register(_: Any) -> None:
+    from timm.models import register_model
+
+    for architecture in ARCHITECTURES:
+        register_model(_entry_point(architecture))
+
+
+# timm looks for this table beside an entry point; normalisation is inside our networks, so users must not do it again.
+default_cfgs = {
+    f"rsnn_{architecture}": {
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "first_conv": "features.0" if architecture.startswith("vgg") else "conv1",
+        "classifier": "head" if architecture.startswith("vgg") else "fc",
+    }
+    for architecture in ARCHITECTURES
+}
+
+
+def register_with_timm() -> None:
+    """Registers now if timm is imported already, else when it is."""
+    wrapt.register_post_import_hook(_register, "timm.models")

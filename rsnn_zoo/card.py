@@ -1,0 +1,218 @@
+"""The model card of an entry, generated from its config and its evidence; no number in it is written by hand.
+
+Example:
+    >>> card = model_card(load_config("config.json"), load_json("evaluation.json"))  # doctest: +SKIP
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from rsnn_zoo.config import ModelConfig
+from rsnn_zoo.datasets import DATASETS, DatasetInfo
+from rsnn_zoo.names import ModelName, UnknownNameError
+
+_TITLES = {
+    "vgg11": "VGG-11",
+    "vgg16": "VGG-16",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "wrn16_4": "WideResNet-16-4",
+    "wrn28_4": "WideResNet-28-4",
+}
+_OBJECTIVES = {
+    "natural": "natural training, without adversarial examples",
+    "at": "adversarial training (Madry et al., ICLR 2018)",
+    "trades": "TRADES (Zhang et al., ICML 2019)",
+    "mart": "MART (Wang et al., ICLR 2020)",
+}
+_METHOD = (
+    "Özdenizci, O., Legenstein, R.: Adversarially Robust Spiking Neural Networks Through Conversion. "
+    "Transactions on Machine Learning Research, 2024."
+)
+_TEMPLATE = """\
+# {name}
+
+{summary}
+
+## How to load it
+
+```python
+import rsnn_zoo
+
+# In eval mode; the SHA-256 of the weights is checked. Images ({shape}) in [0, 1]: normalisation is inside.
+model = rsnn_zoo.create_model("{source}", pretrained=True)
+logits = model(images)  # (B, {classes})
+```
+
+After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.
+
+## Results
+
+{results}
+
+## How it was trained
+
+{training}
+
+## Intended use and limits
+
+For research on the adversarial robustness of spiking networks. The figures hold for images of this data set, for
+perturbations within the stated L-infinity balls, and for the stated attacks: a stronger attack can only lower them, and
+other perturbations or other images are not covered. Not for decisions about people, nor where safety depends on it.
+
+## Licence and data
+
+Weights and code: MIT. {terms}
+
+## Citation
+
+- {citations}
+"""
+
+
+def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, repo: str | None = None) -> str:
+    """Return the text of ``README.md``, with the metadata that the Hub shows.
+
+    Args:
+        config: The entry's config; its ``name`` must be set.
+        evidence: Content of ``evaluation.json``; None before the first evaluation.
+        repo: ``"org/name"`` on the Hub, where that is not the zoo's own.
+    """
+    name, dataset, objective = _parts(config)
+    tags = ["spiking-neural-network"] if config.timesteps else []
+    metadata = ModelCardData(
+        license="mit",
+        library_name="rsnn_zoo",
+        pipeline_tag="image-classification",
+        tags=[*tags, "adversarial-robustness", "timm"],
+        model_name=name,
+        eval_results=_eval_results(evidence, dataset) if evidence else None,
+        metrics=["accuracy"],
+    )
+    body = _TEMPLATE.format(
+        name=name,
+        summary=_summary(config, dataset, objective),
+        source=f"hf-hub:{repo}" if repo else name if dataset else "local-dir:FOLDER",
+        shape=f"B, {config.in_chans}, {config.img_size}, {config.img_size}",
+        classes=config.num_classes,
+        results=_results(evidence) if evidence else "Not evaluated yet.",
+        training="\n".join(_facts(config.training)) or "Not recorded.",
+        terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",
+        citations="\n- ".join([_METHOD, dataset.citation] if dataset else [_METHOD]),
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _parts(config: ModelConfig) -> tuple[str, DatasetInfo | None, str | None]:
+    name = config.name or config.architecture
+    try:
+        parsed = ModelName.parse(name)
+    except UnknownNameError:
+        return name, None, None
+    return name, DATASETS[parsed.dataset], parsed.objective
+
+
+def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | None) -> str:
+    network = f"{_TITLES[config.architecture]} with {config.num_classes} classes"
+    if config.timesteps is None:
+        kind = f"A {network}, an ordinary network with ReLU activations"
+    else:
+        leak = "no leak" if config.leak == 1 else f"leak {config.leak:g}"
+        neurons = f"integrate-and-fire neurons with {config.reset} reset, {leak} and trainable thresholds"
+        kind = f"A spiking {network}: {neurons}, {config.timesteps} time steps, direct input coding"
+    if dataset:
+        kind += f". Trained on {dataset.title} by {_OBJECTIVES.get(objective or '', objective)}"
+    if config.weights:
+        kind += f". {config.weights.num_parameters:,} parameters, {config.weights.size / 2**20:.1f} MiB"
+    return kind + "."
+
+
+def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> list[EvalResult]:
+    def result(name: str, value: float, **args: Any) -> EvalResult:
+        return EvalResult(
+            task_type="image-classification",
+            dataset_type=evidence["dataset"],
+            dataset_name=dataset.title if dataset else evidence["dataset"],
+            dataset_split=evidence.get("split"),
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(value, 4),
+            metric_args=args or None,
+        )
+
+    robust = [
+        result(
+            f"Robust accuracy, {run['protocol']}, eps {_eps(run)}",
+            run["robust_accuracy"],
+            eps=run["eps"],
+        )
+        for run in evidence.get("runs", [])
+    ]
+    return [result("Accuracy", evidence["clean"]["accuracy"]), *robust]
+
+
+def _results(evidence: Mapping[str, Any]) -> str:
+    runs = evidence.get("runs", [])
+    lines = [
+        f"On {evidence['n']:,} images ({evidence.get('split', 'test')} split), with 95 % Wilson intervals:",
+        "",
+        "| attack | eps | accuracy | 95 % interval |",
+        "|---|---|---|---|",
+        _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
+        *(
+            _row(run["protocol"], _eps(run), *_accuracy(run, "robust_accuracy"))
+            for run in sorted(runs, key=lambda run: (run["protocol"], run["eps"]))
+        ),
+    ]
+    for protocol in dict.fromkeys(run["protocol"] for run in runs if run.get("attacks")):
+        lines += _felled(protocol, [run for run in runs if run["protocol"] == protocol])
+    for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy"), ("Checks", "flags")):
+        if facts := list(_facts(evidence.get(key) or {})):
+            lines += ["", f"### {title}", "", *facts]
+    measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
+    measured += [str(evidence[key]) for key in ("hardware", "created") if evidence.get(key)]
+    return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}."])
+
+
+def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
+    """A table of how many images each member of an ensemble felled, a column for each eps."""
+    runs = sorted(runs, key=lambda run: run["eps"])
+    counts = [{(a["attack"], a.get("mode", "")): a["felled"] for a in run.get("attacks", [])} for run in runs]
+    members = dict.fromkeys(member for column in counts for member in column)
+    return [
+        "",
+        f"Images felled by each member of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
+        "",
+        _row("attack", "backward mode", *(f"eps {_eps(run)}" for run in runs)),
+        "|---" * (2 + len(runs)) + "|",
+        *(_row(*member, *(column.get(member, "") for column in counts)) for member in members),
+    ]
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Bullets of a JSON object; objects inside are indented below their key, long lists are cut."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield f"- {_cell(key)}"
+            yield from (f"  {line}" for line in _facts(value))
+        else:
+            yield f"- {_cell(key)}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}"
+
+
+def _accuracy(result: Mapping[str, Any], key: str) -> tuple[str, str]:
+    low, high = result["ci95"]
+    return f"{100 * result[key]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _eps(run: Mapping[str, Any]) -> str:
+    return f"{round(255 * run['eps'], 2):g}/255"
+
+
+def _row(*cells: Any) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")[:200]

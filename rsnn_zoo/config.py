@@ -1,0 +1,249 @@
+"""``config.json`` of an entry: what the network is, where its weights are, how they came to be.
+
+One file serves two readers. timm reads the top level (``architecture``, ``num_classes``, ``model_args``,
+``pretrained_cfg``), so ``timm.create_model("local-dir:hub_configs/NAME", pretrained=True)`` works; everything of our
+own stands under ``"rsnn_zoo"``, which timm ignores. Whoever wrote the file, every value is checked against bounds
+before it is used: a config cannot make us allocate absurd sizes or write outside its folder. Free of torch.
+
+Example:
+    >>> config = load_config("hub_configs/resnet20_digits_trades_t4/config.json")  # doctest: +SKIP
+    >>> config.architecture, config.timesteps  # doctest: +SKIP
+    ('resnet20', 4)
+"""
+
+import os
+import re
+import reprlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rsnn_zoo.datasets import DATASETS
+from rsnn_zoo.files import ConfigError, load_json
+from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, near_matches
+
+SCHEMA = 1
+MAX_WEIGHTS_BYTES = 2**32
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+_PREFIX = "rsnn_"  # our models in timm's registry
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """The weights file of an entry: plain ``file`` name, ``sha256`` and ``size`` in bytes, and what it holds."""
+
+    file: str
+    sha256: str
+    size: int
+    dtype: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A validated ``config.json``.
+
+    Attributes:
+        architecture: One of ``names.ARCHITECTURES``.
+        num_classes: Number of classes, 1 to 10,000.
+        num_features: Width of the layer before the classifier.
+        in_chans: Input channels, 1 to 16.
+        img_size: Height and width of the square input, 4 to 128 pixels.
+        timesteps: Time steps; None for the ReLU network.
+        mean: Mean of each channel for pixels in [0, 1]; the network normalises by itself.
+        std: Standard deviation of each channel.
+        reset: ``"hard"`` or ``"soft"``.
+        leak: Membrane decay a step, in (0, 1].
+        first_conv: Name of the first convolution, for timm.
+        classifier: Name of the classifier layer, for timm.
+        name: Name of the entry; None in configs that ``rsnn_zoo`` did not write.
+        weights: The weights file; None in configs that ``rsnn_zoo`` did not write.
+        revision: Tag or commit on the Hub that holds these weights; None for the newest.
+        created: ISO 8601 time at which the weights were saved.
+        training: How the weights came to be: recipe, seed, versions, hardware.
+    """
+
+    architecture: str
+    num_classes: int
+    num_features: int
+    in_chans: int
+    img_size: int
+    timesteps: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reset: str = "hard"
+    leak: float = 1.0
+    first_conv: str = "conv1"
+    classifier: str = "fc"
+    name: str | None = None
+    weights: WeightsInfo | None = None
+    revision: str | None = None
+    created: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The keyword arguments that build the network, besides ``num_classes``."""
+        keys = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
+        return {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``config.json``; ``parse_config`` reads it back."""
+        ours: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "created": self.created, "revision": self.revision}
+        ours["weights"] = asdict(self.weights) if self.weights else None
+        ours["training"] = self.training
+        return {
+            "architecture": _PREFIX + self.architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "model_args": self.model_args,
+            # Normalisation is inside the network: these values keep timm's transforms from doing it twice.
+            "pretrained_cfg": {
+                "input_size": [self.in_chans, self.img_size, self.img_size],
+                "fixed_input_size": True,
+                "num_classes": self.num_classes,
+                "mean": [0.0] * self.in_chans,
+                "std": [1.0] * self.in_chans,
+                "crop_pct": 1.0,
+                "interpolation": "bilinear",
+                "first_conv": self.first_conv,
+                "classifier": self.classifier,
+                "license": "mit",
+            },
+            "rsnn_zoo": {key: value for key, value in ours.items() if value is not None},
+        }
+
+
+def load_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read and check a ``config.json``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it is not a usable config; names the key, the cause and the remedy.
+    """
+    return parse_config(load_json(path), str(path))
+
+
+def parse_config(content: Any, source: str) -> ModelConfig:
+    """Check the content of a ``config.json``.
+
+    Args:
+        content: The parsed JSON.
+        source: Where it came from, for the error message.
+
+    Raises:
+        ConfigError: If a key is missing, unknown, of the wrong type or out of bounds, or two keys disagree.
+    """
+    top = _Section(content, source)
+    args = top.section("model_args")
+    cfg = top.section("pretrained_cfg", optional=True)
+    ours = top.section("rsnn_zoo", optional=True)
+    weights = ours.section("weights", optional=True)
+    if ours.value("schema", SCHEMA) != SCHEMA:
+        raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
+    if unknown := set(args.content) - {"in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std"}:
+        raise args.error(min(unknown), "is not an argument of these networks")
+
+    in_chans = args.integer("in_chans", 1, 16)
+    config = ModelConfig(
+        architecture=top.one_of("architecture", tuple(_PREFIX + a for a in ARCHITECTURES)).removeprefix(_PREFIX),
+        num_classes=top.integer("num_classes", 1, 10_000),
+        num_features=top.integer("num_features", 1, 65_536),
+        in_chans=in_chans,
+        img_size=args.integer("img_size", 4, 128),
+        timesteps=None if args.value("timesteps", None) is None else args.integer("timesteps", 1, MAX_TIMESTEPS),
+        mean=args.numbers("mean", in_chans, -10.0, 10.0),
+        std=args.numbers("std", in_chans, 1e-6, 10.0),
+        reset=args.one_of("reset", ("hard", "soft"), "hard"),
+        leak=args.number("leak", 1e-6, 1.0, 1.0),
+        first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
+        classifier=cfg.text("classifier", _MODULE_PATH, "fc"),
+        name=ours.text("name", _FILE_NAME, None),
+        revision=ours.text("revision", _REVISION, None),
+        created=ours.text("created", re.compile(r"[0-9T:.+-]{10,40}Z?"), None),
+        training=ours.section("training", optional=True).content,
+        weights=WeightsInfo(
+            file=weights.text("file", re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors)")),
+            sha256=weights.text("sha256", _SHA256),
+            size=weights.integer("size", 8, MAX_WEIGHTS_BYTES),
+            dtype=weights.one_of("dtype", DTYPES),
+            num_parameters=weights.integer("num_parameters", 1, MAX_WEIGHTS_BYTES),
+        )
+        if weights.content
+        else None,
+    )
+    _check_name(config, ours)
+    return config
+
+
+def _check_name(config: ModelConfig, ours: "_Section") -> None:
+    """A name of the grid promises what the network is; free names of other publishers promise nothing."""
+    try:
+        name = ModelName.parse(config.name or "")
+    except UnknownNameError:
+        return
+    dataset = DATASETS[name.dataset]
+    promised = {"architecture": name.architecture, "timesteps": name.timesteps, "num_classes": dataset.num_classes}
+    promised |= {"img_size": dataset.img_size, "in_chans": dataset.in_chans}
+    for key, value in promised.items():
+        if getattr(config, key) != value:
+            raise ours.error("name", f"promises {key} {value}, but {key} is {getattr(config, key)}")
+
+
+_REQUIRED: Any = object()
+
+
+class _Section:
+    """A JSON object with its path, whose getters return a checked value or raise a ``ConfigError`` naming the key."""
+
+    def __init__(self, content: Any, source: str, path: str = "") -> None:
+        self.source, self.path, self.content = source, path, content
+        if not isinstance(content, dict):
+            raise ConfigError(f"{source}: {path.rstrip('.') or 'the file'} must be a JSON object{_REMEDY}")
+
+    def error(self, key: str, cause: str) -> ConfigError:
+        return ConfigError(f"{self.source}: {self.path}{key} {cause}{_REMEDY}")
+
+    def value(self, key: str, default: Any = _REQUIRED) -> Any:
+        value = self.content.get(key, default)
+        if value is _REQUIRED:
+            raise self.error(key, f"is missing{near_matches(key, self.content)}")
+        return value
+
+    def section(self, key: str, optional: bool = False) -> "_Section":
+        return _Section(self.value(key, {} if optional else _REQUIRED), self.source, f"{self.path}{key}.")
+
+    def number(self, key: str, low: float, high: float, default: Any = _REQUIRED, kind: Any = (int, float)) -> Any:
+        value = self.value(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            wanted = "an integer" if kind is int else "a number"
+            raise self.error(key, f"is {reprlib.repr(value)}, must be {wanted} from {low:,} to {high:,}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        return self.number(key, low, high, kind=int)
+
+    def numbers(self, key: str, length: int, low: float, high: float) -> tuple[float, ...]:
+        values = self.value(key)
+        if not isinstance(values, list) or len(values) != length:
+            raise self.error(key, f"must be a list of {length} numbers, one for each input channel")
+        return tuple(_Section({key: v}, self.source, self.path).number(key, low, high) for v in values)
+
+    def text(self, key: str, pattern: re.Pattern[str], default: Any = _REQUIRED) -> Any:
+        value = self.value(key, default)
+        if value is not default and not (isinstance(value, str) and pattern.fullmatch(value)):
+            raise self.error(key, f"is {reprlib.repr(value)}, must match {pattern.pattern}")
+        return value
+
+    def one_of(self, key: str, known: tuple[str, ...], default: Any = _REQUIRED) -> str:
+        value = self.value(key, default)
+        if value not in known:
+            raise self.error(key, f"is {reprlib.repr(value)}{near_matches(str(value), known)}")
+        return value
+
+
+_REMEDY = "; correct the file or fetch it again"

@@ -1,0 +1,247 @@
+"""Save a network as an entry, and push entries to the Hub.
+
+An entry is a folder that is its Hub repository, file by file: ``config.json``, ``model.safetensors``, ``README.md``
+(the generated card) and ``evaluation.json`` (the evidence). Nothing else is ever uploaded, a pickle least of all.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from rsnn_zoo.card import model_card
+from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json
+from rsnn_zoo.hub import CONFIG, PATIENCE, WEIGHTS, HubError, default_org, entry_folder, explained, within
+from rsnn_zoo.weights import load_weights, serialize
+
+CARD = "README.md"
+EVIDENCE = "evaluation.json"
+
+_MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
+
+
+class EvidenceError(ValueError):
+    """An entry whose evidence does not belong to its weights; such an entry is not published."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did, or would do.
+
+    Attributes:
+        repo: ``"org/name"``.
+        files: Size in bytes of each file.
+        commit: The commit on the Hub that holds the files; None for a dry run.
+        changed: Whether that commit is new.
+    """
+
+    repo: str
+    files: dict[str, int]
+    commit: str | None = None
+    changed: bool = False
+
+
+def save_pretrained(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+    """Write a network as an entry: weights, config, card, and the evidence if there is any.
+
+    All files are written under temporary names first: an error on the way leaves the folder as it was.
+
+    Args:
+        model: A network of the zoo, or another module that describes itself by the same attributes.
+        folder: Where to; made if absent.
+        name: The entry's name: one of the grid, or a name of your own for your own organisation.
+        training: How the weights came to be (recipe, seed, versions, hardware), as JSON.
+        evaluation: The evidence, as JSON; ``evaluation.json`` of the folder counts if it is of the same weights.
+
+    Returns:
+        The config that was written.
+
+    Raises:
+        ConfigError: If the network or ``training`` cannot be described within the bounds of ``config.json``.
+        WeightsError: If the weights cannot be saved.
+        EvidenceError: If ``evaluation`` is not of these weights.
+        OSError: If the files cannot be written.
+
+    Example:
+        >>> save_pretrained(model, "my_snn", name="resnet20_cifar10_at_t4", training={"seed": 0})  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    data, weights = serialize(model, WEIGHTS)
+    described: Mapping[str, Any] = getattr(model, "default_cfg", {})
+    config = ModelConfig(
+        architecture=model.architecture,
+        num_classes=model.num_classes,
+        num_features=model.num_features,
+        in_chans=model.in_chans,
+        img_size=model.img_size,
+        timesteps=model.timesteps,
+        mean=tuple(model.normalize.mean.flatten().tolist()),
+        std=tuple(model.normalize.std.flatten().tolist()),
+        reset=model.reset,
+        leak=model.leak,
+        **{key: described[key] for key in ("first_conv", "classifier") if key in described},
+        name=name,
+        weights=weights,
+        created=_first_saved(folder, weights) or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        training=dict(training or {}),
+    )
+    text = to_json(config.to_json())
+    config = parse_config(parse_json(text, f"the config of {name}"), f"the config of {name}")
+    if evaluation is not None:
+        check_evidence(config, evaluation)
+    evidence = _fitting_evidence(folder, config) if evaluation is None else evaluation
+    files = {WEIGHTS: data, CARD: model_card(config, evidence).encode(), CONFIG: text}  # the config last: it vouches
+    _write(folder, files if evaluation is None else {EVIDENCE: to_json(evaluation), **files})
+    return config
+
+
+def update_card(folder: str | os.PathLike[str]) -> None:
+    """Write ``README.md`` of an entry anew, from its config and its evidence."""
+    folder = Path(folder)
+    config = load_config(folder / CONFIG)
+    _write(folder, {CARD: model_card(config, _fitting_evidence(folder, config)).encode()})
+
+
+def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
+    """Check that the evidence was made with the weights of this config, and after them.
+
+    Raises:
+        EvidenceError: If not; says why and what to do.
+    """
+    remedy = f"evaluate {config.name} again with scripts/evaluate.py"
+    if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
+        raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
+    if config.created and _time(evidence.get("created")) < _time(config.created):
+        raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
+
+
+def push_to_hub(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    org: str | None = None,
+    token: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    tag: str | None = None,
+    endpoint: str | None = None,
+) -> Push:
+    """Upload an entry to the Hub; what is there already is not uploaded again.
+
+    Args:
+        name_or_folder: Name of a published entry, or a folder that ``save_pretrained`` wrote.
+        org: User or organisation, instead of ``RSNN_ZOO_ORG`` or ``rsnn-zoo``.
+        token: Access token, instead of ``HF_TOKEN`` or the one of ``hf auth login``.
+        private: Make the repository private; refused where a public one is there already.
+        dry_run: Check everything that can be checked here, upload and write nothing.
+        tag: Release to mark the uploaded commit with; the config is made to pin it. None keeps the pinned one.
+        endpoint: Address of the Hub, instead of ``HF_ENDPOINT``.
+
+    Raises:
+        NotPublishedError: If there is no entry of that name.
+        ConfigError: If a file of the entry is unusable.
+        WeightsError: If the weights are not those of the config.
+        EvidenceError: If the evidence is missing, older than the weights, or made with other weights.
+        FileNotFoundError: If the folder lacks a file.
+        HubError: If the Hub refuses or cannot be reached, or ``tag`` marks other weights there.
+
+    Example:
+        >>> push_to_hub("my_snn", org="me", dry_run=True).files  # doctest: +SKIP
+        {'config.json': 1319, 'README.md': 2911, 'model.safetensors': 1094140, 'evaluation.json': 5120}
+    """
+    given = os.fspath(name_or_folder)
+    folder = Path(given) if isinstance(name_or_folder, os.PathLike) or os.sep in given else entry_folder(given)
+    config, weights, content, evidence = _checked(folder, tag)
+    repo = f"{org or default_org()}/{config.name}"
+    files = {
+        CONFIG: to_json(content),
+        CARD: model_card(config, evidence, repo if org not in (None, default_org()) else None).encode(),
+        weights.file: (folder / weights.file).read_bytes(),
+        EVIDENCE: (folder / EVIDENCE).read_bytes(),
+    }
+    sizes = {name: len(data) for name, data in files.items()}
+    if dry_run:
+        return Push(repo, sizes)
+
+    api = HfApi(endpoint=endpoint, token=token)
+    with explained(repo):
+        within(PATIENCE, lambda: api.create_repo(repo, private=private, exist_ok=True))
+        before = api.model_info(repo)
+        if private and not before.private:
+            raise HubError("it is there already and public; make it private in its settings first")
+        released = config.revision in {ref.name for ref in api.list_repo_refs(repo).tags}
+        if released:
+            there = load_config(api.hf_hub_download(repo, CONFIG, revision=config.revision)).weights
+            if there is None or there.sha256 != weights.sha256:
+                raise HubError(f"tag {config.revision} marks other weights there; choose a new tag")
+        operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+        commit = api.create_commit(repo, operations, commit_message=f"Publish {config.name}").oid
+        if config.revision and not released:
+            api.create_tag(repo, tag=config.revision, revision=commit)
+    _write(folder, {name: files[name] for name in (CARD, CONFIG)})
+    return Push(repo, sizes, commit, changed=commit != before.sha)
+
+
+def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, Any, Any]:
+    """Check the files of an entry against each other; return config, weights, and the JSON of config and evidence."""
+    content = load_json(folder / CONFIG)
+    config = parse_config(content, str(folder / CONFIG))
+    weights = config.weights
+    if config.name is None or weights is None:
+        raise ConfigError(f"{folder / CONFIG}: rsnn_zoo.name and .weights are missing; write it with save_pretrained")
+    if tag is not None:
+        content["rsnn_zoo"]["revision"] = tag
+        config = parse_config(content, f"{folder / CONFIG} with the new tag")
+    load_weights(folder / weights.file, weights.sha256, weights.size)
+    if not (folder / EVIDENCE).is_file():
+        raise EvidenceError(f"{folder / EVIDENCE} is missing; evaluate {config.name} with scripts/evaluate.py")
+    evidence = load_json(folder / EVIDENCE, _MAX_EVIDENCE_BYTES)
+    check_evidence(config, evidence)
+    return config, weights, content, evidence
+
+
+def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
+    try:
+        evidence = load_json(folder / EVIDENCE, _MAX_EVIDENCE_BYTES)
+        check_evidence(config, evidence)
+    except (FileNotFoundError, ConfigError, EvidenceError):
+        return None
+    return evidence
+
+
+def _first_saved(folder: Path, weights: WeightsInfo) -> str | None:
+    """When these same weights were saved before: to save them again does not make their evidence old."""
+    try:
+        before = load_config(folder / CONFIG)
+    except (FileNotFoundError, ConfigError):
+        return None
+    return before.created if before.weights == weights else None
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files under temporary names, then rename them in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for name, data in reversed(list(files.items())):  # the stack unwinds, and renames, from the last to the first
+            if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+                stack.enter_context(replacing(folder / name)).write_bytes(data)
+
+
+def _time(text: Any) -> datetime:
+    try:
+        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

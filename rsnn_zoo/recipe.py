@@ -1,0 +1,276 @@
+"""Recipes: every number of a training in one file, read strictly.
+
+A recipe file (TOML) has the tables ``data``, ``ann``, ``conversion`` and ``snn``, and under ``variants.OBJECTIVE`` what
+differs for one objective of the ANN. Numbers may be written as fractions: ``eps = "8/255"``.
+
+Example:
+    >>> recipe = load_recipe("digits", "trades")
+    >>> recipe.ann.objective, recipe.snn.attack
+    ('trades', 'rfgsm')
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.inner import ATTACKS
+from rsnn_zoo.datasets import Augmentation
+from rsnn_zoo.names import near_matches
+from rsnn_zoo.neurons import RESETS, Surrogate
+from rsnn_zoo.objectives import OBJECTIVES, get_objective
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Conversion", "Recipe", "RecipeError", "Split", "Stage", "load_recipe", "recipe_names"]
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; names file, key, cause and remedy."""
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    """A field from low to high; of integers where the default is one."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _one_of(default: str, known: Iterable[str]) -> Any:
+    return field(default=default, metadata={"known": known})
+
+
+class _Checked:
+    """A frozen dataclass whose values are checked against their fields' bounds."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if "known" in item.metadata and value not in item.metadata["known"]:
+                raise RecipeError(f"{item.name} is {value!r}{near_matches(str(value), item.metadata['known'])}")
+            if "low" in item.metadata:
+                low, high, whole = item.metadata["low"], item.metadata["high"], isinstance(item.default, int)
+                kinds = (int,) if whole else (int, float)
+                if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                    wanted = "an integer" if whole else "a number"
+                    raise RecipeError(f"{item.name} is {value!r}, must be {wanted} from {low:g} to {high:g}")
+            elif isinstance(item.default, bool) and not isinstance(value, bool):
+                raise RecipeError(f"{item.name} is {value!r}, must be true or false")
+
+
+@dataclass(frozen=True)
+class Split(_Checked):
+    """How validation data are carved from the training data.
+
+    Attributes:
+        validation: Share held out.
+        seed: Draws them.
+    """
+
+    validation: float = _number(0.1, 0.0, 0.9)
+    seed: int = _number(0, 0, 2**31)
+
+
+@dataclass(frozen=True)
+class Stage(_Checked):
+    """One training run, of an ANN or of an SNN: see ``rsnn_zoo.train.train``.
+
+    Attributes:
+        objective: A name of ``rsnn_zoo.objectives.OBJECTIVES``.
+        weight: Of the objective's regulariser: beta of TRADES and MART, lambda of robust fine-tuning.
+        label_smoothing: Of the cross-entropy.
+        eps: Radius of the L-infinity ball in training.
+        eps_warmup: Epochs over which eps grows from 0.
+        attack: Inner attack: ``"pgd"`` or ``"rfgsm"``.
+        attack_steps: Of PGD.
+        attack_step: Size of PGD's step in units of eps / steps.
+        epochs: Passes through the data.
+        batch_size: Images a weight update; what is left of an epoch is dropped.
+        lr: Peak learning rate, from which it falls along a cosine to 0.
+        warmup: Epochs over which the learning rate grows from 0.
+        threshold_lr: Peak learning rate of the thresholds.
+        momentum: Of SGD.
+        nesterov: Whether Nesterov's.
+        weight_decay: Of convolutions and linear layers; norms, biases and thresholds have none.
+        clip: Largest norm of the gradient; 0 for no clipping.
+        ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.
+        precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
+        channels_last: Memory layout of the images and weights.
+        augmentation: Random crop, mirroring, cutout.
+        validation_eps: Radius of the attack that selects the epoch.
+        validation_steps: Its PGD steps; 0 to select by clean accuracy.
+        validation_images: How many images select; 0 for all.
+        validate_every: Epochs between two validations; the last epoch is always validated.
+    """
+
+    objective: str = _one_of("natural", OBJECTIVES)
+    weight: float = _number(0.0, 0.0, 1000.0)
+    label_smoothing: float = _number(0.0, 0.0, 0.9)
+    eps: float = _number(0.0, 0.0, 1.0)
+    eps_warmup: float = _number(0.0, 0.0, 10_000.0)
+    attack: str = _one_of("pgd", ATTACKS)
+    attack_steps: int = _number(10, 1, 1000)
+    attack_step: float = _number(2.5, 0.0, 1000.0)
+    epochs: int = _number(1, 1, 10_000)
+    batch_size: int = _number(128, 1, 2**20)
+    lr: float = _number(0.1, 0.0, 100.0)
+    warmup: float = _number(0.0, 0.0, 10_000.0)
+    threshold_lr: float = _number(0.0, 0.0, 100.0)
+    momentum: float = _number(0.9, 0.0, 0.9999)
+    nesterov: bool = True
+    weight_decay: float = _number(0.0, 0.0, 1.0)
+    clip: float = _number(0.0, 0.0, 1e6)
+    ema: float = _number(0.0, 0.0, 0.99999)
+    precision: str = _one_of("float32", PRECISIONS)
+    channels_last: bool = False
+    augmentation: Augmentation = Augmentation()
+    validation_eps: float = _number(0.0, 0.0, 1.0)
+    validation_steps: int = _number(0, 0, 1000)
+    validation_images: int = _number(0, 0, 2**31)
+    validate_every: int = _number(1, 1, 10_000)
+
+    def __post_init__(self) -> None:
+        """Checks what single bounds do not say."""
+        super().__post_init__()
+        if get_objective(self.objective).inner and not self.eps:
+            raise RecipeError(f"objective {self.objective!r} attacks while it trains: eps must be more than 0")
+        if self.validation_steps and not self.validation_eps:
+            raise RecipeError("validation_steps attack at validation_eps, which must be more than 0")
+        if self.nesterov and not self.momentum:
+            raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
+
+
+@dataclass(frozen=True)
+class Conversion(_Checked):
+    """How the ANN becomes an SNN: the arguments of ``rsnn_zoo.convert``.
+
+    Attributes:
+        timesteps: T, where the name of the model does not say.
+        images: Training images to find thresholds with.
+        percentile: Of each layer's currents that becomes its threshold.
+        scale: Factor on the thresholds found.
+        calibration_timesteps: Steps over which thresholds are found.
+        reset: ``"hard"`` or ``"soft"``.
+        leak: Membrane leak.
+        surrogate: Kind of the surrogate derivative in training.
+        width: Its width.
+        max_pool: ``"spikes"`` or ``"average"``.
+    """
+
+    timesteps: int = _number(8, 1, 1000)
+    images: int = _number(128, 1, 2**20)
+    percentile: float = _number(99.7, 0.001, 100.0)
+    scale: float = _number(0.3, 0.001, 100.0)
+    calibration_timesteps: int = _number(100, 1, 10_000)
+    reset: str = _one_of("hard", RESETS)
+    leak: float = _number(1.0, 0.0, 1.0)
+    surrogate: str = "pcw"
+    width: float = _number(1.0, 1e-6, 1000.0)
+    max_pool: str = _one_of("spikes", ("spikes", "average"))
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``rsnn_zoo.convert``, besides the images."""
+        rest = {item.name: getattr(self, item.name) for item in fields(self)}
+        del rest["images"], rest["width"]
+        return rest | {"surrogate": Surrogate(self.surrogate, self.width)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From data to a robust SNN: split, training of the ANN, conversion, fine-tuning of the SNN."""
+
+    name: str
+    data: Split = Split()
+    ann: Stage = Stage()
+    conversion: Conversion = Conversion()
+    snn: Stage = Stage()
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as ``config.json`` keeps it."""
+        return asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe for one objective of the ANN.
+
+    Args:
+        source: A name of :func:`recipe_names`, or the path of a ``.toml`` file.
+        objective: Objective of the ANN's training.
+        changes: What to change, as lines of TOML: ``"ann.epochs = 5"``.
+
+    Raises:
+        RecipeError: If the file or a change is no TOML, or a key is unknown, of the wrong type or out of bounds.
+        FileNotFoundError: If there is no such recipe.
+        ValueError: If the objective is unknown.
+    """
+    get_objective(objective)
+    path = Path(source) if str(source).endswith(".toml") else FOLDER / f"{source}.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {source}{near_matches(str(source), recipe_names())}, or a .toml file")
+    content = _toml(path.read_text(encoding="utf-8"), str(path))
+    variants = content.pop("variants", {})
+    for name in variants:
+        if name not in OBJECTIVES:
+            raise RecipeError(f"{path}: variants.{name}{near_matches(name, OBJECTIVES)}")
+    content = _merged(content, variants.get(objective, {}))
+    for change in changes:
+        content = _merged(content, _toml(change, f"the change {change!r}"))
+    content = _merged(content, {"ann": {"objective": objective}})
+    return _build(Recipe, {"name": path.stem} | content, str(path))
+
+
+def _toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{source} is not TOML: {error}; write strings in quotes, tables as [ann]") from error
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, table by table."""
+    both = {key: _merged(base[key], over[key]) for key in over if _is_table(base.get(key)) and _is_table(over[key])}
+    return {**base, **over, **both}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+_T = TypeVar("_T")
+
+
+def _build(cls: Callable[..., _T], content: Any, where: str) -> _T:
+    """A dataclass from a table, and those in its fields from the tables inside."""
+    if not _is_table(content):
+        raise RecipeError(f"{where} must be a table")
+    known = {item.name: item.default for item in fields(cls)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in content.items():
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}{near_matches(key, known)}")
+        default = known[key]
+        if is_dataclass(default):
+            value = _build(type(default), value, f"{where}: {key}")
+        elif isinstance(default, float) and isinstance(value, str):
+            try:
+                value = float(Fraction(value))
+            except (ValueError, ZeroDivisionError) as error:
+                raise RecipeError(f'{where}: {key} is {value!r}, no number; write 0.1 or "8/255"') from error
+        values[key] = value
+    try:
+        return cls(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None

@@ -1,0 +1,148 @@
+"""Models by name: build any of the grid, load any that is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsnn_zoo.datasets import DATASETS
+from rsnn_zoo.hub import published_names, resolve
+from rsnn_zoo.models import ARCHITECTURES, Network
+from rsnn_zoo.names import ModelName, UnknownNameError, near_matches, objectives
+from rsnn_zoo.weights import check_state_dict
+
+__all__ = ["create_model", "is_model", "list_models"]
+
+# T of the names that list_models shows for what nobody has published; any other T can be built too.
+_LISTED_TIMESTEPS = (None, 4, 8)
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+    **kwargs: Any,
+) -> Network:
+    """A network of the zoo by name, in evaluation mode.
+
+    Args:
+        name: ``"{architecture}_{dataset}_{objective}_t{T}"`` or ``..._ann``, with an optional ``.tag``; with
+            ``pretrained`` also ``"hf-hub:org/name"``, ``"hf-hub:org/name@revision"`` or ``"local-dir:path"``.
+        pretrained: Load the published weights, verified by their SHA-256; else the weights are random.
+        revision: Tag, branch or commit on the Hub, instead of the pinned one.
+        cache_dir: Download cache, instead of the one of ``huggingface_hub``.
+        local_files_only: Never touch the network.
+        endpoint: Address of the Hub or of a mirror, instead of ``HF_ENDPOINT``.
+        **kwargs: Arguments of the network in place of those that the name implies (``num_classes``, ``threshold``,
+            ``leak``, ``reset``, ``surrogate``, ...).
+
+    Returns:
+        The network: images (B, C, H, W) in [0, 1] to logits (B, K). A loaded one carries ``pretrained_name`` and
+        ``weights_sha256``.
+
+    Raises:
+        UnknownNameError: If a part of the name is unknown; names the near matches.
+        NotPublishedError: With ``pretrained``, if nobody published that name.
+        ConfigError: If a config cannot be used.
+        WeightsError: If the weights are damaged, or not those of this network.
+        HubError: If the Hub or the cache cannot give a file.
+        ValueError: If a source other than the zoo is named without ``pretrained``.
+
+    Example:
+        >>> model = create_model("resnet20_digits_trades_t4", pretrained=True)  # doctest: +SKIP
+        >>> model(torch.rand(2, 1, 8, 8)).shape  # doctest: +SKIP
+        torch.Size([2, 10])
+    """
+    if pretrained:
+        return _load(name, kwargs, revision, cache_dir, local_files_only, endpoint)
+    if ":" in name:
+        raise ValueError(f"{name!r} names weights that are published elsewhere: pass pretrained=True")
+    parts = ModelName.parse(name)
+    info = DATASETS[parts.dataset]
+    implied: dict[str, Any] = {
+        "num_classes": info.num_classes,
+        "in_chans": info.in_chans,
+        "img_size": info.img_size,
+        "timesteps": parts.timesteps,
+        "mean": info.mean,
+        "std": info.std,
+    }
+    return ARCHITECTURES[parts.architecture](**implied | kwargs).eval()
+
+
+def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
+    entry = resolve(name, *where)
+    config = entry.config
+    with torch.device("meta"):  # no weights are drawn that the loaded ones replace at once
+        network = ARCHITECTURES[config.architecture](**{"num_classes": config.num_classes, **config.model_args} | kwargs)
+    state = entry.load_weights()
+    check_state_dict(state, network.state_dict(), str(entry.weights_path))
+    network.load_state_dict(state, strict=True, assign=True)
+    network.pretrained_name = config.name or name
+    network.weights_sha256 = entry.sha256
+    return network.eval()
+
+
+def is_model(name: str) -> bool:
+    """Whether ``name`` is of the grid, so that :func:`create_model` can build it.
+
+    Example:
+        >>> is_model("resnet20_cifar10_trades_t6"), is_model("resnet21_cifar10_trades_t6")
+        (True, False)
+    """
+    try:
+        ModelName.parse(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def list_models(
+    filter: str | Sequence[str] = "*",
+    *,
+    pretrained: bool = False,
+    dataset: str | None = None,
+    objective: str | None = None,
+) -> list[str]:
+    """Names of the zoo, sorted.
+
+    Args:
+        filter: A wildcard such as ``"*cifar10*trades*"``, or several of which one must match.
+        pretrained: Only names with published weights. Without it the grid is listed with T = 4 and 8, though any T
+            can be built.
+        dataset: Only this data set.
+        objective: Only this training objective.
+
+    Raises:
+        UnknownNameError: For an unknown data set or objective.
+
+    Example:
+        >>> list_models("resnet20_digits*", pretrained=True, objective="trades")  # doctest: +SKIP
+        ['resnet20_digits_trades_ann', 'resnet20_digits_trades_t4']
+    """
+    for what, value, known in (("data set", dataset, DATASETS), ("objective", objective, objectives())):
+        if value is not None and value not in known:
+            raise UnknownNameError(f"unknown {what} {value!r}{near_matches(value, known)}")
+    names = [ModelName.parse(name) for name in published_names()]
+    if not pretrained:
+        names += [
+            ModelName(a, d, o, t) for a in ARCHITECTURES for d in DATASETS for o in objectives() for t in _LISTED_TIMESTEPS
+        ]
+    patterns = [filter] if isinstance(filter, str) else filter
+    return sorted(
+        {
+            str(name)
+            for name in names
+            if dataset in (None, name.dataset)
+            and objective in (None, name.objective)
+            and any(fnmatchcase(str(name), pattern) for pattern in patterns)
+        }
+    )

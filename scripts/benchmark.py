@@ -1,0 +1,292 @@
+"""Times our networks against SpikingJelly, snnTorch and T times our own ANN, in one run on this CPU.
+
+    python scripts/benchmark.py --output benchmark.json     # everything; then the same as ratios:
+    python scripts/benchmark.py --table benchmark.json
+
+Every case runs alone in a fresh process: it builds the network and its inputs, warms up, measures the peak memory of
+one call, then times some more. Equal for all cases: threads, weights, images, allocator settings, and
+
+- forward: evaluation mode, no_grad.
+- attack_gradient: evaluation mode, the gradient of the cross-entropy with respect to the images alone.
+- training_step: training mode, forward, backward and one step of SGD with momentum.
+
+bfloat16 is autocast, or InputGradient's own in the attack gradient; the peers, see benchmark_peers.py, run in float32.
+Peak memory is what a call holds at once on top of what stays when it returns (weights, images, momentum).
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, astuple, dataclass, fields
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.datasets import DATASETS
+from rsnn_zoo.files import replacing
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.neurons import Surrogate
+
+BATCHES = {"resnet20": 64, "wrn16_4": 16, "vgg11": 32}  # what training in the peers fits in 16 GB
+TITLES = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4", "vgg11": "VGG-11"}
+PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch"}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure; ``timesteps`` is None for the ANN."""
+
+    model: str
+    timesteps: int | None
+    quantity: str
+    library: str
+    precision: str
+
+
+# --- what is measured: a function of no arguments ---------------------------------------------------------------------
+
+
+def forward(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], Tensor]:
+    model.eval()
+
+    def run() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "float32"):
+            return model(images)
+
+    return run
+
+
+def attack_gradient(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], Tensor]:
+    model.eval().requires_grad_(False)
+    leaf = images.clone().requires_grad_()
+    return lambda: torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)[0]
+
+
+def our_attack_gradient(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], Tensor]:
+    gradient = InputGradient(model, mode=Surrogate("pcw", 1.0), precision=precision)
+    return lambda: gradient(images, labels, loss="ce")[0]
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def run() -> None:
+        with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "float32"):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+QUANTITIES = {"forward": forward, "attack_gradient": attack_gradient, "training_step": training_step}
+OUR_QUANTITIES = QUANTITIES | {"attack_gradient": our_attack_gradient}
+
+
+def build(case: Case, batch: int) -> Callable[[], object]:
+    """The case's network, with the same weights and images in every library, ready to be run."""
+    from benchmark_peers import PEERS as peers  # not above: --table does without the two libraries
+
+    torch.manual_seed(0)
+    data = DATASETS["cifar10"]
+    model = ARCHITECTURES[case.model](timesteps=case.timesteps, threshold=0.5, mean=data.mean, std=data.std)
+    for module in model.modules():  # so drawn, 9 to 44 % of a layer's neurons fire at a step
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    images, labels = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
+    if case.library in peers:
+        return QUANTITIES[case.quantity](peers[case.library](model), images, labels, case.precision)
+    return OUR_QUANTITIES[case.quantity](model, images, labels, case.precision)
+
+
+# --- one case, in its own process -------------------------------------------------------------------------------------
+
+
+def tune_malloc() -> None:
+    """Keeps glibc from giving every large tensor back to the kernel; does nothing where there is no glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+
+
+def peak_bytes(run: Callable[[], object]) -> int | None:
+    """Most memory that a call holds at once above what was resident before it; None where the kernel cannot tell."""
+
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{field}:"))
+
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # else what earlier calls freed would still be resident, and hide the peak
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    except (AttributeError, OSError):
+        return None
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def measure(case: Case, batch: int, repeats: int, threads: int, malloc_tuning: bool) -> dict[str, Any]:
+    """Seconds and peak memory of one case: meant for a process of its own."""
+    if malloc_tuning:
+        tune_malloc()
+    torch.set_num_threads(threads)
+    run = build(case, batch)
+    for _ in range(WARM_UP):
+        run()
+    peak = peak_bytes(run)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {"median_seconds": statistics.median(seconds), "min_seconds": min(seconds), "peak_bytes": peak}
+
+
+def measure_apart(case: Case, **settings: object) -> dict[str, Any]:
+    """``measure`` in a fresh process; a case that fails, or is killed for its memory, gives its error."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, case, **settings).result()
+        except Exception as error:  # the other cases still count
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+# --- all cases --------------------------------------------------------------------------------------------------------
+
+
+def plan(models: list[str], timesteps: list[int], quantities: list[str], peers: list[str]) -> list[Case]:
+    """All cases, what a ratio is made of close together, so that it meets the machine in one state."""
+    cases = []
+    for model in models:
+        for quantity in quantities:
+            if "ann" in peers:
+                cases += [Case(model, None, quantity, "ann", precision) for precision in PRECISIONS]
+            for steps in timesteps:
+                cases += [Case(model, steps, quantity, "rsnn_zoo", precision) for precision in PRECISIONS]
+                cases += [Case(model, steps, quantity, peer, "float32") for peer in PEERS if peer in peers]
+    return cases
+
+
+def hardware() -> dict[str, Any]:
+    """The processor's name and the cores that this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": os.cpu_count()}
+
+
+def ratios_table(results: dict[str, Any]) -> str:
+    """The measurements as a Markdown table of ratios with a caption; "-" where a case is missing or failed.
+
+    Args:
+        results: What ``--output`` wrote.
+    """
+    outcomes = {tuple(case[field.name] for field in fields(Case)): case for case in results["cases"]}
+    peers = [peer for peer in PEERS if any(case["library"] == peer for case in results["cases"])]
+
+    def value(field: str, *case: object) -> float:
+        return outcomes.get(case, {}).get(field) or math.nan
+
+    def row(model: str, timesteps: int, quantity: str) -> Iterator[str]:
+        yield from (TITLES[model], str(timesteps), quantity.replace("_", " "))
+        ours, ann = (model, timesteps, quantity, "rsnn_zoo"), (model, None, quantity, "ann")
+        for peer in peers:
+            theirs = (model, timesteps, quantity, peer, "float32")
+            yield pair(value("median_seconds", *theirs) / value("median_seconds", *ours, p) for p in PRECISIONS)
+            yield pair(value("peak_bytes", *ours, p) / value("peak_bytes", *theirs) for p in PRECISIONS)
+        times = ((value("median_seconds", *ours, p), value("median_seconds", *ann, p)) for p in PRECISIONS)
+        yield pair(snn / (timesteps * once) for snn, once in times)
+
+    def pair(ratios: Iterable[float]) -> str:
+        return " / ".join("-" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios)
+
+    columns = [f"{what} {PEERS[peer]}" for peer in peers for what in ("speed over", "memory over")]
+    header = ["network", "T", "quantity", *columns, "time over T x ANN"]
+    measured = dict.fromkeys(key[:3] for key in outcomes if key[1] is not None)
+    lines = [header, ["---"] * len(header), *(row(*key) for key in measured)]
+    batches = ", ".join(f"{TITLES[model]} {batch}" for model, batch in results["batch"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    caption = (
+        "Each cell: ours in float32 / in bfloat16, over the peer in float32 or our ANN in the same precision. "
+        f"Medians of {results['repeats']} calls; {results['hardware']['cpu']}, {results['threads']} threads; "
+        f"images a batch: {batches}; {versions}; {results['date']}."
+    )
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def positive(text: str) -> int:
+        if (value := int(text)) < 1:
+            raise ValueError
+        return value
+
+    def add_choices(flag: str, choices: list[str]) -> None:
+        parser.add_argument(flag, nargs="+", choices=choices, default=choices, help="default: all")
+
+    add_choices("--models", list(BATCHES))
+    add_choices("--quantities", list(QUANTITIES))
+    add_choices("--peers", [*PEERS, "ann"])
+    parser.add_argument("--timesteps", nargs="+", type=positive, default=[4, 8])
+    parser.add_argument("--batch", type=positive, help=f"images a call; default: {BATCHES}")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed calls after warm-up (default: 5)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--malloc-tuning", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this file's ratios")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.table:
+        print(ratios_table(json.loads(args.table.read_text())))
+        return
+    try:
+        versions = {name: version(name) for name in ("torch", *PEERS)}
+    except PackageNotFoundError as error:
+        raise SystemExit(f"{error.name} is not installed: pip install spikingjelly snntorch") from None
+    settings = {"repeats": args.repeats, "threads": args.threads, "malloc_tuning": args.malloc_tuning}
+    batch = {model: args.batch or BATCHES[model] for model in args.models}
+    about = {"hardware": hardware(), "versions": versions, "date": date.today().isoformat(), "batch": batch}
+    results = {**about, **settings, "cases": []}
+    progress = tqdm(plan(args.models, args.timesteps, args.quantities, args.peers), unit="case")
+    for case in progress:
+        progress.set_description(" ".join(str(part) for part in astuple(case) if part))
+        outcome = measure_apart(case, batch=batch[case.model], **settings)
+        results["cases"].append(asdict(case) | outcome)
+        with replacing(args.output) as temporary:  # after every case: a run that is stopped keeps what it has
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+    print(ratios_table(results))
+    if failed := [case for case in results["cases"] if "error" in case]:
+        raise SystemExit(f"{len(failed)} cases failed:\n" + "\n".join(map(str, failed)))
+
+
+if __name__ == "__main__":
+    main()

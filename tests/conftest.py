@@ -1,0 +1,76 @@
+"""What several test files share: a Hub on this machine, and an entry to push to it."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsnn_zoo.config import ModelConfig
+from rsnn_zoo.models import resnet20
+from rsnn_zoo.publish import save_pretrained
+from tests.hub_server import HubServer
+
+NAME = "resnet20_digits_trades_t2"
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def small_network(seed: int = 0, **kwargs: Any) -> torch.nn.Module:
+    """A ResNet-20 for the digits; a seed always gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return resnet20(num_classes=10, in_chans=1, img_size=8, timesteps=2, mean=(0.3,), std=(0.4,), **kwargs).eval()
+
+
+def evidence_for(config: ModelConfig, **changes: Any) -> dict[str, Any]:
+    """Evidence in the form that ``scripts/evaluate.py`` writes."""
+    runs = [
+        {
+            "protocol": "ensemble-pgd20",
+            "eps": eps / 255,
+            "robust_accuracy": 0.6 - eps / 100,
+            "ci95": [0.5 - eps / 100, 0.7 - eps / 100],
+            "attacks": [
+                {"attack": "pgd20", "mode": "pcw-1.0", "felled": 2 * eps, "standing": 300},
+                {"attack": "pgd20", "mode": "rate", "felled": eps, "standing": 300 - eps},
+            ],
+            "verdicts": [0, -1, -2],
+            "seconds": 3.5,
+        }
+        for eps in (16, 8)
+    ]
+    return {
+        "schema": 1,
+        "model": config.name,
+        "weights_sha256": config.weights.sha256 if config.weights else None,
+        "dataset": "digits",
+        "split": "test",
+        "n": 360,
+        "index": "0..n-1",
+        "clean": {"accuracy": 0.95, "ci95": [0.93, 0.97]},
+        "runs": runs,
+        "settings": {"seed": 0, "precision": "float32", "chunk": 64},
+        "spikes": {"per_image": 1234.5, "rates": {"act1": 0.125}},
+        "versions": {"torch": torch.__version__},
+        "hardware": "2 cores",
+        "created": datetime.now(timezone.utc).isoformat(),
+        **changes,
+    }
+
+
+def make_entry(parent: Path, name: str = NAME, seed: int = 0) -> Path:
+    """Save and 'evaluate' a network under ``parent / name``."""
+    config = save_pretrained(small_network(seed), parent / name, name=name, training={"seed": seed})
+    save_pretrained(small_network(seed), parent / name, name=name, evaluation=evidence_for(config))
+    return parent / name
+
+
+@pytest.fixture
+def entry(tmp_path):
+    return make_entry(tmp_path / "hub_configs")

@@ -1,0 +1,99 @@
+"""The model card: right numbers, valid metadata, and nothing that breaks its tables."""
+
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from rsnn_zoo.card import model_card
+from rsnn_zoo.config import ModelConfig, WeightsInfo
+from rsnn_zoo.names import ARCHITECTURES
+from tests.conftest import evidence_for
+from tests.test_config import CONFIG
+
+EVIDENCE = evidence_for(CONFIG)
+
+
+def table_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_metadata_is_valid_and_carries_every_result():
+    card = ModelCard(model_card(CONFIG, EVIDENCE))
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+        "mit",
+        "rsnn_zoo",
+        "image-classification",
+    )
+    assert card.data.model_name == CONFIG.name
+    results = {result.metric_name: (result.metric_value, result.metric_args) for result in card.data.eval_results}
+    assert results == {
+        "Accuracy": (0.95, None),
+        "Robust accuracy, ensemble-pgd20, eps 8/255": (0.52, {"eps": 8 / 255}),
+        "Robust accuracy, ensemble-pgd20, eps 16/255": (0.44, {"eps": 16 / 255}),
+    }
+
+
+def test_the_tables_say_what_the_evidence_says():
+    text = model_card(CONFIG, EVIDENCE)
+    assert table_rows(text) == [
+        "| attack | eps | accuracy | 95 % interval |",
+        "|---|---|---|---|",
+        "| none | 0 | 95.0 % | 93.0 to 97.0 % |",
+        "| ensemble-pgd20 | 8/255 | 52.0 % | 42.0 to 62.0 % |",
+        "| ensemble-pgd20 | 16/255 | 44.0 % | 34.0 to 54.0 % |",
+        "| attack | backward mode | eps 8/255 | eps 16/255 |",
+        "|---|---|---|---|",
+        "| pgd20 | pcw-1.0 | 16 | 32 |",
+        "| pgd20 | rate | 8 | 16 |",
+    ]
+    for said in (
+        "A spiking ResNet-20 with 10 classes",
+        "hard reset, no leak and trainable thresholds, 4 time steps",
+        "by TRADES",
+        "272,000 parameters, 1.0 MiB",
+        'create_model("resnet20_digits_trades_t4", pretrained=True)',
+        "On 360 images (test split)",
+        "- per_image: 1234",
+        "Measured with seed 0, precision float32, chunk 64, torch ",
+        "  - act1: 0.125",
+        "  - epochs: 30",
+        "Transactions on Machine Learning Research, 2024",
+        "E. Alpaydin",
+        "MIT",
+    ):
+        assert said in text, said
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("timesteps", [None, 4])
+def test_every_network_has_a_card_before_its_first_evaluation(architecture, timesteps):
+    config = replace(CONFIG, architecture=architecture, timesteps=timesteps, name=None, training={})
+    card = ModelCard(model_card(config))
+    assert "Not evaluated yet." in card.text and "Not recorded." in card.text
+    assert ("spiking-neural-network" in card.data.tags) == (timesteps is not None)
+
+
+def test_a_free_name_is_loaded_from_where_it_is():
+    config = replace(CONFIG, name="my-snn")
+    assert 'create_model("local-dir:FOLDER", pretrained=True)' in model_card(config)
+    assert 'create_model("hf-hub:me/my-snn", pretrained=True)' in model_card(config, repo="me/my-snn")
+
+
+def test_odd_text_breaks_no_table_and_no_metadata():
+    runs = [{**EVIDENCE["runs"][0], "protocol": "a|b\n| c: 'd'"}]
+    card = ModelCard(model_card(CONFIG, {**EVIDENCE, "runs": runs, "dataset": "x: [y", "hardware": None}))
+    assert all(row.count("|") - row.count("\\|") in (4, 5) for row in table_rows(card.text))
+    assert card.data.eval_results[0].dataset_type == "x: [y"
+
+
+def test_unknown_keys_of_the_evidence_are_ignored():
+    evidence = {**EVIDENCE, "flags": {"x": 1}, "runs": [{**EVIDENCE["runs"][0], "new": [1]}]}
+    assert "16/255" in model_card(CONFIG, evidence)
+
+
+def test_a_network_without_runs_or_spikes_has_a_card():
+    evidence = {key: EVIDENCE[key] for key in ("dataset", "n", "clean", "weights_sha256")}
+    weights = WeightsInfo("model.safetensors", "0" * 64, 100, "float32", 10)
+    ann = ModelConfig("vgg11", 10, 512, 3, 32, None, (0.0,) * 3, (1.0,) * 3, weights=weights)
+    assert table_rows(model_card(ann, evidence))[-1] == "| none | 0 | 95.0 % | 93.0 to 97.0 % |"

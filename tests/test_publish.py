@@ -1,0 +1,311 @@
+"""Saving an entry and pushing it, with the real client, to a Hub on this machine."""
+
+import hashlib
+import json
+import pickle
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+import rsnn_zoo  # noqa: F401  registers with timm
+from rsnn_zoo import publish
+from rsnn_zoo.config import load_config
+from rsnn_zoo.files import ConfigError, load_json, to_json
+from rsnn_zoo.hub import HubError, NotPublishedError, resolve
+from rsnn_zoo.publish import EvidenceError, push_to_hub, save_pretrained, update_card
+from rsnn_zoo.weights import WeightsError, check_state_dict
+from tests.conftest import NAME, evidence_for, make_entry, small_network
+from tests.hub_server import TOKEN, Repo
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {"config.json", "README.md", "model.safetensors", "evaluation.json"}
+REPO = f"acme/{NAME}"
+
+
+@pytest.fixture
+def push(hub):
+    def call(folder, **kwargs):
+        return push_to_hub(folder, **{"org": "acme", "token": TOKEN, "endpoint": hub.url} | kwargs)
+
+    return call
+
+
+# Saving
+
+
+def test_a_saved_network_is_an_entry_that_loads_bit_for_bit(entry):
+    assert {path.name for path in entry.iterdir()} == FILES
+    found = resolve(f"local-dir:{entry}")
+    state = found.load_weights()
+    expected = small_network().state_dict()
+    check_state_dict(state, expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert found.config.model_args == {
+        "in_chans": 1,
+        "img_size": 8,
+        "timesteps": 2,
+        "reset": "hard",
+        "leak": 1.0,
+        "mean": [pytest.approx(0.3)],
+        "std": [pytest.approx(0.4)],
+    }
+
+
+def test_timm_loads_the_folder_too(entry):
+    network = timm.create_model(f"local-dir:{entry}", pretrained=True).eval()
+    images = torch.rand(3, 1, 8, 8)
+    assert network.timesteps == 2
+    assert torch.equal(network(images), small_network()(images))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    assert (network.pretrained_cfg["input_size"], len(transform.transforms)) == ((1, 8, 8), 4)
+
+
+def test_saving_the_same_weights_again_keeps_their_evidence_valid(entry):
+    content = load_json(entry / "config.json")
+    content["rsnn_zoo"]["created"] = before = "2020-01-01T00:00:00+00:00"
+    (entry / "config.json").write_bytes(to_json(content))
+    config = save_pretrained(small_network(), entry, name=NAME, training={"note": "more is known now"})
+    assert config.created == before
+    publish.check_evidence(config, load_json(entry / "evaluation.json"))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "said"),
+    [
+        ({"name": "vgg11_digits_at_t2"}, ConfigError, "promises architecture vgg11"),
+        ({"name": "../evil"}, ConfigError, "rsnn_zoo.name"),
+        ({"name": NAME, "training": {"loss": float("nan")}}, ConfigError, "Cannot write as JSON"),
+        ({"name": NAME, "evaluation": {"weights_sha256": "0"}}, EvidenceError, "made with other weights"),
+    ],
+)
+def test_a_refused_save_leaves_the_folder_as_it_was(entry, kwargs, error, said):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    with pytest.raises(error, match=said):
+        save_pretrained(small_network(seed=1), entry, **kwargs)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+SAVE = """
+import os, sys
+from tests.conftest import NAME, save_pretrained, small_network
+{before}
+save_pretrained(small_network(seed=1), sys.argv[1], name=NAME)
+"""
+
+
+def save_after(before, folder):
+    """Save other weights in a process of its own, after the statements ``before``."""
+    command = [sys.executable, "-c", SAVE.format(before=before), str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
+    ended = save_after(limit, entry)
+    assert ended.returncode == 1 and "File too large" in ended.stderr
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+@pytest.mark.parametrize("renames", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2))])
+def test_a_kill_in_the_middle_of_a_save_leaves_the_old_entry_or_a_refusal(entry, renames):
+    kill = f"""
+import os, signal
+rename, left = os.replace, [{renames}]
+def replace(*args):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    rename(*args)
+os.replace = replace
+"""
+    old = resolve(f"local-dir:{entry}").sha256
+    assert save_after(kill, entry).returncode == -signal.SIGKILL
+    try:
+        resolve(f"local-dir:{entry}").load_weights()
+        assert resolve(f"local-dir:{entry}").sha256 == old
+    except WeightsError as refusal:
+        assert "Delete it and get it again" in str(refusal)
+    save_pretrained(small_network(seed=1), entry, name=NAME)  # and saving again repairs it
+    assert resolve(f"local-dir:{entry}").load_weights()
+
+
+# Pushing
+
+
+def test_a_dry_run_lists_every_file_and_touches_nothing(entry, hub, push):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    (entry / "checkpoint.pt").write_bytes(pickle.dumps({}))
+    report = push(entry, dry_run=True, tag="v9")
+    assert report.repo == REPO and report.commit is None
+    assert set(report.files) == FILES and report.files["model.safetensors"] == len(before["model.safetensors"])
+    assert not hub.requests
+    assert {path.name: path.read_bytes() for path in entry.iterdir() if path.suffix != ".pt"} == before
+
+
+def test_what_was_pushed_is_the_folder_and_nothing_else(entry, hub, push):
+    (entry / "checkpoint.pt").write_bytes(pickle.dumps({}))
+    report = push(entry)
+    files = hub.repos[REPO].commits[report.commit]
+    assert {name: file.data for name, file in files.items()} == {name: (entry / name).read_bytes() for name in FILES}
+    assert not hub.repos[REPO].private
+
+
+def test_a_repeated_push_is_a_no_op(entry, hub, push):
+    first = push(entry, tag="v1")
+    again = push(entry)
+    assert (first.changed, again.changed) == (True, False)
+    assert again.commit == first.commit == hub.repos[REPO].tags["v1"]
+    assert sum(path.endswith("/commit/main") for _, path, _ in hub.requests) == 1
+    assert sum(method == "PUT" for method, _, _ in hub.requests) == 1
+
+
+def test_a_tag_is_pinned_by_the_config_and_never_marks_other_weights(entry, hub, push):
+    push(entry, tag="v1")
+    assert load_config(entry / "config.json").revision == "v1"
+    config = save_pretrained(small_network(seed=1), entry, name=NAME)
+    save_pretrained(small_network(seed=1), entry, name=NAME, evaluation=evidence_for(config))
+    commits = len(hub.repos[REPO].commits)
+    with pytest.raises(HubError, match="tag v1 marks other weights there; choose a new tag"):
+        push(entry, tag="v1")
+    assert len(hub.repos[REPO].commits) == commits
+    second = push(entry, tag="v2")
+    assert hub.repos[REPO].tags["v2"] == second.commit != hub.repos[REPO].tags["v1"]
+
+
+def test_a_malformed_tag_is_refused(entry, hub, push):
+    with pytest.raises(ConfigError, match=r"rsnn_zoo\.revision is '\.\./x'"):
+        push(entry, tag="../x")
+    assert not hub.requests
+
+
+def test_missing_evidence_is_refused(entry, hub, push):
+    (entry / "evaluation.json").unlink()
+    with pytest.raises(EvidenceError, match=rf"evaluation\.json is missing; evaluate {NAME}"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_evidence_of_other_weights_is_refused(entry, hub, push):
+    save_pretrained(small_network(seed=1), entry, name=NAME)
+    with pytest.raises(EvidenceError, match="was made with other weights; evaluate"):
+        push(entry)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("created", ["2020-01-01T00:00:00+00:00", "2020-01-01T00:00:00Z", "2020-01-01", "soon", None])
+def test_evidence_older_than_its_weights_is_refused(entry, hub, push, created):
+    evidence = load_json(entry / "evaluation.json") | {"created": created}
+    (entry / "evaluation.json").write_bytes(to_json(evidence))
+    with pytest.raises(EvidenceError, match="older than its weights; evaluate"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_refused(entry, hub, push):
+    data = pickle.dumps({"weight": [1, 2, 3]})
+    (entry / "model.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="bytes"):
+        push(entry)
+    content = load_json(entry / "config.json")  # even where config and evidence vouch for it
+    content["rsnn_zoo"]["weights"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (entry / "config.json").write_bytes(to_json(content))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_private_stays_private(entry, hub, push):
+    push(entry, private=True)
+    assert hub.repos[REPO].private
+    with pytest.raises(HubError, match="no such repository, or it is private"):
+        resolve(f"hf-hub:{REPO}", endpoint=hub.url)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(entry, hub, push):
+    hub.repos[REPO] = Repo()
+    first = hub.repos[REPO].commit({})
+    with pytest.raises(HubError, match="there already and public"):
+        push(entry, private=True)
+    assert list(hub.repos[REPO].commits) == [first]
+
+
+def test_pushing_needs_a_token(entry, hub, push):
+    with pytest.raises(HubError, match="hf auth login"):
+        push(entry, token="hf_wrong")
+    assert not hub.repos
+
+
+def test_an_upload_that_breaks_is_reported(entry, hub, push):
+    hub.before = lambda method, path: hub.lfs.clear() if path.startswith("/lfs/verify") else None
+    with pytest.raises(HubError, match=f"{REPO}: .*; try again"):
+        push(entry)
+    hub.before = lambda method, path: None
+    assert push(entry).changed
+
+
+def test_the_card_on_the_hub_is_fresh_and_valid(entry, hub, push):
+    (entry / "README.md").write_text("stale")
+    push(entry)
+    card = ModelCard.load(entry / "README.md")
+    assert card.data.eval_results and f"hf-hub:{REPO}" in card.content
+    assert "/api/validate-yaml" in {path for _, path, _ in hub.requests}
+    update_card(entry)
+    assert ModelCard.load(entry / "README.md").data.model_name == NAME
+
+
+def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypatch):
+    monkeypatch.setenv("RSNN_ZOO_ORG", "lab")
+    assert push(entry, org=None).repo == f"lab/{NAME}"
+    assert f'create_model("{NAME}"' in (entry / "README.md").read_text()
+
+
+def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
+    with pytest.raises(NotPublishedError, match="vgg16_svhn_mart_t7 is not published"):
+        push("vgg16_svhn_mart_t7")
+
+
+# The script
+
+
+@pytest.fixture
+def script(hub, monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["main"]
+
+    def call(*argv):
+        status = main([*map(str, argv), "--org", "acme", "--endpoint", hub.url])
+        return status, *capsys.readouterr()
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return call
+
+
+def test_the_script_pushes_several_by_wildcard(tmp_path, hub, script):
+    for name in ("resnet20_digits_at_t2", "resnet20_digits_mart_t2", "resnet20_digits_natural_t2"):
+        make_entry(tmp_path, name)
+    some = ("*_at_*", "*_mart_*", "--folder", tmp_path)
+    status, out, _ = script(*some, "--dry-run")
+    assert status == 0 and out.count("would push") == 2 and out.count("model.safetensors") == 2 and not hub.repos
+    status, out, _ = script(*some, "--json")
+    assert [(push["repo"], push["changed"]) for push in json.loads(out)] == [
+        ("acme/resnet20_digits_at_t2", True),
+        ("acme/resnet20_digits_mart_t2", True),
+    ]
+    _, out, _ = script("--all", "--folder", tmp_path)
+    assert out.count("already there: acme/") == 2 and out.count("pushed acme/resnet20_digits_natural_t2") == 1
+
+
+def test_the_script_reports_what_it_cannot_push(entry, hub, script, capsys):
+    (entry / "evaluation.json").unlink()
+    status, _, err = script("--all", "--folder", entry.parent)
+    assert status == 1 and err.startswith(f"{NAME}: ") and "is missing" in err and not hub.repos
+    with pytest.raises(SystemExit):
+        script("vgg*", "--folder", entry.parent)
+    assert f"no entry matches vgg* in {entry.parent}; there are: {NAME}" in capsys.readouterr().err
