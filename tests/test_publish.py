@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import runpy
 import signal
@@ -135,6 +136,21 @@ os.replace = replace
         assert "Delete it and get it again" in str(refusal)
     save_pretrained(small_network(seed=1), entry, name=NAME)  # and saving again repairs it
     assert resolve(f"local-dir:{entry}").load_weights()
+
+
+def test_the_config_comes_last_since_it_vouches_for_the_rest(tmp_path, monkeypatch):
+    renamed = []
+
+    def replace(source, target, rename=os.replace):
+        if len(renamed) == 2:
+            raise OSError("the disk is gone")
+        renamed.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="the disk is gone"):
+        save_pretrained(small_network(), tmp_path / NAME, name=NAME)
+    assert set(renamed) == {path.name for path in (tmp_path / NAME).iterdir()} == {"model.safetensors", "README.md"}
 
 
 # Pushing

@@ -1,0 +1,106 @@
+"""What train.py, convert.py and finetune.py share: arguments, data, and how a run is started and told of."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from _malloc import tune_malloc
+
+tune_malloc()  # before torch allocates
+
+import torch  # noqa: E402
+
+from rsnn_zoo.data import ImageData, load_dataset  # noqa: E402
+from rsnn_zoo.models import Network  # noqa: E402
+from rsnn_zoo.names import ModelName  # noqa: E402
+from rsnn_zoo.publish import save_pretrained  # noqa: E402
+from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names  # noqa: E402
+from rsnn_zoo.train import TrainingInterrupted, estimate, train  # noqa: E402
+
+ERRORS = (LookupError, OSError, ValueError, ArithmeticError)
+"""What a user can cause; shown as one line."""
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """Arguments of all three."""
+    found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = found.add_argument
+    add("name", type=ModelName.parse, help="what to make, e.g. resnet20_cifar10_trades_ann")
+    add("--recipe", help=f"one of {', '.join(recipe_names())}, or a .toml file (default: the name's tag, or data set)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. ann.epochs=5")
+    add("--output", type=Path, help="folder of the run and of its result (default: runs/NAME)")
+    add("--data", help="the data, where not the data set's name: an .npz file or a folder")
+    add("--root", type=Path, default=Path("data"), help="where torchvision keeps its data sets (%(default)s)")
+    add("--download", action="store_true", help="let torchvision download the data set")
+    add("--seed", type=int, default=0, help="of weights, order, augmentation and attacks (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    return found
+
+
+def training_parser(text: str) -> argparse.ArgumentParser:
+    """Those of a training besides."""
+    found = parser(text)
+    add = found.add_argument
+    add("--dry-run", action="store_true", help="show the resolved recipe, time a few steps, write nothing")
+    add("--interval", type=float, default=300.0, help="seconds between checkpoints within an epoch (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+    return found
+
+
+def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
+    """The recipe, and the training and validation images."""
+    name: ModelName = args.name
+    timesteps = [f"conversion.timesteps={name.timesteps}"] if name.timesteps else []
+    recipe = load_recipe(args.recipe or default_recipe(name), name.objective, [*timesteps, *args.set])
+    source = {"root": args.root, "download": args.download, "dataset": name.dataset}
+    split = {"validation": recipe.data.validation, "seed": recipe.data.seed}
+    data, validation = (
+        load_dataset(args.data or name.dataset, part, **source, **split) for part in ("train", "validation")
+    )
+    args.output = args.output or Path("runs") / str(name)
+    return recipe, data, validation
+
+
+def default_recipe(name: ModelName) -> str:
+    """``cifar10_linf8`` for ``..._cifar10_..._t8.linf8``; ``digits`` for ``..._digits_...``."""
+    return f"{name.dataset}_{name.tag}" if name.tag else name.dataset
+
+
+def run_stage(
+    args: argparse.Namespace,
+    model: Network,
+    stage: Stage,
+    data: ImageData,
+    validation: ImageData,
+    about: Mapping[str, Any],
+) -> None:
+    """Trains and saves the entry, or tells what that would take."""
+    if args.dry_run:
+        print(json.dumps({"stage": asdict(stage), **about}, indent=2))
+        print(estimate(model, data, validation, stage, device=args.device))
+        return
+    options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
+    result = train(model, data, validation, stage, args.output, about=about, **options)
+    save_pretrained(model.cpu(), args.output, name=str(args.name), training=result.record)
+    robust = "" if result.robust_accuracy is None else f", robust {100 * result.robust_accuracy:.1f} %"
+    print(
+        f"{args.name}: epoch {result.epoch}, validation accuracy {100 * result.accuracy:.1f} %{robust}; "
+        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, {result.peak_memory / 2**20:.0f} MiB; "
+        f"saved in {args.output}"
+    )
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a script; what a user can cause ends it with one line."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        run()
+    except TrainingInterrupted as stop:
+        sys.exit(f"\n{stop}")
+    except ERRORS as error:
+        sys.exit(f"error: {error}")

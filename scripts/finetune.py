@@ -1,0 +1,23 @@
+"""Make a robust SNN of a trained ANN: convert it, then fine-tune weights and thresholds.
+
+    python scripts/finetune.py resnet20_digits_trades_t4
+    python scripts/finetune.py resnet20_cifar10_trades_t8.linf8 --ann runs/resnet20_cifar10_trades_ann.linf8
+
+Without --ann the ANN is that of the same name in runs/, or else the published one. As train.py, it goes on where it was
+stopped, and --dry-run tells what it would do.
+"""
+
+from _training import main, resolve, run_stage, training_parser
+from convert import add_ann, converted
+
+
+def run() -> None:
+    """Fine-tune what the command line names."""
+    args = add_ann(training_parser(__doc__)).parse_args()
+    recipe, data, validation = resolve(args)
+    snn, about = converted(args, recipe, data)
+    run_stage(args, snn, recipe.snn, data, validation, about)
+
+
+if __name__ == "__main__":
+    main(run)
