@@ -6,12 +6,34 @@ from typing import TYPE_CHECKING, Any
 from rsnn_zoo._timm import register_with_timm
 
 if TYPE_CHECKING:
-    from rsnn_zoo.convert import calibrate as calibrate, convert as convert, relearn_statistics as relearn_statistics
+    from rsnn_zoo.convert import calibrate as calibrate
+    from rsnn_zoo.convert import convert as convert
+    from rsnn_zoo.convert import relearn_statistics as relearn_statistics
     from rsnn_zoo.data import load_dataset as load_dataset
     from rsnn_zoo.evaluate import evaluate as evaluate
-    from rsnn_zoo.neurons import Rate as Rate, Relu as Relu, SpikingNeuron as SpikingNeuron, Surrogate as Surrogate, backward_mode as backward_mode, model_under as model_under
-    from rsnn_zoo.publish import push_to_hub as push_to_hub, save_pretrained as save_pretrained
-    from rsnn_zoo.registry import create_model as create_model, is_model as is_model, list_models as list_models
+    from rsnn_zoo.neurons import (
+        Rate as Rate,
+    )
+    from rsnn_zoo.neurons import (
+        Relu as Relu,
+    )
+    from rsnn_zoo.neurons import (
+        SpikingNeuron as SpikingNeuron,
+    )
+    from rsnn_zoo.neurons import (
+        Surrogate as Surrogate,
+    )
+    from rsnn_zoo.neurons import (
+        backward_mode as backward_mode,
+    )
+    from rsnn_zoo.neurons import (
+        model_under as model_under,
+    )
+    from rsnn_zoo.publish import push_to_hub as push_to_hub
+    from rsnn_zoo.publish import save_pretrained as save_pretrained
+    from rsnn_zoo.registry import create_model as create_model
+    from rsnn_zoo.registry import is_model as is_model
+    from rsnn_zoo.registry import list_models as list_models
     from rsnn_zoo.research import from_research_checkpoint as from_research_checkpoint
 
 __version__ = "0.1.0"
@@ -37,7 +59,7 @@ _PUBLIC = {
     "save_pretrained": "publish",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

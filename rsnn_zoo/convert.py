@@ -1,6 +1,7 @@
 """From a trained ANN to an SNN: weights and batch norms are taken over, thresholds are found from data.
 
-The recipe of Özdenizci & Legenstein, TMLR 2024, section 3.2, for our networks and for any network whose activations are ReLU modules.
+The recipe of Özdenizci & Legenstein, TMLR 2024, section 3.2, for our networks and for any network whose activations are
+ReLU modules.
 """
 
 from __future__ import annotations
@@ -27,10 +28,34 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 # aten operators that bend their input, and so are activations that a spiking network does not have.
 _NONLINEAR = frozenset(
-    """relu relu_ clamp clamp_ clamp_min clamp_min_ threshold threshold_ hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_
-    celu celu_ gelu gelu_ silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_ hardsigmoid hardsigmoid_ hardswish hardswish_
-    softplus log_sigmoid_forward _softmax _log_softmax _prelu_kernel rrelu_with_noise exp erf sin cos
-    _scaled_dot_product_flash_attention_for_cpu""".split()
+    {
+        "relu",
+        "clamp",
+        "clamp_min",
+        "threshold",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "sigmoid",
+        "tanh",
+        "hardsigmoid",
+        "hardswish",
+        "softplus",
+        "log_sigmoid_forward",
+        "_softmax",
+        "_log_softmax",
+        "_prelu_kernel",
+        "rrelu_with_noise",
+        "exp",
+        "erf",
+        "sin",
+        "cos",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    }
 )
 _MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
 _POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
@@ -82,7 +107,7 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[nn.Module, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operator = func.overloadpacket.__name__
+        operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
         if operator in _NONLINEAR or operator in _MAX_POOLS:
             self.calls.append((self.stack[-1], operator))
         return func(*args, **(kwargs or {}))
@@ -110,7 +135,7 @@ def _find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[s
         elif operator in _MAX_POOLS:
             if max_pool == "average" and not isinstance(module, _POOLS):
                 raise ValueError(f"{name} ({kind}) calls max pooling as a function: make it an nn.MaxPool2d module")
-        elif operator.rstrip("_") in ("relu", "clamp_min", "clamp", "threshold"):
+        elif operator in ("relu", "clamp_min", "clamp", "threshold"):
             raise ValueError(
                 f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: "
                 "give it an nn.ReLU module (one for each use) and convert again"

@@ -88,7 +88,7 @@ class Run:
             "robust_accuracy": self.robust_accuracy,
             "ci95": wilson(self.verdicts.count(STANDS), len(self.verdicts)),
             "attacks": attacks,
-            "verdicts": list(self.verdicts),
+            "verdicts": " ".join(map(str, self.verdicts)),
             "seconds": round(self.seconds, 3),
         }
 
@@ -306,7 +306,7 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
-        raise ValueError(f"verdicts are those of the float32 network, and this one is {parameter.dtype}: use model.float()")
+        raise ValueError(f"verdicts are those of a float32 network, and this is {parameter.dtype}: use model.float()")
     if isinstance(data, ImageData):
         images, labels, index = data.pixels(), data.labels, data.index.tolist()
         dataset, split, data_sha256 = data.info.name, data.split, data.sha256

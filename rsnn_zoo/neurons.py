@@ -37,6 +37,7 @@ __all__ = [
     "current_mode",
     "integrate_and_fire",
     "model_under",
+    "wide",
 ]
 
 _log = logging.getLogger(__name__)
@@ -176,8 +177,8 @@ def model_under(model: nn.Module, mode: BackwardMode) -> ModeView:
 # --- the two loops --------------------------------------------------------------------------------------------------
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Membranes are kept in float32 even where the currents come in 16 bits."""
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What membranes and losses are computed in: float32 where values come in 16 bits."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
@@ -186,11 +187,11 @@ def _fire(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool)
 
     u - threshold is kept rather than u: its sign is the spike, exactly, in any precision.
     """
-    wide = _wide(x.dtype)
+    dtype = wide(x.dtype)
     spikes, excess = [], []
     v = None
     for t in range(timesteps):
-        current = x[t if x.shape[0] > 1 else 0].to(wide)
+        current = x[t if x.shape[0] > 1 else 0].to(dtype)
         u = current if v is None else (v if leak == 1.0 else leak * v) + current
         d = u - threshold
         fired = d >= 0
@@ -217,15 +218,15 @@ def _backward(
     with_threshold: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold: DESIGN section 3."""
-    wide = _wide(grad.dtype)
+    dtype = wide(grad.dtype)
     grads: list[Tensor] = []
     total: Tensor | None = None  # over the steps, of a current that was shown at every step
     threshold_sum: Tensor | None = None
     carry: Tensor | None = None
     for t in range(timesteps - 1, -1, -1):
-        d = excess[t].to(wide)
+        d = excess[t].to(dtype)
         slope = _DERIVATIVES[kind](d, width)
-        g = grad[t].to(wide)
+        g = grad[t].to(dtype)
         if carry is None:
             through = g * slope
             du = through
@@ -289,7 +290,7 @@ def _run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tupl
 
 
 def _rows(x: Tensor, rows: int) -> tuple[Tensor, bool]:
-    """x in storage order as (rows, N), without a copy where it is dense, and whether channels come last in it."""
+    """Returns x in storage order as (rows, N), without a copy where it is dense, and whether channels come last."""
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     flat = x.permute(0, 2, 3, 1) if channels_last else x.contiguous()
     return flat.reshape(rows, -1), channels_last
@@ -318,9 +319,9 @@ class _IntegrateAndFire(torch.autograd.Function):
         mode: Surrogate | Rate,
     ) -> Tensor:
         rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
-        wide = threshold.to(_wide(x.dtype))
-        spikes, excess = _run(_fire, (rows, wide), (timesteps, leak, soft))
-        ctx.save_for_backward(excess, wide)
+        compared = threshold.to(wide(x.dtype))
+        spikes, excess = _run(_fire, (rows, compared), (timesteps, leak, soft))
+        ctx.save_for_backward(excess, compared)
         ctx.settings = (timesteps, leak, soft, repeated)
         ctx.mode, ctx.shape, ctx.threshold_dtype = mode, x.shape, threshold.dtype
         steps = timesteps if repeated else 1
@@ -409,7 +410,7 @@ def integrate_and_fire(
     if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
         return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, repeated, mode or Surrogate())
     rows, channels_last = _rows(x, 1 if repeated else timesteps)
-    spikes = _run(_fire_only, (rows, threshold.to(_wide(x.dtype))), (timesteps, leak, soft))
+    spikes = _run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft))
     return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
 
 

@@ -7,7 +7,7 @@ An entry is a folder that is its Hub repository, file by file: ``config.json``, 
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from rsnn_zoo.card import model_card
 from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
 from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json
-from rsnn_zoo.hub import CONFIG, PATIENCE, WEIGHTS, HubError, default_org, entry_folder, explained, within
+from rsnn_zoo.hub import CONFIG, WEIGHTS, HubError, default_org, entry_folder, explained, within
 from rsnn_zoo.weights import load_weights, serialize
 
 CARD = "README.md"
 EVIDENCE = "evaluation.json"
 
+_PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
 _MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 
 
@@ -60,7 +61,7 @@ def save_pretrained(
     All files are written under temporary names first: an error on the way leaves the folder as it was.
 
     Args:
-        model: A network of the zoo, or another module that describes itself by the same attributes.
+        model: A network of the zoo.
         folder: Where to; made if absent.
         name: The entry's name: one of the grid, or a name of your own for your own organisation.
         training: How the weights came to be (recipe, seed, versions, hardware), as JSON.
@@ -70,6 +71,7 @@ def save_pretrained(
         The config that was written.
 
     Raises:
+        TypeError: If it is not a network of the zoo.
         ConfigError: If the network or ``training`` cannot be described within the bounds of ``config.json``.
         WeightsError: If the weights cannot be saved.
         EvidenceError: If ``evaluation`` is not of these weights.
@@ -79,24 +81,14 @@ def save_pretrained(
         >>> save_pretrained(model, "my_snn", name="resnet20_cifar10_at_t4", training={"seed": 0})  # doctest: +SKIP
     """
     folder = Path(folder)
+    config = _described(model, name, training)
     data, weights = serialize(model, WEIGHTS)
-    described: Mapping[str, Any] = getattr(model, "default_cfg", {})
-    config = ModelConfig(
-        architecture=model.architecture,
-        num_classes=model.num_classes,
-        num_features=model.num_features,
-        in_chans=model.in_chans,
-        img_size=model.img_size,
-        timesteps=model.timesteps,
-        mean=tuple(model.normalize.mean.flatten().tolist()),
-        std=tuple(model.normalize.std.flatten().tolist()),
-        reset=model.reset,
-        leak=model.leak,
-        **{key: described[key] for key in ("first_conv", "classifier") if key in described},
-        name=name,
+    before = _saved_before(folder, weights)
+    config = replace(
+        config,
         weights=weights,
-        created=_first_saved(folder, weights) or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        training=dict(training or {}),
+        created=before.created if before else datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        revision=before.revision if before else None,
     )
     text = to_json(config.to_json())
     config = parse_config(parse_json(text, f"the config of {name}"), f"the config of {name}")
@@ -156,6 +148,7 @@ def push_to_hub(
         EvidenceError: If the evidence is missing, older than the weights, or made with other weights.
         FileNotFoundError: If the folder lacks a file.
         HubError: If the Hub refuses or cannot be reached, or ``tag`` marks other weights there.
+        ValueError: If the Hub allows no such repository name.
 
     Example:
         >>> push_to_hub("my_snn", org="me", dry_run=True).files  # doctest: +SKIP
@@ -177,7 +170,7 @@ def push_to_hub(
 
     api = HfApi(endpoint=endpoint, token=token)
     with explained(repo):
-        within(PATIENCE, lambda: api.create_repo(repo, private=private, exist_ok=True))
+        within(_PATIENCE, lambda: api.create_repo(repo, private=private, exist_ok=True))
         before = api.model_info(repo)
         if private and not before.private:
             raise HubError("it is there already and public; make it private in its settings first")
@@ -221,13 +214,37 @@ def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
     return evidence
 
 
-def _first_saved(folder: Path, weights: WeightsInfo) -> str | None:
-    """When these same weights were saved before: to save them again does not make their evidence old."""
+def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> ModelConfig:
+    try:
+        return ModelConfig(
+            architecture=model.architecture,
+            num_classes=model.num_classes,
+            num_features=model.num_features,
+            in_chans=model.in_chans,
+            img_size=model.img_size,
+            timesteps=model.timesteps,
+            mean=tuple(model.normalize.mean.flatten().tolist()),
+            std=tuple(model.normalize.std.flatten().tolist()),
+            reset=model.reset,
+            leak=model.leak,
+            first_conv=model.default_cfg["first_conv"],
+            classifier=model.default_cfg["classifier"],
+            name=name,
+            training=dict(training or {}),
+        )
+    except AttributeError as error:
+        raise TypeError(
+            f"Only networks of the zoo can be saved as entries: {error}; see rsnn_zoo.create_model"
+        ) from None
+
+
+def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:
+    """The config of these same weights, if any: to save them again does not make their evidence old."""
     try:
         before = load_config(folder / CONFIG)
     except (FileNotFoundError, ConfigError):
         return None
-    return before.created if before.weights == weights else None
+    return before if before.weights == weights else None
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

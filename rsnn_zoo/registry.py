@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.hub import published_names, resolve
@@ -78,11 +81,19 @@ def create_model(
     return ARCHITECTURES[parts.architecture](**implied | kwargs).eval()
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Draws no weights, since loaded ones replace them at once; on the meta device drawing costs seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
+
+
 def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     entry = resolve(name, *where)
     config = entry.config
-    with torch.device("meta"):  # no weights are drawn that the loaded ones replace at once
-        network = ARCHITECTURES[config.architecture](**{"num_classes": config.num_classes, **config.model_args} | kwargs)
+    arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
+    with torch.device("meta"), _NoInitialisation():
+        network = ARCHITECTURES[config.architecture](**arguments)
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
     network.load_state_dict(state, strict=True, assign=True)
@@ -133,9 +144,8 @@ def list_models(
             raise UnknownNameError(f"unknown {what} {value!r}{near_matches(value, known)}")
     names = [ModelName.parse(name) for name in published_names()]
     if not pretrained:
-        names += [
-            ModelName(a, d, o, t) for a in ARCHITECTURES for d in DATASETS for o in objectives() for t in _LISTED_TIMESTEPS
-        ]
+        grid = product(ARCHITECTURES, DATASETS, objectives(), _LISTED_TIMESTEPS)
+        names += [ModelName(*parts) for parts in grid]
     patterns = [filter] if isinstance(filter, str) else filter
     return sorted(
         {

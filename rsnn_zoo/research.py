@@ -130,8 +130,10 @@ def from_research_checkpoint(
     # the batch counter is bookkeeping that some exports drop
     missing = [n for n in own if n not in state and n not in outside and not n.endswith("num_batches_tracked")]
     unknown = [old for old in found if _rename(old, heads) not in own or _rename(old, heads) in outside]
-    misshapen = [n for n, t in state.items() if n in own and t.numel() != own[n].numel()]
-    misshapen += [n for n, t in state.items() if n in own and t.dim() > 1 and n not in misshapen and t.shape != own[n].shape]
+    # a threshold may come as (1,)
+    misshapen = [
+        n for n, t in state.items() if n in own and t.shape != own[n].shape and (own[n].dim() or t.numel() > 1)
+    ]
     if missing or unknown or misshapen:
         raise ValueError(
             f"the checkpoint is not a {architecture} with {num_classes} classes"

@@ -391,8 +391,7 @@ class _Run:
         """Keeps these weights if none before were better."""
         score = [record["validation_robust"] or 0.0, record["validation"]]
         if not self.best or score >= self.best["score"]:
-            state = {key: value.detach().clone() for key, value in self.candidate.state_dict().items()}
-            self.best = {"score": score, "epoch": record["epoch"], "state": state}
+            self.best = {"score": score, "epoch": record["epoch"], "state": _copied(self.candidate)}
 
     @property
     def candidate(self) -> nn.Module:
@@ -448,9 +447,9 @@ class _Run:
     def save(self, must: bool = False) -> None:
         """Writes a checkpoint and the log; a failure is fatal only where it ``must``."""
         state = {key: getattr(self, key) for key in (*_REMEMBERED, "settings", "environment")}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"model": _copied(self.model), "optimizer": self.optimizer.state_dict()}
         if self.average is not None:
-            state["average"] = self.average.state_dict()
+            state["average"] = _copied(self.average)
         try:
             save_checkpoint(self.folder, state)
             with replacing(self.folder / "log.jsonl") as temporary:
@@ -485,6 +484,11 @@ class _Run:
 
 
 _REMEMBERED = ("epoch", "batch", "sums", "seconds", "training_seconds", "history", "best")
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    """The state, each tensor in memory of its own: those of a loaded network are views of one file."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

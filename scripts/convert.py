@@ -37,7 +37,12 @@ def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tupl
     ann = create_model(source, pretrained=True).to(args.device)
     images = data.pixels(slice(0, recipe.conversion.images)).to(args.device)
     snn = rsnn_zoo.convert(ann, images=images, **recipe.conversion.arguments())
-    about = {"name": str(args.name), "recipe": recipe.name, "ann": ann.pretrained_name, "ann_sha256": ann.weights_sha256}
+    about = {
+        "name": str(args.name),
+        "recipe": recipe.name,
+        "ann": ann.pretrained_name,
+        "ann_sha256": ann.weights_sha256,
+    }
     return snn, about | {"conversion": asdict(recipe.conversion)}
 
 

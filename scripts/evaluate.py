@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
     p.add_argument("--split", default="test", choices=("test", "validation", "train"))
     p.add_argument("-n", type=int, help="evaluate the first N images only")
-    p.add_argument("--attack", default="ensemble-pgd20", help="fgsm, rfgsm, pgdK or ensemble-... (default: %(default)s)")
+    p.add_argument(
+        "--attack", default="ensemble-pgd20", help="fgsm, rfgsm, pgdK or ensemble-... (default: %(default)s)"
+    )
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch-size", type=int, default=256, help="images between two writes of the state")

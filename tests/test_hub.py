@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from rsnn_zoo import hub as hub_module
 from rsnn_zoo.config import load_config
@@ -330,6 +330,21 @@ def test_a_cached_branch_is_used_and_said_where_the_hub_is_away(published, find,
     with caplog.at_level(logging.WARNING):
         assert_loads(find(f"hf-hub:{REPO}", endpoint="http://127.0.0.1:9"))
     assert "The copy in the download cache is used" in caplog.text
+
+
+def test_a_proxy_of_the_environment_is_used(published, find, hub, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", hub.url)
+    monkeypatch.setenv("NO_PROXY", "")
+    close_session()  # the client reads the environment when it is made
+    try:
+        assert_loads(find(endpoint="http://hub.test"))  # a name that no resolver knows
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        close_session()
+        with pytest.raises(HubError, match=r"cannot be reached .*HTTPS_PROXY"):
+            find(revision="main", endpoint="http://hub.test")
+    finally:
+        monkeypatch.undo()
+        close_session()
 
 
 def test_a_login_page_is_not_taken_for_a_hub(published, find, hub):

@@ -99,9 +99,7 @@ def test_gradients_agree_with_autograd(compiled, timesteps, size, leak, reset, t
 
     def ours(x, threshold):
         flat = x.flatten(0, 1)
-        out = integrate_and_fire(
-            flat, threshold, timesteps, leak=leak, reset=reset, repeated=repeated, mode=surrogate
-        )
+        out = integrate_and_fire(flat, threshold, timesteps, leak=leak, reset=reset, repeated=repeated, mode=surrogate)
         return out.unflatten(0, (timesteps, -1))
 
     def theirs(x, threshold):

@@ -70,11 +70,13 @@ def test_timm_loads_the_folder_too(entry):
 
 def test_saving_the_same_weights_again_keeps_their_evidence_valid(entry):
     content = load_json(entry / "config.json")
-    content["rsnn_zoo"]["created"] = before = "2020-01-01T00:00:00+00:00"
+    content["rsnn_zoo"] |= {"created": "2020-01-01T00:00:00+00:00", "revision": "v1"}
     (entry / "config.json").write_bytes(to_json(content))
     config = save_pretrained(small_network(), entry, name=NAME, training={"note": "more is known now"})
-    assert config.created == before
+    assert (config.created, config.revision) == ("2020-01-01T00:00:00+00:00", "v1")
     publish.check_evidence(config, load_json(entry / "evaluation.json"))
+    config = save_pretrained(small_network(seed=1), entry, name=NAME)
+    assert config.created > "2020-01-02" and config.revision is None
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,12 @@ def test_a_refused_save_leaves_the_folder_as_it_was(entry, kwargs, error, said):
     with pytest.raises(error, match=said):
         save_pretrained(small_network(seed=1), entry, **kwargs)
     assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_a_network_of_elsewhere_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"Only networks of the zoo .*no attribute 'architecture'"):
+        save_pretrained(timm.create_model("resnet18"), tmp_path / "x", name="x")
+    assert not (tmp_path / "x").exists()
 
 
 SAVE = """

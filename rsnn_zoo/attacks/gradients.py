@@ -1,13 +1,14 @@
 """The gradient of a loss with respect to the images: what every gradient attack spends its time on.
 
-Batch norms are folded into the convolutions before them, what stands before the first neuron is computed once, weights get
-no gradient, the batch is cut into chunks whose T steps stay in the cache, and convolutions may run in bfloat16.
+Batch norms are folded into the convolutions before them, what stands before the first neuron is computed once, weights
+get no gradient, the batch is cut into chunks whose T steps stay in the cache, and convolutions may run in bfloat16.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsnn_zoo.layers import WeightedSum
-from rsnn_zoo.neurons import BackwardMode, backward_mode
+from rsnn_zoo.neurons import BackwardMode, backward_mode, wide
 
 __all__ = ["LOSSES", "PRECISIONS", "InputGradient", "fold", "input_gradient"]
 
@@ -74,7 +75,7 @@ def fold(model: nn.Module) -> nn.Module:
             _fold_norm(module, conv, norm)
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
-            for conv, norm in zip(names, names[1:], strict=False):
+            for conv, norm in pairwise(names):
                 if isinstance(module._modules[conv], nn.Conv2d) and isinstance(module._modules[norm], nn.BatchNorm2d):
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
@@ -111,7 +112,8 @@ class InputGradient:
         mode: How to differentiate the spike; None for each neuron's own surrogate.
         precision: ``"float32"``, or ``"bfloat16"`` for the convolutions and linear layers; membranes stay in float32.
         chunk: Images that go through the network at once.
-        folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model itself, to the bit.
+        folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
+            to the bit.
         pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
 
     Example:
@@ -158,7 +160,7 @@ class InputGradient:
         function = LOSSES[loss] if isinstance(loss, str) else loss
         pairs = zip(self._chunks(images), self._chunks(labels), strict=True)
         with backward_mode(self.mode):
-            parts = [input_gradient(self.model, x, lambda z, y=y: function(z.float(), y)) for x, y in pairs]
+            parts = [input_gradient(self.model, x, lambda z, y=y: function(z.to(wide(z.dtype)), y)) for x, y in pairs]
         gradients, logits = zip(*parts, strict=True)
         return torch.cat(gradients)[: len(images)], torch.cat(logits)[: len(images)].float()
 

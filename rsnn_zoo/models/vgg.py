@@ -1,7 +1,8 @@
 """VGG-11 and VGG-16 with batch norm and average pooling, ANN and SNN.
 
-Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, in the layout of the
-ANN-to-SNN literature (three to five average pools, two hidden linear layers of 4096): Özdenizci & Legenstein, TMLR 2024.
+Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, in the layout
+of the ANN-to-SNN literature (three to five average pools, two hidden linear layers of 4096): Özdenizci & Legenstein,
+TMLR 2024.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """WideResNet-16-4 and -28-4 for small images, ANN and SNN.
 
-Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016: pre-activation blocks. With the trained residual weights of the
-robust-conversion networks (Özdenizci & Legenstein, TMLR 2024).
+Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016: pre-activation blocks. With the trained residual weights
+of the robust-conversion networks (Özdenizci & Legenstein, TMLR 2024).
 """
 
 from __future__ import annotations

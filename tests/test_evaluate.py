@@ -1,0 +1,284 @@
+"""The evaluation on real images: worst case, independence, resumption, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torchattacks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rsnn_zoo
+from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
+from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd, project, run
+from rsnn_zoo.evaluate import MISCLASSIFIED, STANDS, evaluate, wilson
+from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return rsnn_zoo.load_dataset("digits", "test").select(60)
+
+
+@pytest.fixture(scope="module")
+def ann():
+    """A ResNet-20 after some seconds of training on the digits: right on most, and not robust."""
+    torch.manual_seed(0)
+    data = rsnn_zoo.load_dataset("digits", "train")
+    images, labels = data.pixels(), data.labels
+    model = rsnn_zoo.create_model("resnet20_digits_natural_ann").train()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(4):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def snn(ann):
+    images = rsnn_zoo.load_dataset("digits", "train").select(128).pixels()
+    return rsnn_zoo.convert(ann, 4, images, calibration_timesteps=20)
+
+
+def test_the_ensemble_is_the_published_one():
+    assert len(set(ENSEMBLE_MODES)) == 19
+    assert sum(isinstance(mode, Surrogate) for mode in ENSEMBLE_MODES) == 17
+
+
+def test_the_fixtures_are_worth_attacking(ann, snn, digits):
+    for model in (ann, snn):
+        assert (model(digits.pixels()).argmax(1) == digits.labels).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "rfgsm", "ensemble-fgsm", "ensemble-pgd3"])
+def test_more_eps_and_more_members_never_help(snn, digits, attack):
+    report = evaluate(snn, digits, attack, [0.0, 4 / 255, 64 / 255])
+    none, small, large = report.runs
+    assert none.robust_accuracy <= report.clean_accuracy
+    assert large.robust_accuracy <= small.robust_accuracy + 0.05
+    if attack.startswith("ensemble"):
+        alone = evaluate(snn, digits, attack.removeprefix("ensemble-"), 4 / 255).runs[0]
+        # pcw-1, the model's own surrogate, leads the ensemble: what it fells, the ensemble fells
+        assert small.robust_accuracy <= alone.robust_accuracy + 0.05
+
+
+def test_the_worst_case_is_the_worst_of_its_members(snn, digits):
+    report = evaluate(snn, digits, "ensemble-pgd3", 8 / 255)
+    verdicts = report.runs[0].verdicts
+    for correct, verdict in zip(report.correct, verdicts, strict=True):
+        assert (verdict == MISCLASSIFIED) == (not correct)
+    content = report.runs[0].to_json()
+    assert content["attacks"][-1]["standing"] == verdicts.count(STANDS)
+    assert sum(a["felled"] for a in content["attacks"]) + verdicts.count(STANDS) == sum(report.correct)
+
+
+def test_verdicts_do_not_depend_on_batch_size_order_or_company(snn, digits):
+    expected = evaluate(snn, digits, "ensemble-pgd3", 8 / 255, chunk=16).runs[0].verdicts
+    assert STANDS in expected and max(expected) >= 0
+    for size in (1, 7, 64, 500):
+        report = evaluate(snn, digits, "ensemble-pgd3", 8 / 255, chunk=16, batch_size=size)
+        assert report.runs[0].verdicts == expected
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    shuffled = evaluate(snn, digits.select(order), "ensemble-pgd3", 8 / 255, chunk=16, batch_size=13).runs[0].verdicts
+    assert [expected[i] for i in order] == list(shuffled)
+
+
+def test_bfloat16_gradients_are_confirmed_by_the_exact_network(snn, digits, monkeypatch):
+    confirmed = []
+    from rsnn_zoo import evaluate as module
+
+    original = module._Victim.fallen
+    monkeypatch.setattr(
+        module._Victim, "fallen", lambda self, x, y: confirmed.append(original(self, x, y)) or confirmed[-1]
+    )
+    report = evaluate(snn, digits, "ensemble-pgd3", 16 / 255, precision="bfloat16")
+    felled = sum(v >= 0 for v in report.runs[0].verdicts)
+    assert felled and sum(int(c.sum()) for c in confirmed) == felled
+
+
+def test_an_ann_has_one_way_to_be_differentiated(ann, digits):
+    report = evaluate(ann, digits, "ensemble-pgd3", 8 / 255)
+    assert report.runs[0].members == (("pgd3", "own"),)
+
+
+def test_any_module_can_be_evaluated(digits):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    report = evaluate(model, (digits.pixels(), digits.labels), "pgd3", 8 / 255)
+    assert report.model == "Sequential" and report.weights_sha256 is None
+
+
+@pytest.mark.parametrize("mode", [Surrogate("pcw", 0.5), Rate(), Relu()], ids=str)
+def test_torchattacks_runs_on_a_view_and_agrees(snn, digits, mode):
+    view = model_under(snn, mode)
+    images, labels = digits.pixels(), digits.labels
+    theirs = torchattacks.FGSM(view, eps=8 / 255)(images, labels)
+    assert ((theirs - images).abs() <= 8 / 255 + 1e-6).all()
+    logits = view(images.requires_grad_())
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), images)
+    ours = project(images + 8 / 255 * gradient.sign(), images, 8 / 255)
+    torch.testing.assert_close(theirs, ours)
+
+
+@given(
+    st.sampled_from([FGSM, RFGSM, pgd(1), pgd(5)]),
+    st.floats(0, 1),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 2**20),
+)
+@settings(max_examples=80, deadline=None)
+def test_attacks_keep_to_the_ball_and_the_pixels(attack, eps, batch, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(batch, channels, 3, 4, generator=generator)
+    noise = 2 * torch.rand(images.shape, generator=generator) - 1
+    drop = [torch.rand(batch, generator=generator) < 0.3 for _ in range(6)]
+    seen = []
+
+    def gradient(x, y):
+        seen.append(x)
+        return torch.randn(x.shape, generator=generator), drop[len(seen) % 6][: len(x)]
+
+    fell, adversarial = run(
+        attack,
+        images,
+        torch.zeros(batch, dtype=torch.long),
+        eps,
+        noise,
+        gradient,
+        lambda x, y: seen.append(x) or drop[0][: len(x)],
+    )
+    assert fell.shape == (batch,) and adversarial.shape == images.shape
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert (adversarial - images).abs().max() <= eps + 1e-6
+    assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
+
+
+def test_attack_steps_are_as_defined():
+    images, noise = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[0.5, -0.25]]]])
+    assert torch.equal(FGSM.first(images, 0.1, noise), images)
+    torch.testing.assert_close(RFGSM.first(images, 0.1, noise), images + 0.05 * noise.sign())
+    torch.testing.assert_close(pgd(20).first(images, 0.1, noise), images + 0.1 * noise)
+    assert pgd(20).step == 2.5 / 20 and RFGSM.step == 0.5 and FGSM.step == 1
+
+
+def test_wilson_is_the_textbook_interval():
+    n, p, z = 50, 0.8, 1.959964
+    centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+    expected = [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
+    assert wilson(40, 50) == pytest.approx(expected, abs=1e-6)
+
+
+def test_nothing_is_touched(snn, digits):
+    state = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
+    snn.train()
+    random_state = torch.get_rng_state()
+    evaluate(snn, digits.select(8), "ensemble-fgsm", 8 / 255)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(module.training for module in snn.modules())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in snn.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in snn.parameters())
+    snn.eval()
+
+
+def test_the_report_is_evidence(snn, digits, tmp_path):
+    report = evaluate(snn, digits, "pgd2", [2 / 255, 8 / 255], seed=3)
+    report.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["n"] == 60 and content["dataset"] == "digits" and content["split"] == "test"
+    assert content["settings"]["seed"] == 3 and "torch" in content["versions"]
+    for one in content["runs"]:
+        assert len(one["verdicts"].split()) == 60
+        assert one["ci95"][0] <= one["robust_accuracy"] <= one["ci95"][1]
+    assert "8/255" in report.table()
+
+
+RESUMED = """
+import sys, torch, rsnn_zoo
+from rsnn_zoo.evaluate import evaluate
+torch.set_num_threads(1)
+snn = torch.load(sys.argv[1], weights_only=False)
+data = rsnn_zoo.load_dataset("digits", "test").select(60)
+evaluate(snn, data, "ensemble-pgd3", 8 / 255, batch_size=3, chunk=16, state=sys.argv[2]).save(sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_verdicts(snn, digits, tmp_path):
+    torch.save(snn, tmp_path / "snn.pt")
+    state, output = tmp_path / "state.json", tmp_path / "report.json"
+    command = [sys.executable, "-c", RESUMED, str(tmp_path / "snn.pt"), str(state), str(output)]
+    kills = 0
+    while not output.exists():
+        process = subprocess.Popen(command, env={**os.environ, "RSNN_ZOO_COMPILE": "0"})
+        before = len(json.loads(state.read_text())["verdicts"].get(repr(8 / 255), {})) if state.exists() else 0
+        while process.poll() is None and kills < 3:
+            time.sleep(0.02)
+            if state.exists() and len(json.loads(state.read_text())["verdicts"].get(repr(8 / 255), {})) > before + 6:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        process.wait()
+    assert kills >= 1
+    expected = evaluate(snn, digits, "ensemble-pgd3", 8 / 255, chunk=16).runs[0].verdicts
+    assert json.loads(output.read_text())["runs"][0]["verdicts"] == " ".join(map(str, expected))
+
+
+def test_a_foreign_state_is_refused(snn, digits, tmp_path):
+    evaluate(snn, digits.select(4), "fgsm", 8 / 255, state=tmp_path / "state.json")
+    before = (tmp_path / "state.json").read_bytes()
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(snn, digits.select(4), "fgsm", 8 / 255, seed=1, state=tmp_path / "state.json")
+    assert (tmp_path / "state.json").read_bytes() == before
+
+
+def bad(images, value):
+    images = images.clone()
+    images[0, 0, 0, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"eps": -0.1}, ValueError, "eps must lie"),
+        ({"eps": 8}, ValueError, "8 / 255"),
+        ({"eps": float("nan")}, ValueError, "eps must lie"),
+        ({"attack": "pgd"}, ValueError, "ensemble-pgd20"),
+        ({"attack": "ensemble-pgd0"}, ValueError, "unknown attack"),
+        ({"batch_size": 0}, ValueError, "at least 1"),
+        ({"images": lambda x: bad(x, float("nan"))}, ValueError, "NaN"),
+        ({"images": lambda x: bad(x, 1.5)}, ValueError, r"\[0, 1\]"),
+        ({"images": lambda x: x.repeat(1, 3, 1, 1)}, ValueError, "channels"),
+        ({"images": lambda x: x[..., :7]}, ValueError, "8 x 7"),
+        ({"images": lambda x: (255 * x).to(torch.uint8)}, TypeError, "floating"),
+        ({"labels": lambda y: y + 5}, ValueError, "10 classes"),
+        ({"labels": lambda y: y[:-1]}, ValueError, "labels"),
+        ({"labels": lambda y: y.float()}, TypeError, "integers"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, error, words):
+    images = change.pop("images", lambda x: x)(digits.pixels())
+    labels = change.pop("labels", lambda y: y)(digits.labels)
+    with pytest.raises(error, match=words):
+        evaluate(snn, (images, labels), **{"attack": "fgsm", **change}, state=tmp_path / "state.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_precisions_of_the_model_are_refused(snn, digits):
+    import copy
+
+    with pytest.raises(ValueError, match="float32"):
+        evaluate(copy.deepcopy(snn).double(), digits, "fgsm")
+
+
+def test_protocols_name_their_members(snn):
+    assert [str(m) for m in protocol("pgd7", snn)] == ["pgd7/own"]
+    assert str(protocol("ensemble-rfgsm", snn)[-1]) == "rfgsm/relu"

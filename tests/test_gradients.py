@@ -1,0 +1,116 @@
+"""The fast input gradient against the plain one, and the folded network against the network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rsnn_zoo.attacks.gradients import InputGradient, fold, input_gradient
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.neurons import Rate, Relu, Surrogate, backward_mode
+
+
+def network(architecture, timesteps=3, img_size=8, **kwargs):
+    torch.manual_seed(0)
+    if architecture.startswith("vgg"):
+        kwargs["hidden_features"] = 32
+    model = ARCHITECTURES[architecture](
+        num_classes=7,
+        in_chans=2,
+        img_size=img_size,
+        timesteps=timesteps,
+        threshold=0.4,
+        mean=(0.4, 0.5),
+        std=(0.2, 0.3),
+        **kwargs,
+    )
+    with torch.no_grad():  # batch norms and residual weights that do something
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sum.weight"):
+                parameter.copy_(torch.tensor([0.7, 0.4]))
+    return model.eval()
+
+
+def plain(model, images, labels, mode):
+    images = images.clone().requires_grad_()
+    with backward_mode(mode):
+        logits = model(images)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), images)
+    return gradient, logits.detach()
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "wrn16_4", "vgg11"])
+@pytest.mark.parametrize("timesteps", [None, 3])
+def test_folding_changes_nothing_but_roundings(architecture, timesteps):
+    model = network(architecture, timesteps).double()
+    images = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    folded = fold(model)
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-9, atol=1e-9)
+    norms = [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert architecture == "wrn16_4" or not norms
+
+
+@pytest.mark.parametrize("mode", [None, Surrogate("rect", 0.5), Rate(), Relu()], ids=str)
+@pytest.mark.parametrize("settings", [{"folded": False}, {"folded": False, "pad": True}, {}], ids=str)
+def test_gradient_equals_the_plain_one(mode, settings):
+    model = network("resnet20", surrogate=Surrogate("exp", 1.0)).double()
+    images, labels = torch.rand(5, 2, 8, 8, dtype=torch.float64), torch.arange(5)
+    gradient, logits = InputGradient(model, mode, chunk=2, **settings)(images, labels)
+    expected, expected_logits = plain(model, images, labels, mode)
+    torch.testing.assert_close(gradient, expected, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(logits, expected_logits.float())
+
+
+def test_unfolded_logits_are_the_models_to_the_bit_with_and_without_gradients():
+    model = network("resnet20")
+    images, labels = torch.rand(8, 2, 8, 8), torch.arange(8) % 7
+    exact = InputGradient(model, chunk=8, folded=False, pad=True)
+    with torch.no_grad():
+        expected = model(images)
+    assert torch.equal(exact(images, labels)[1], expected)
+    assert torch.equal(exact.logits(images), expected)
+
+
+def test_padded_chunks_do_not_depend_on_the_company():
+    model = network("wrn16_4")
+    images, labels = torch.rand(11, 2, 8, 8), torch.arange(11) % 7
+    exact = InputGradient(model, chunk=4, folded=False, pad=True)
+    together, logits = exact(images, labels)
+    for i in range(11):
+        alone, one = exact(images[i : i + 1], labels[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+        assert torch.equal(one[0], logits[i])
+
+
+def test_bfloat16_points_where_float32_points():
+    model = network("resnet20", timesteps=None)
+    images, labels = torch.rand(4, 2, 8, 8), torch.arange(4)
+    found, _ = InputGradient(model, precision="bfloat16")(images, labels)
+    expected, _ = plain(model, images, labels, None)
+    assert found.dtype == torch.float32
+    assert F.cosine_similarity(found.flatten(1), expected.flatten(1)).min() > 0.95
+
+
+def test_the_model_is_left_as_it_was():
+    model = network("resnet20").train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for settings in ({}, {"folded": False}, {"precision": "bfloat16"}):
+        InputGradient(model, Rate(), **settings)(torch.rand(2, 2, 8, 8), torch.tensor([0, 1]))
+    input_gradient(model.eval(), torch.rand(2, 2, 8, 8), lambda z: z[:, 0])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_bad_settings_are_refused():
+    model = network("resnet20")
+    with pytest.raises(ValueError, match="float32, bfloat16"):
+        InputGradient(model, precision="int8")
+    with pytest.raises(ValueError, match="at least 1"):
+        InputGradient(model, chunk=0)
