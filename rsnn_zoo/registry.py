@@ -96,6 +96,8 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
         network = ARCHITECTURES[config.architecture](**arguments)
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
+    # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.
+    state = {key: tensor if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
     network.load_state_dict(state, strict=True, assign=True)
     network.pretrained_name = config.name or name
     network.weights_sha256 = entry.sha256

@@ -74,3 +74,11 @@ def make_entry(parent: Path, name: str = NAME, seed: int = 0) -> Path:
 @pytest.fixture
 def entry(tmp_path):
     return make_entry(tmp_path / "hub_configs")
+
+
+@pytest.fixture(scope="module")
+def eager():
+    """No kernels are compiled: for tests of what stands around the neuron, where compiling takes the longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSNN_ZOO_COMPILE", "0")
+        yield

@@ -89,7 +89,7 @@ def run(
         Which samples fell, (B,) bool, and their adversarial images (for the others the last iterate).
     """
     fell = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    adversarial = attack.first(images, eps, noise)
+    adversarial = attack.first(images, eps, noise).clone()
     left = torch.arange(len(images), device=images.device)
     x, clean, y = adversarial, images, labels
     for _ in range(attack.steps):
