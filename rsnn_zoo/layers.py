@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.neurons import SpikingNeuron, Surrogate, check_timesteps
+from rsnn_zoo.neurons import SpikingNeuron, Surrogate
 
 __all__ = ["Normalize", "Spiking", "StaticBatchNorm2d", "WeightedSum"]
 
@@ -32,8 +32,8 @@ class Spiking:
     surrogate: Surrogate | None = None
 
     def __post_init__(self) -> None:
-        if self.timesteps is not None:
-            check_timesteps(self.timesteps)
+        timesteps = 1 if self.timesteps is None else self.timesteps
+        SpikingNeuron(timesteps, self.threshold, self.leak, self.reset)  # refuses, of an ANN too, what none can be
 
     def activation(self, repeated: bool = False) -> nn.Module:
         """A new activation layer; ``repeated`` marks the first, which shows its one input at every step."""

@@ -21,7 +21,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _malloc import tune_malloc
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,6 +42,7 @@ from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.files import replacing
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.neurons import Surrogate
+from rsnn_zoo.provenance import environment
 
 BATCHES = {"resnet20": 64, "wrn16_4": 16, "vgg11": 32}  # what training in the peers fits in 16 GB
 TITLES = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4", "vgg11": "VGG-11"}
@@ -122,14 +123,6 @@ def build(case: Case, batch: int) -> Callable[[], object]:
 # --- one case, in its own process -------------------------------------------------------------------------------------
 
 
-def tune_malloc() -> None:
-    """Keeps glibc from giving every large tensor back to the kernel; does nothing where there is no glibc."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-
-
 def peak_bytes(run: Callable[[], object]) -> int | None:
     """Most memory that a call holds at once above what was resident before it; None where the kernel cannot tell."""
 
@@ -190,16 +183,6 @@ def plan(models: list[str], timesteps: list[int], quantities: list[str], peers: 
     return cases
 
 
-def hardware() -> dict[str, Any]:
-    """The processor's name and the cores that this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return {"cpu": cpu, "cores": os.cpu_count()}
-
-
 def ratios_table(results: dict[str, Any]) -> str:
     """The measurements as a Markdown table of ratios with a caption; "-" where a case is missing or failed.
 
@@ -233,8 +216,9 @@ def ratios_table(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     caption = (
         "Each cell: ours in float32 / in bfloat16, over the peer in float32 or our ANN in the same precision. "
-        f"Medians of {results['repeats']} calls; {results['hardware']['cpu']}, {results['threads']} threads; "
-        f"images a batch: {batches}; {versions}; {results['date']}."
+        f"Medians of {results['repeats']} calls; {results['cpu']}, {results['threads']} threads, glibc's allocator "
+        f"{'tuned' if results['malloc_tuning'] else 'as it is'} for all; images a batch: {batches}; {versions}; "
+        f"{results['date']}."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption])
 
@@ -257,7 +241,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, help=f"images a call; default: {BATCHES}")
     parser.add_argument("--repeats", type=positive, default=5, help="timed calls after warm-up (default: 5)")
     parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--malloc-tuning", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--malloc-tuning", action="store_true", help="tune glibc's allocator, for all cases")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing, print this file's ratios")
     return parser.parse_args()
@@ -274,7 +258,8 @@ def main() -> None:
         raise SystemExit(f"{error.name} is not installed: pip install spikingjelly snntorch") from None
     settings = {"repeats": args.repeats, "threads": args.threads, "malloc_tuning": args.malloc_tuning}
     batch = {model: args.batch or BATCHES[model] for model in args.models}
-    about = {"hardware": hardware(), "versions": versions, "date": date.today().isoformat(), "batch": batch}
+    about = {**environment(), "date": date.today().isoformat(), "batch": batch}
+    about["versions"] = versions
     results = {**about, **settings, "cases": []}
     progress = tqdm(plan(args.models, args.timesteps, args.quantities, args.peers), unit="case")
     for case in progress:

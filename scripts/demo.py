@@ -9,7 +9,6 @@ evidence. Ends with an error where more than 2 % of them are not.
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -62,5 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
     main()

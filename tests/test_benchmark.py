@@ -108,7 +108,7 @@ def test_peak_memory_is_what_a_call_holds_at_once():
 def results(*cases):
     names = ("model", "timesteps", "quantity", "library", "precision", "median_seconds", "peak_bytes")
     return {
-        "hardware": {"cpu": "a CPU", "cores": 2},
+        "cpu": "a CPU",
         "threads": 2,
         "repeats": 5,
         "date": "2025-01-31",
@@ -151,7 +151,7 @@ def test_one_run_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # a bare checkout is not installed
     run = subprocess.run([*command, *options.split(), "--output", file], capture_output=True, text=True, check=True)
     written = json.loads(file.read_text())
-    assert {"hardware", "threads", "versions", "date", "batch", "repeats", "malloc_tuning"} < set(written)
+    assert {"cpu", "cores", "threads", "versions", "date", "batch", "repeats", "malloc_tuning"} < set(written)
     kinds = {(case["library"], case["precision"]) for case in written["cases"]}
     ours = itertools.product(("rsnn_zoo", "ann"), benchmark.PRECISIONS)
     assert kinds == {*ours, ("spikingjelly", "float32"), ("snntorch", "float32")}

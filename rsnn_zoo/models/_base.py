@@ -139,8 +139,11 @@ class Network(Temporal):
             (B, K), the mean over time; with ``per_step`` (T, B, K).
 
         Raises:
+            TypeError: For images of integers.
             ValueError: For a wrong number of dimensions, channels, or (where the network fixes it) image size.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"images must be floating point in [0, 1], got {x.dtype}: divide uint8 by 255")
         expected = (self.in_chans, self.img_size, self.img_size)
         if x.dim() != 4 or x.shape[1] != self.in_chans or (self.fixed_img_size and tuple(x.shape[1:]) != expected):
             raise ValueError(
@@ -161,6 +164,8 @@ class Network(Temporal):
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool must be 'avg', got {global_pool!r}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must not be negative, got {num_classes}")
         self.num_classes = num_classes
         old = self.normalize.mean
         new = nn.Linear(self.head_features, num_classes) if num_classes else nn.Identity()
