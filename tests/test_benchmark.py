@@ -111,6 +111,7 @@ def results(*cases):
         "cpu": "a CPU",
         "threads": 2,
         "repeats": 5,
+        "malloc_tuning": False,
         "date": "2025-01-31",
         "batch": {"resnet20": 64},
         "versions": {"spikingjelly": "2.0.0"},

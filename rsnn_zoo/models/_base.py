@@ -92,7 +92,7 @@ class Network(Temporal):
         if self.normalize.mean.numel() != in_chans:
             raise ValueError(f"mean and std have {self.normalize.mean.numel()} values for {in_chans} channels")
         # timm's description of the input: normalisation is inside, so mean 0 and std 1, or users normalise twice
-        self.default_cfg: dict[str, Any] = {
+        self.pretrained_cfg = self.default_cfg = {
             "architecture": f"rsnn_{architecture}",
             "num_classes": num_classes,
             "input_size": (in_chans, img_size, img_size),
