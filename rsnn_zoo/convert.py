@@ -378,7 +378,7 @@ def convert(
     if max_pool == "average":
         _replace(network, _POOLS, _average_pool)
     if own:
-        network.become_spiking(spiking)
+        network.spiking = spiking
         snn: Temporal = network
     else:
         snn = SpikingNetwork(network, spiking, normalize)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -129,12 +130,22 @@ def test_the_neurons_are_what_was_asked_for():
     assert (build("resnet20", None).timesteps, build("resnet20").reset, build("resnet20").leak) == (None, "hard", 1.0)
 
 
-def test_every_layer_fires(snn):  # or the tests below would compare silence
+def rates_of(snn, call):
+    """Mean spikes a neuron and step, by layer, while ``call()`` runs."""
     rates = {}
-    for name, neuron in snn.neurons():
-        neuron.register_forward_hook(lambda _, inputs, spikes, name=name: rates.update({name: spikes.mean().item()}))
-    snn(images_for(snn))
-    assert len(rates) == len(thresholds_of(snn)) and all(0 < rate < 1 for rate in rates.values())
+    hooks = [
+        neuron.register_forward_hook(lambda _, inputs, spikes, name=name: rates.update({name: spikes.double().mean()}))
+        for name, neuron in snn.neurons()
+    ]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([rates[name] for name, _ in snn.neurons()])
+
+
+def test_every_layer_fires(snn):  # or the tests below would compare silence
+    rates = rates_of(snn, lambda: snn(images_for(snn)))
+    assert (rates > 0.02).all() and (rates < 0.5).all()
 
 
 def test_reset_and_leak_change_the_logits(snn):
@@ -204,8 +215,10 @@ def everything_repeated(snn):
     leak=st.sampled_from([1.0, 0.6]),
     training=st.booleans(),
 )
-@settings(max_examples=20, deadline=None)
-def test_the_stem_computed_once_is_the_stem_computed_at_each_step(architecture, timesteps, batch, reset, leak, training):
+@settings(max_examples=12, deadline=None)
+def test_the_stem_computed_once_is_the_stem_computed_at_each_step(
+    architecture, timesteps, batch, reset, leak, training
+):
     snn = build(architecture, timesteps, reset=reset, leak=leak).double().train(training)
     plainly, plain = everything_repeated(snn)
     images = images_for(snn, batch).requires_grad_()
@@ -268,16 +281,16 @@ def test_every_parameter_and_every_threshold_is_trained(architecture, reset):
 def test_training_lowers_the_loss_and_moves_the_thresholds():
     snn = build("resnet20").train()
     images, labels = images_for(snn, 8), torch.arange(8)
-    optimizer = torch.optim.SGD(snn.parameters(), 0.01)
-    before = copy.deepcopy(thresholds_of(snn))
+    optimizer = torch.optim.Adam(snn.parameters(), 0.01)
     losses = []
-    for _ in range(12):
-        losses.append(nn.functional.cross_entropy(snn(images), labels))
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(snn(images), labels)
         optimizer.zero_grad()
-        losses[-1].backward()
+        loss.backward()
         optimizer.step()
-    assert losses[-1] < losses[0]
-    assert all(a != b for a, b in zip(before, thresholds_of(snn), strict=True))
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert all(threshold != 1.0 for threshold in thresholds_of(snn))
 
 
 # --- as in timm -----------------------------------------------------------------------------------------------------
@@ -338,25 +351,25 @@ def test_double_agrees_with_float(snn, device):
     assert (logits - exact).norm() < 0.02 * exact.norm()  # a spike or two may be flipped
 
 
-def lowered(snn, images, how):
-    if how == "half":
-        return snn.half()(images.half())
-    if how == "bfloat16":
-        return snn.bfloat16()(images.bfloat16())
-    with torch.autocast(images.device.type, torch.bfloat16):
-        return snn(images)
-
-
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", ["half", "bfloat16", "autocast"])
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_lower_precision_gives_nearly_the_same(architecture, how, device):
-    snn = build(architecture).to(device)
-    images = images_for(snn)
-    exact = snn(images)
-    logits = lowered(snn, images, how)
-    assert logits.dtype == (torch.float16 if how == "half" else torch.bfloat16)
-    assert (logits - exact).norm() < 0.3 * exact.norm()  # some spikes are flipped
+@pytest.mark.parametrize("how", [torch.float16, torch.bfloat16, "autocast"], ids=str)
+def test_lower_precision_gives_nearly_the_same(snn, how, device):
+    snn = snn.float().to(device)
+    low, images = copy.deepcopy(snn), images_for(snn)
+    if how == "autocast":
+        inside, dtype, low_images = torch.autocast(device, torch.bfloat16), torch.bfloat16, images
+    else:
+        inside, dtype, low_images = nullcontext(), how, images.to(how)
+        low.to(how)
+    with backward_mode(Relu()), inside:  # without the thresholds, which make a spike of a rounding
+        logits = low(low_images)
+    with backward_mode(Relu()):
+        exact = snn(images)
+    assert logits.dtype == dtype
+    assert (logits - exact).norm() < (0.002 if how == torch.float16 else 0.02) * exact.norm()
+    with inside:
+        found = rates_of(low, lambda: low(low_images))
+    assert_same(found, rates_of(snn, lambda: snn(images)), 0.05)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -454,7 +467,9 @@ def test_an_ann_has_no_timesteps_to_change():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (8, 8), (1, 2, 1, 8, 8)])
 def test_images_of_another_shape_are_refused(snn, shape):
-    with pytest.raises(ValueError, match=rf"{snn.architecture} takes images \(B, 1, 8, 8\) in \[0, 1\], got \({shape[0]}, "):
+    with pytest.raises(
+        ValueError, match=rf"{snn.architecture} takes images \(B, 1, 8, 8\) in \[0, 1\], got \({shape[0]}, "
+    ):
         snn(torch.rand(shape, dtype=torch.float64))
 
 

@@ -81,10 +81,7 @@ def perturb(
         >>> adversarial = perturb(model, images, labels, attack=attack, eps=8 / 255, noise=noise)  # doctest: +SKIP
     """
     gradient = InputGradient(model, precision=precision, chunk=chunk or len(images))
-    target = labels
-    if loss == "kl":
-        with torch.no_grad():
-            target = torch.cat([gradient.model(part) for part in images.split(gradient.chunk)]).float().softmax(1)
+    target = gradient.logits(images).softmax(1) if loss == "kl" else labels
     x = images + noise if attack.start == "gaussian" else attack.first(images, eps, noise)
     for _ in range(attack.steps):
         direction, _ = gradient(x, target, INNER_LOSSES[loss])

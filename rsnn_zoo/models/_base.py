@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,28 +15,36 @@ __all__ = ["Network", "Temporal", "initialise"]
 
 
 class Temporal(nn.Module):
-    """A network in time: knows its number of steps and its spiking layers."""
+    """A network in time: knows its number of steps and its spiking layers.
+
+    Attributes:
+        spiking: What its activations are.
+    """
 
     def __init__(self, spiking: Spiking):
         super().__init__()
-        self.become_spiking(spiking)
+        self.spiking = spiking
 
-    def become_spiking(self, spiking: Spiking) -> None:
-        """Takes note of what the activations are; the layers themselves are the caller's to replace."""
-        self.reset = spiking.reset
-        self.leak = spiking.leak
-        self._timesteps = spiking.timesteps
+    @property
+    def reset(self) -> str:
+        """``"hard"`` or ``"soft"``."""
+        return self.spiking.reset
+
+    @property
+    def leak(self) -> float:
+        """What remains of a membrane from step to step."""
+        return self.spiking.leak
 
     @property
     def timesteps(self) -> int | None:
         """T of the SNN, changeable at any time; None of the ANN."""
-        return self._timesteps
+        return self.spiking.timesteps
 
     @timesteps.setter
     def timesteps(self, timesteps: int) -> None:
-        if self._timesteps is None:
+        if self.timesteps is None:
             raise ValueError("an ANN has no time steps: convert it with rsnn_zoo.convert(ann, timesteps=...)")
-        self._timesteps = check_timesteps(timesteps)
+        self.spiking = replace(self.spiking, timesteps=check_timesteps(timesteps))
         for module in self.modules():
             if isinstance(module, SpikingNeuron):
                 module.timesteps = timesteps
@@ -45,7 +54,7 @@ class Temporal(nn.Module):
     @property
     def steps(self) -> int:
         """Steps of a forward pass now: T, or 1 for the ANN and under the ReLU mode."""
-        return 1 if self._timesteps is None or isinstance(current_mode(), Relu) else self._timesteps
+        return 1 if self.timesteps is None or isinstance(current_mode(), Relu) else self.timesteps
 
     def neurons(self) -> Iterator[tuple[str, SpikingNeuron]]:
         """The spiking layers by name, in the order of the forward pass."""
@@ -60,8 +69,21 @@ class Temporal(nn.Module):
 class Network(Temporal):
     """Base class of the families: images (B, C, H, W) in [0, 1] to logits (B, K), the mean over time.
 
-    A family sets ``normalize``, ``num_features`` and the name of its last linear layer in ``classifier_name``, and
-    implements ``forward_features`` and ``pool``.
+    A family sets ``num_features``, the name of its last linear layer in ``classifier_name`` and that of its first
+    convolution in ``first_conv``, and implements ``forward_features`` and ``pool``.
+
+    Args:
+        architecture: Name of the configuration.
+        num_classes: K; 0 for no classifier.
+        in_chans: Channels of the images.
+        img_size: Side of the images in pixels.
+        timesteps: T of the SNN, or None for the ANN.
+        mean: Per channel, of pixels in [0, 1]; zeros by default.
+        std: Likewise; ones by default.
+        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+
+    Raises:
+        ValueError: For a value out of range, or mean and std that do not fit the channels.
     """
 
     classifier_name = "fc"
@@ -71,14 +93,15 @@ class Network(Temporal):
     def __init__(
         self,
         architecture: str,
-        num_classes: int,
-        in_chans: int,
-        img_size: int,
-        spiking: Spiking,
-        mean: tuple[float, ...] | None,
-        std: tuple[float, ...] | None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int = 32,
+        timesteps: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        **neuron: Any,
     ):
-        super().__init__(spiking)
+        super().__init__(Spiking(timesteps, **neuron))
         for name, value in (("in_chans", in_chans), ("img_size", img_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -88,11 +111,11 @@ class Network(Temporal):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.img_size = img_size
-        self.normalize = Normalize(mean or (0.0,) * in_chans, std or (1.0,) * in_chans)
+        self.normalize = Normalize(tuple(mean or (0.0,) * in_chans), tuple(std or (1.0,) * in_chans))
         if self.normalize.mean.numel() != in_chans:
             raise ValueError(f"mean and std have {self.normalize.mean.numel()} values for {in_chans} channels")
         # timm's description of the input: normalisation is inside, so mean 0 and std 1, or users normalise twice
-        self.pretrained_cfg = self.default_cfg = {
+        self.pretrained_cfg: dict[str, Any] = {
             "architecture": f"rsnn_{architecture}",
             "num_classes": num_classes,
             "input_size": (in_chans, img_size, img_size),
@@ -104,6 +127,7 @@ class Network(Temporal):
             "first_conv": self.first_conv,
             "classifier": self.classifier_name,
         }
+        self.default_cfg = self.pretrained_cfg  # as in timm
 
     # --- forward ---
 

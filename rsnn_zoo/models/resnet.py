@@ -47,40 +47,22 @@ class ResNet(Network):
     Args:
         architecture: Name of the configuration.
         depth: Blocks a stage.
-        num_classes: K; 0 for no classifier.
-        in_chans: Channels of the images.
-        img_size: Side of the images in pixels (any size runs; this one is described in ``default_cfg``).
-        timesteps: T of the SNN, or None for the ANN.
-        mean: Per channel, of pixels in [0, 1]; zeros by default.
-        std: Likewise; ones by default.
-        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+        **kwargs: See :class:`rsnn_zoo.models.Network`.
     """
 
     foldable = (("conv1", "bn1"),)
 
-    def __init__(
-        self,
-        architecture: str,
-        depth: int,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        img_size: int = 32,
-        timesteps: int | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        **neuron: Any,
-    ):
-        spiking = Spiking(timesteps, **neuron)
-        super().__init__(architecture, num_classes, in_chans, img_size, spiking, mean, std)
+    def __init__(self, architecture: str, depth: int, **kwargs: Any):
+        super().__init__(architecture, **kwargs)
         self.num_features = 64
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
-        self.bn1 = spiking.static_norm(16)
-        self.act1 = spiking.activation(repeated=True)
-        self.layer1 = self._stage(16, 16, 1, depth, spiking)
-        self.layer2 = self._stage(16, 32, 2, depth, spiking)
-        self.layer3 = self._stage(32, 64, 2, depth, spiking)
+        self.conv1 = nn.Conv2d(self.in_chans, 16, 3, 1, 1, bias=False)
+        self.bn1 = self.spiking.static_norm(16)
+        self.act1 = self.spiking.activation(repeated=True)
+        self.layer1 = self._stage(16, 16, 1, depth, self.spiking)
+        self.layer2 = self._stage(16, 32, 2, depth, self.spiking)
+        self.layer3 = self._stage(32, 64, 2, depth, self.spiking)
         initialise(self)
-        self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
+        self.fc = nn.Linear(64, self.num_classes) if self.num_classes else nn.Identity()
 
     @staticmethod
     def _stage(in_chs: int, out_chs: int, stride: int, depth: int, spiking: Spiking) -> nn.Sequential:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rsnn_zoo.layers import Spiking
 from rsnn_zoo.models._base import Network, initialise
 
 __all__ = ["VGG", "vgg11", "vgg16"]
@@ -31,43 +30,24 @@ class VGG(Network):
 
     Args:
         architecture: A name of ``CONFIGURATIONS``.
-        num_classes: K; 0 for no classifier.
-        in_chans: Channels of the images.
-        img_size: Side of the images in pixels; fixed, since linear layers follow.
-        timesteps: T of the SNN, or None for the ANN.
-        mean: Per channel, of pixels in [0, 1]; zeros by default.
-        std: Likewise; ones by default.
         hidden_features: Width of the two hidden linear layers.
         drop_rate: Dropout behind each hidden layer, in [0, 1].
-        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+        **kwargs: See :class:`rsnn_zoo.models.Network`.
     """
 
     classifier_name = "head"
     first_conv = "features.0"
     fixed_img_size = True
 
-    def __init__(
-        self,
-        architecture: str,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        img_size: int = 32,
-        timesteps: int | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        hidden_features: int = 4096,
-        drop_rate: float = 0.0,
-        **neuron: Any,
-    ):
-        spiking = Spiking(timesteps, **neuron)
-        super().__init__(architecture, num_classes, in_chans, img_size, spiking, mean, std)
+    def __init__(self, architecture: str, hidden_features: int = 4096, drop_rate: float = 0.0, **kwargs: Any):
+        super().__init__(architecture, **kwargs)
         layers: list[nn.Module] = []
-        channels, side = in_chans, img_size
+        channels, side = self.in_chans, self.img_size
         for item in CONFIGURATIONS[architecture]:
             if isinstance(item, int):
                 first = not layers
-                norm = spiking.static_norm(item) if first else nn.BatchNorm2d(item)
-                layers += [nn.Conv2d(channels, item, 3, padding=1), norm, spiking.activation(repeated=first)]
+                norm = self.spiking.static_norm(item) if first else nn.BatchNorm2d(item)
+                layers += [nn.Conv2d(channels, item, 3, padding=1), norm, self.spiking.activation(repeated=first)]
                 channels = item
             elif side > 1:
                 layers.append(nn.AvgPool2d(2))
@@ -75,24 +55,24 @@ class VGG(Network):
         if side > 4:
             layers.append(nn.AvgPool2d(2))
             side //= 2
-        self.num_features, self._hidden_features = channels, hidden_features
+        self.num_features, self.hidden_features = channels, hidden_features
         self.features = nn.Sequential(*layers)
         self.pre_logits = nn.Sequential(
             nn.Flatten(),
             nn.Linear(channels * side * side, hidden_features),
-            spiking.activation(),
+            self.spiking.activation(),
             nn.Dropout(drop_rate),
             nn.Linear(hidden_features, hidden_features),
-            spiking.activation(),
+            self.spiking.activation(),
             nn.Dropout(drop_rate),
         )
         initialise(self)
-        self.head = nn.Linear(hidden_features, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(hidden_features, self.num_classes) if self.num_classes else nn.Identity()
 
     @property
     def head_features(self) -> int:
         """Width of the hidden linear layers."""
-        return self._hidden_features
+        return self.hidden_features
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to (T * B, 512, h, w)."""

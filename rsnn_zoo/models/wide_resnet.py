@@ -50,41 +50,22 @@ class WideResNet(Network):
         architecture: Name of the configuration.
         depth: Blocks a stage.
         widen: Widening factor, at least 2.
-        num_classes: K; 0 for no classifier.
-        in_chans: Channels of the images.
-        img_size: Side of the images in pixels.
-        timesteps: T of the SNN, or None for the ANN.
-        mean: Per channel, of pixels in [0, 1]; zeros by default.
-        std: Likewise; ones by default.
-        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+        **kwargs: See :class:`rsnn_zoo.models.Network`.
     """
 
-    def __init__(
-        self,
-        architecture: str,
-        depth: int,
-        widen: int,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        img_size: int = 32,
-        timesteps: int | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        **neuron: Any,
-    ):
-        spiking = Spiking(timesteps, **neuron)
-        super().__init__(architecture, num_classes, in_chans, img_size, spiking, mean, std)
+    def __init__(self, architecture: str, depth: int, widen: int, **kwargs: Any):
+        super().__init__(architecture, **kwargs)
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.num_features = widths[-1]
-        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(self.in_chans, widths[0], 3, 1, 1, bias=False)
         # The first block widens, so its shortcut starts behind its first neuron and all before that is computed once.
-        self.layer1 = self._stage(widths[0], widths[1], 1, depth, spiking, first=True)
-        self.layer2 = self._stage(widths[1], widths[2], 2, depth, spiking)
-        self.layer3 = self._stage(widths[2], widths[3], 2, depth, spiking)
+        self.layer1 = self._stage(widths[0], widths[1], 1, depth, self.spiking, first=True)
+        self.layer2 = self._stage(widths[1], widths[2], 2, depth, self.spiking)
+        self.layer3 = self._stage(widths[2], widths[3], 2, depth, self.spiking)
         self.bn = nn.BatchNorm2d(self.num_features)
-        self.act = spiking.activation()
+        self.act = self.spiking.activation()
         initialise(self)
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.fc = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
     @staticmethod
     def _stage(
