@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from rsnn_zoo._timm import register_with_timm
 
 if TYPE_CHECKING:
-    from rsnn_zoo.convert import calibrate as calibrate
-    from rsnn_zoo.convert import convert as convert
-    from rsnn_zoo.convert import relearn_statistics as relearn_statistics
+    from rsnn_zoo.conversion import calibrate as calibrate
+    from rsnn_zoo.conversion import convert as convert
+    from rsnn_zoo.conversion import relearn_statistics as relearn_statistics
     from rsnn_zoo.data import load_dataset as load_dataset
-    from rsnn_zoo.evaluate import evaluate as evaluate
+    from rsnn_zoo.evaluation import evaluate as evaluate
     from rsnn_zoo.neurons import (
         Rate as Rate,
     )
@@ -45,17 +45,17 @@ _PUBLIC = {
     "SpikingNeuron": "neurons",
     "Surrogate": "neurons",
     "backward_mode": "neurons",
-    "calibrate": "convert",
-    "convert": "convert",
+    "calibrate": "conversion",
+    "convert": "conversion",
     "create_model": "registry",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "from_research_checkpoint": "research",
     "is_model": "registry",
     "list_models": "registry",
     "load_dataset": "data",
     "model_under": "neurons",
     "push_to_hub": "publish",
-    "relearn_statistics": "convert",
+    "relearn_statistics": "conversion",
     "save_pretrained": "publish",
 }
 

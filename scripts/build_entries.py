@@ -16,7 +16,7 @@ from pathlib import Path
 
 import rsnn_zoo
 from rsnn_zoo.energy import energy
-from rsnn_zoo.evaluate import EPSILONS
+from rsnn_zoo.evaluation import EPSILONS
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entries_folder
 from rsnn_zoo.names import ModelName

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import rsnn_zoo
-from rsnn_zoo.convert import calibrate
+from rsnn_zoo.conversion import calibrate
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, backward_mode
 from tests.parity import ARCHITECTURES, needs_parity, read, relative_error, research_state_dict
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rsnn_zoo
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd, project, run
-from rsnn_zoo.evaluate import MISCLASSIFIED, STANDS, evaluate, wilson
+from rsnn_zoo.evaluation import MISCLASSIFIED, STANDS, evaluate, wilson
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
 
 
@@ -92,7 +92,7 @@ def test_verdicts_do_not_depend_on_batch_size_order_or_company(snn, digits):
 
 def test_bfloat16_gradients_are_confirmed_by_the_exact_network(snn, digits, monkeypatch):
     confirmed = []
-    from rsnn_zoo import evaluate as module
+    from rsnn_zoo import evaluation as module
 
     original = module._Victim.fallen
     monkeypatch.setattr(
@@ -202,7 +202,7 @@ def test_the_report_is_evidence(snn, digits, tmp_path):
 
 RESUMED = """
 import sys, torch, rsnn_zoo
-from rsnn_zoo.evaluate import evaluate
+from rsnn_zoo.evaluation import evaluate
 torch.set_num_threads(1)
 snn = torch.load(sys.argv[1], weights_only=False)
 data = rsnn_zoo.load_dataset("digits", "test").select(60)
