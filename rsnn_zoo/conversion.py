@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rsnn_zoo.data import check_images
 from rsnn_zoo.layers import Normalize, Spiking
 from rsnn_zoo.models import Network, Temporal
-from rsnn_zoo.neurons import SpikingNeuron, Surrogate
+from rsnn_zoo.neurons import SpikingNeuron, Surrogate, check_timesteps
 
 __all__ = ["SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
 
@@ -49,6 +49,12 @@ _NONLINEAR = frozenset(
         "_softmax",
         "_log_softmax",
         "_prelu_kernel",
+        "glu",
+        "hardshrink",
+        "softshrink",
+        "maximum",
+        "minimum",
+        "abs",
         "rrelu_with_noise",
         "exp",
         "erf",
@@ -162,23 +168,26 @@ def _split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
             f"{', '.join(sorted(shared))}: used in several places, and torch.fx cannot trace the network to split it "
             f"({error}): give each use an nn.ReLU of its own"
         ) from error
-    seen: Counter[str] = Counter()
+    modules = dict(graph_module.named_modules(remove_duplicate=False))  # one module may bear several names
+    seen: Counter[nn.Module] = Counter()
     for node in graph_module.graph.nodes:
-        if node.op == "call_module" and node.target in shared:
-            target, seen[node.target] = node.target, seen[node.target] + 1
-            if seen[target] > 1:
-                node.target = f"{target}_{seen[target]}"
+        if node.op == "call_module" and isinstance(relu := modules[node.target], nn.ReLU):
+            seen[relu] += 1
+            if seen[relu] > 1:
+                node.target = f"{node.target}_use{seen[relu]}"
                 graph_module.add_submodule(node.target, nn.ReLU())
     graph_module.recompile()
     return graph_module
 
 
 def _replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None:
-    """Puts ``new(module)`` in place of every submodule of a kind."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, kind):
-                setattr(parent, name, new(child))
+    """Puts ``new(module)`` in place of every submodule of a kind, the same one under each of its names."""
+    replaced: dict[nn.Module, nn.Module] = {}
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, kind):
+            if module not in replaced:
+                replaced[module] = new(module)
+            network.set_submodule(name, replaced[module])
 
 
 def _average_pool(pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> nn.Module:
@@ -292,7 +301,7 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
     Args:
         snn: The network.
         images: (B, C, H, W) in [0, 1].
-        batch_size: Images a forward pass; the batches' statistics are averaged.
+        batch_size: Most images a forward pass; the batches' statistics are averaged.
     """
     norms = [module for module in snn.modules() if isinstance(module, _BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -301,7 +310,7 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
             norm.reset_running_stats()
             norm.momentum = None  # the plain average
         with _batch_statistics(snn, track=True):
-            for batch in images.split(batch_size):
+            for batch in images.tensor_split(math.ceil(len(images) / batch_size)):  # of equal size, or nearly
                 snn(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -364,13 +373,13 @@ def convert(
     own = isinstance(ann, Network)
     if own and (mean is not None or std is not None):
         raise ValueError("a network of this zoo normalises inside: leave mean and std out")
-    spiking = Spiking(timesteps, leak=leak, reset=reset, surrogate=surrogate)
+    spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, surrogate=surrogate)
 
     network = copy.deepcopy(ann).eval()
+    images = images.to(next(network.parameters(), images))  # in the network's precision, on its device
     normalize: nn.Module = nn.Identity()
     if mean is not None or std is not None:
-        channels = images.shape[1]
-        normalize = Normalize(tuple(mean or (0.0,) * channels), tuple(std or (1.0,) * channels)).to(images)
+        normalize = Normalize(mean, std, images.shape[1]).to(images)
     uses = _find_activations(network, normalize(images[:2]), max_pool)
     if not own:
         network = _split_shared(network, uses)
@@ -382,7 +391,7 @@ def convert(
         snn: Temporal = network
     else:
         snn = SpikingNetwork(network, spiking, normalize)
-    snn = snn.to(images.device, images.dtype).eval()
+    snn = snn.to(images).eval()
 
     _compute_stem_once(snn, images)
     calibrate(snn, images, timesteps=calibration_timesteps, percentile=percentile, scale=scale)

@@ -59,8 +59,11 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
     totals: dict[str, float] = defaultdict(float)
     spikes: dict[str, float] = defaultdict(float)
     sites: dict[str, float] = defaultdict(float)
+    spiking = False  # whether the pass has come to the first neuron
 
     def count_spikes(neuron: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal spiking
+        spiking = True
         spikes[neurons[neuron]] += output.sum(dtype=torch.float64).item()
         sites[neurons[neuron]] += output.numel()
 
@@ -68,11 +71,13 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
         x = inputs[0]
         # the dense count of one step: all steps of a spiking layer stand in the batch
         steps = x.shape[0] / shown if neurons else 1
-        totals["ann"] += _operations(layer, torch.ones_like(x)) / steps
-        if not neurons:
-            return
-        binary = steps > 1 and bool(((x == 0) | (x == 1)).all())
-        totals["accumulates" if binary else "macs"] += _operations(layer, x if steps > 1 else torch.ones_like(x))
+        dense = _operations(layer, torch.ones_like(x)) / steps
+        totals["ann"] += dense
+        if spiking:
+            binary = bool(((x == 0) | (x == 1)).all())
+            totals["accumulates" if binary else "macs"] += _operations(layer, x)
+        else:
+            totals["macs"] += dense
 
     for module in model.modules():
         if isinstance(module, SpikingNeuron):
@@ -80,12 +85,11 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
         elif isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_pre_hook(count_operations)
     for batch in images.split(batch_size):
-        shown = len(batch)
+        shown, spiking = len(batch), False
         model(batch)
 
     n = len(images)
-    ann = totals["ann"] / n
-    macs, accumulates = (totals["macs"] / n, totals["accumulates"] / n) if neurons else (ann, 0.0)
+    ann, macs, accumulates = totals["ann"] / n, totals["macs"] / n, totals["accumulates"] / n
     joule = 1e-3 * (MAC_PICOJOULE * macs + AC_PICOJOULE * accumulates)
     result: dict[str, Any] = {
         "energy": {

@@ -30,6 +30,7 @@ from rsnn_zoo.data import ImageData, check_images, check_labels
 from rsnn_zoo.files import load_json, replacing, to_json
 from rsnn_zoo.neurons import Relu
 from rsnn_zoo.provenance import environment
+from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
 
@@ -99,7 +100,7 @@ class Report:
 
     Attributes:
         model: Name of the model.
-        weights_sha256: Of the weights file the model was loaded from, or None.
+        weights_sha256: Of the weights file that ``save_pretrained`` makes of the model; None where it cannot.
         dataset: Name of the data set.
         split: Name of the split.
         index: Index in the data set of each sample.
@@ -251,6 +252,13 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _weights_sha256(model: nn.Module) -> str | None:
+    try:
+        return serialize(model, "")[1].sha256
+    except (WeightsError, IndexError):  # a module that no entry can hold
+        return None
+
+
 def _default_chunk(images: Tensor) -> int:
     if images.is_cuda:
         return 256
@@ -356,7 +364,7 @@ def evaluate(
             )
     return Report(
         model=getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__),
-        weights_sha256=getattr(model, "weights_sha256", None),
+        weights_sha256=_weights_sha256(model),
         dataset=dataset,
         split=split,
         index=tuple(index),

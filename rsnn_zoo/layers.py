@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +48,20 @@ class Spiking:
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, inside the model, so that eps and [0, 1] mean pixels everywhere."""
+    """(x - mean) / std per channel, inside the model, so that eps and [0, 1] mean pixels everywhere.
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+    Args:
+        mean: One value a channel; None for zeros.
+        std: One positive value a channel; None for ones.
+        channels: C.
+    """
+
+    def __init__(self, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int):
         super().__init__()
-        if len(mean) != len(std) or not all(s > 0 for s in std):
-            raise ValueError(f"mean and std need one value a channel and positive std, got {mean} and {std}")
+        mean = [0.0] * channels if mean is None else list(mean)
+        std = [1.0] * channels if std is None else list(std)
+        if not len(mean) == len(std) == channels or not all(s > 0 for s in std):
+            raise ValueError(f"{channels} channels need as many means and positive stds, got {mean} and {std}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).to(torch.get_default_dtype()))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64).to(torch.get_default_dtype()))
 

@@ -84,10 +84,12 @@ def save_pretrained(
     config = _described(model, name, training)
     data, weights = serialize(model, WEIGHTS)
     before = _saved_before(folder, weights)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    evaluated = (evaluation or {}).get("created", now)  # weights that were evaluated were there before
     config = replace(
         config,
         weights=weights,
-        created=before.created if before else datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=before.created if before else min(now, evaluated, key=_time),
         revision=before.revision if before else None,
     )
     text = to_json(config.to_json())

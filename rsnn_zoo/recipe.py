@@ -146,6 +146,9 @@ class Stage(_Checked):
             raise RecipeError("validation_steps attack at validation_eps, which must be more than 0")
         if self.nesterov and not self.momentum:
             raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
+        for key, pixels in (("crop_padding", self.augmentation.crop_padding), ("cutout", self.augmentation.cutout)):
+            if not isinstance(pixels, int) or pixels < 0:
+                raise RecipeError(f"augmentation.{key} is {pixels!r}, must be a number of pixels")
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,14 @@ class Conversion(_Checked):
     surrogate: str = "pcw"
     width: float = _number(1.0, 1e-6, 1000.0)
     max_pool: str = _one_of("spikes", ("spikes", "average"))
+
+    def __post_init__(self) -> None:
+        """Checks the surrogate too."""
+        super().__post_init__()
+        try:
+            self.arguments()
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``rsnn_zoo.convert``, besides the images."""

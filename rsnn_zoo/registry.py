@@ -94,6 +94,8 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
     with torch.device("meta"), _NoInitialisation():
         network = ARCHITECTURES[config.architecture](**arguments)
+    if config.weights:
+        network.to(getattr(torch, config.weights.dtype))
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
     # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.

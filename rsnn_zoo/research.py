@@ -61,8 +61,16 @@ def _rename(name: str, heads: tuple[tuple[str, str], ...]) -> str:
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(source, str | os.PathLike):
-        # weights_only alone: a checkpoint from elsewhere must not be able to run code
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            # weights_only alone: a checkpoint from elsewhere must not be able to run code
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # of many kinds, and torch's own advice is to load it unsafely
+            raise ValueError(
+                f"{os.fspath(source)} is damaged, or holds more than tensors and plain containers, which is not read "
+                "since a pickle can run code: have its state dict alone saved with torch.save"
+            ) from error
     for wrapper in ("state_dict", "model_state_dict", "net", "model"):
         if isinstance(source, Mapping) and isinstance(source.get(wrapper), Mapping):
             source = source[wrapper]
@@ -80,6 +88,8 @@ def from_research_checkpoint(
     *,
     dataset: str | None = None,
     img_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> Network:
     """One of our networks with the weights of a checkpoint that the published research code trained.
 
@@ -93,6 +103,8 @@ def from_research_checkpoint(
         dataset: Whose mean and std normalise the images, since that code keeps them outside the checkpoint; by
             default ``cifar10``, ``cifar100`` or ``tinyimagenet``, told by ``num_classes``.
         img_size: Side of the images; the data set's by default.
+        mean: Per channel, of pixels in [0, 1], in place of the data set's: that code trains on SVHN with 0.5.
+        std: Likewise; that code trains on SVHN with 0.5.
 
     Returns:
         The network in evaluation mode, in the checkpoint's floating dtype.
@@ -113,13 +125,14 @@ def from_research_checkpoint(
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
     info = DATASETS[dataset]
+    mean, std = mean or info.mean, std or info.std
     network = ARCHITECTURES[architecture](
         num_classes=num_classes,
         in_chans=info.in_chans,
         img_size=img_size or info.img_size,
         timesteps=timesteps,
-        mean=info.mean,
-        std=info.std,
+        mean=mean,
+        std=std,
         reset=reset,
     )
     found = _read(path_or_state_dict)
@@ -131,8 +144,8 @@ def from_research_checkpoint(
     missing = [n for n in own if n not in state and n not in outside and not n.endswith("num_batches_tracked")]
     unknown = [old for old in found if _rename(old, heads) not in own or _rename(old, heads) in outside]
     # a threshold may come as (1,)
-    misshapen = [
-        n for n, t in state.items() if n in own and t.shape != own[n].shape and (own[n].dim() or t.numel() > 1)
+    misshapen = [  # a threshold may be () or (1,)
+        n for n, t in state.items() if n in own and t.shape != own[n].shape and (t.numel(), own[n].numel()) != (1, 1)
     ]
     if missing or unknown or misshapen:
         raise ValueError(
@@ -145,8 +158,8 @@ def from_research_checkpoint(
         )
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     # that code holds them in float32, whatever the dtype of the rest
-    state["normalize.mean"] = torch.tensor(info.mean, dtype=torch.float32).to(dtype)
-    state["normalize.std"] = torch.tensor(info.std, dtype=torch.float32).to(dtype)
+    state["normalize.mean"] = torch.tensor(mean, dtype=torch.float32).to(dtype)
+    state["normalize.std"] = torch.tensor(std, dtype=torch.float32).to(dtype)
     network.to(dtype).load_state_dict(
         {**{n: t for n, t in own.items() if n not in state}, **{n: t.reshape(own[n].shape) for n, t in state.items()}}
     )

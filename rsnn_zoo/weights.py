@@ -142,7 +142,8 @@ def _tensors(buffer: Tensor, source: str) -> Iterator[tuple[str, Tensor]]:
             raise ValueError(f"the bytes of {name!r} do not follow those of the tensor before it")
         if end > len(raw):
             raise ValueError(f"{name!r} reaches beyond the end")
-        yield name, buffer[begin:end].view(dtype).view(shape)
+        # .data: as plain views all would share one version counter, and a batch norm's update would spoil the gradients
+        yield name, buffer[begin:end].view(dtype).view(shape).data
     if end != len(raw):
         raise ValueError("bytes are left over after the last tensor")
 

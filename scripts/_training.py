@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from rsnn_zoo.data import ImageData, load_dataset  # noqa: E402
 from rsnn_zoo.models import Network  # noqa: E402
-from rsnn_zoo.names import ModelName  # noqa: E402
+from rsnn_zoo.names import ModelName, UnknownNameError  # noqa: E402
 from rsnn_zoo.publish import save_pretrained  # noqa: E402
 from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names  # noqa: E402
 from rsnn_zoo.train import TrainingInterrupted, estimate, train  # noqa: E402
@@ -26,11 +26,19 @@ ERRORS = (LookupError, OSError, ValueError, ArithmeticError)
 """What a user can cause; shown as one line."""
 
 
+def model_name(text: str) -> ModelName:
+    """A name of the grid, or what argparse shows of the error."""
+    try:
+        return ModelName.parse(text)
+    except UnknownNameError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def parser(text: str) -> argparse.ArgumentParser:
     """Arguments of all three."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = found.add_argument
-    add("name", type=ModelName.parse, help="what to make, e.g. resnet20_cifar10_trades_ann")
+    add("name", type=model_name, help="what to make, e.g. resnet20_cifar10_trades_ann")
     add("--recipe", help=f"one of {', '.join(recipe_names())}, or a .toml file (default: the name's tag, or data set)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. ann.epochs=5")
     add("--output", type=Path, help="folder of the run and of its result (default: runs/NAME)")
@@ -67,8 +75,9 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
 
 
 def default_recipe(name: ModelName) -> str:
-    """``cifar10_linf8`` for ``..._cifar10_..._t8.linf8``; ``digits`` for ``..._digits_...``."""
-    return f"{name.dataset}_{name.tag}" if name.tag else name.dataset
+    """That of the tag, such as ``cifar10_linf8``; without one the data set's own, or the research recipe."""
+    known = [f"{name.dataset}_{name.tag}"] if name.tag else [name.dataset, f"{name.dataset}_research"]
+    return next((recipe for recipe in known if recipe in recipe_names()), known[0])
 
 
 def run_stage(

@@ -44,7 +44,7 @@ from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.neurons import Surrogate
 from rsnn_zoo.provenance import environment
 
-BATCHES = {"resnet20": 64, "wrn16_4": 16, "vgg11": 32}  # what training in the peers fits in 16 GB
+BATCHES = {"resnet20": 64, "wrn16_4": 8, "vgg11": 8}  # so that one run of everything takes about half an hour
 TITLES = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4", "vgg11": "VGG-11"}
 PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch"}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

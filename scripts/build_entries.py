@@ -53,7 +53,6 @@ def publish(run: Path, name: ModelName, data: str | None, n: int | None, command
     print(report.table())
     training = {"command": command, **load_json(run / "run.json")}
     folder = entries_folder() / str(name)
-    save_pretrained(model, folder, name=str(name), training=training)
     save_pretrained(model, folder, name=str(name), training=training, evaluation=report.to_json())
     state.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ kill. A published model's report can be held against its evidence, hub_configs/N
 """
 
 import argparse
-import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -55,7 +54,6 @@ def load(name: str, weights: Path | None) -> torch.nn.Module:
     check_state_dict(state, model.state_dict(), str(weights))
     model.load_state_dict(state)
     model.pretrained_name = name
-    model.weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     return model
 
 

@@ -9,3 +9,6 @@ for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="rsnn_zoo_tests_")
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the Hub of the tests has no xet storage
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+# Networks this small run fastest on one thread, above all where several tests run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -6,13 +6,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from timm.data import resolve_data_config
 from torch import nn
 
 from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.layers import Normalize, StaticBatchNorm2d
+from rsnn_zoo.layers import StaticBatchNorm2d
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.neurons import Relu, SpikingNeuron, Surrogate, backward_mode
 
@@ -66,17 +66,16 @@ def snn(request):
 # --- what can be built ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timesteps", [None, 2])
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_takes_every_data_set(architecture, dataset, timesteps):
+def test_every_architecture_takes_every_data_set(architecture, dataset):
     info = DATASETS[dataset]
     described = {"num_classes": info.num_classes, "in_chans": info.in_chans, "img_size": info.img_size}
     with torch.device("meta"):  # shapes alone, no arithmetic
-        network = ARCHITECTURES[architecture](timesteps=timesteps, **described)
+        network = ARCHITECTURES[architecture](timesteps=2, **described)
         images = torch.empty(5, info.in_chans, info.img_size, info.img_size)
-    assert network(images, per_step=True).shape == (timesteps or 1, 5, info.num_classes)
-    assert (network.architecture, network.timesteps) == (architecture, timesteps)
+    assert network(images, per_step=True).shape == (2, 5, info.num_classes)
+    assert network.architecture == architecture
     assert {key: getattr(network, key) for key in described} == described
 
 
@@ -207,8 +206,10 @@ def everything_repeated(snn):
     return lambda images: plain(images.repeat(plain.timesteps, 1, 1, 1)), plain
 
 
+@example("vgg11", 3, 2, "hard", 1.0, True)
+@example("vgg11", 2, 3, "soft", 0.6, False)
 @given(
-    architecture=st.sampled_from(FAMILIES),
+    architecture=st.sampled_from(["resnet20", "wrn16_4"]),
     timesteps=st.integers(1, 5),
     batch=st.integers(2, 3),
     reset=st.sampled_from(["hard", "soft"]),
@@ -434,9 +435,10 @@ def test_networks_can_be_copied_and_pickled(snn):
         ({"num_classes": -1}, ValueError, "num_classes must not be negative, got -1"),
         ({"in_chans": 0, "mean": None, "std": None}, ValueError, "in_chans must be at least 1, got 0"),
         ({"img_size": 0}, ValueError, "img_size must be at least 1, got 0"),
-        ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, ValueError, "mean and std have 2 values for 1 channels"),
-        ({"mean": (0.1, 0.2)}, ValueError, "one value a channel"),
-        ({"std": (0.0,)}, ValueError, "positive std"),
+        ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, ValueError, "1 channels need as many means and positive stds"),
+        ({"mean": (0.1, 0.2)}, ValueError, "1 channels need as many means"),
+        ({"std": (0.0,)}, ValueError, "positive stds"),
+        ({"std": (float("nan"),)}, ValueError, "positive stds"),
     ],
 )
 def test_what_cannot_be_built_is_refused(architecture, change, error, said):
@@ -489,8 +491,3 @@ def test_a_wrong_classifier_is_refused_and_changes_nothing(snn):
         with pytest.raises(ValueError, match=said):
             snn.reset_classifier(*arguments)
     assert snn.num_classes == 10 and snn.get_classifier() is before
-
-
-def test_mean_and_std_need_the_same_length():
-    with pytest.raises(ValueError, match="one value a channel"):
-        Normalize((0.5,), (1.0, 1.0))

@@ -111,9 +111,7 @@ class Network(Temporal):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.img_size = img_size
-        self.normalize = Normalize(tuple(mean or (0.0,) * in_chans), tuple(std or (1.0,) * in_chans))
-        if self.normalize.mean.numel() != in_chans:
-            raise ValueError(f"mean and std have {self.normalize.mean.numel()} values for {in_chans} channels")
+        self.normalize = Normalize(mean, std, in_chans)
         # timm's description of the input: normalisation is inside, so mean 0 and std 1, or users normalise twice
         self.pretrained_cfg: dict[str, Any] = {
             "architecture": f"rsnn_{architecture}",

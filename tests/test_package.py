@@ -1,0 +1,192 @@
+"""The package as a whole: cheap to import, complete, and flowing in one direction."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import rsnn_zoo
+
+PACKAGE = Path(rsnn_zoo.__file__).parent
+TREES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        path.read_text()
+    )
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def run(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- importing ------------------------------------------------------------------------------------------------------
+
+
+def test_importing_is_cheap_and_touches_no_network():
+    heavy = "torch torchvision timm numpy scipy sklearn matplotlib PIL huggingface_hub safetensors torchattacks tqdm"
+    seconds, others = run(f"""
+import sys, time
+events = set()
+sys.addaudithook(lambda event, args: events.add(event.partition(".")[0]))
+start = time.perf_counter()
+import rsnn_zoo
+middle = time.perf_counter()
+assert not events & {{"socket", "urllib", "http", "subprocess"}}, events
+assert not set({heavy!r}.split()) & set(sys.modules), sorted(sys.modules)
+import torch, timm
+print(middle - start, time.perf_counter() - middle)
+""").split()
+    assert float(seconds) < 0.2 * float(others)
+
+
+def test_names_and_configurations_are_read_without_torch():
+    run("""
+import sys
+import rsnn_zoo.config, rsnn_zoo.datasets, rsnn_zoo.files, rsnn_zoo.names
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+""")
+
+
+# --- the public names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", rsnn_zoo.__all__)
+def test_every_public_name_is_there_and_explained(name):
+    value = getattr(rsnn_zoo, name)
+    assert name in dir(rsnn_zoo)
+    if name != "__version__":
+        assert value.__name__ == name and value.__module__.startswith("rsnn_zoo.")
+        assert len(value.__doc__) > 40
+
+
+def test_public_names_stay_what_they_are_once_everything_is_imported():
+    for name in TREES:
+        import_module(name)
+    assert not any(isinstance(getattr(rsnn_zoo, name), ModuleType) for name in rsnn_zoo.__all__)
+
+
+def test_type_checkers_see_the_same_names():
+    (block,) = (node for node in TREES["rsnn_zoo"].body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: f"rsnn_zoo.{module}"
+        for node in block.body
+        for alias in node.names
+        for module in [node.module[9:]]
+    }
+    assert {name: f"rsnn_zoo.{module}" for name, module in rsnn_zoo._PUBLIC.items()} == seen
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'rsnn_zoo' has no attribute 'creat_model'"):
+        rsnn_zoo.creat_model  # noqa: B018
+
+
+# --- one direction of flow ------------------------------------------------------------------------------------------
+
+
+@cache
+def imports_of(module, lazy=True):
+    """Every module of ours, and every other package, that a module imports; with ``lazy`` inside functions too."""
+    tree = TREES[module]
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree) if lazy else tree.body:
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & TREES.keys()
+            found |= below or {node.module}
+    return frozenset(name if name in TREES else name.partition(".")[0] for name in found)
+
+
+def reached_from(module, lazy=True):
+    """All that a module imports, and what that imports, and so on."""
+    found, todo = set(), [module]
+    while todo:
+        new = imports_of(todo.pop(), lazy) - found
+        found |= new
+        todo += new & TREES.keys()
+    return found
+
+
+def test_no_module_imports_itself_in_a_circle():
+    tuple(TopologicalSorter({name: imports_of(name) & TREES.keys() for name in TREES}).static_order())
+
+
+# Who stands right of whom: a module imports only from its left.
+CHAINS = (
+    "neurons layers models conversion attacks evaluation",
+    "datasets names config weights hub publish",
+    "neurons layers models attacks objectives recipe train",
+    "datasets data conversion",
+    "files config card publish",
+    "hub registry",
+)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_module_imports_only_from_its_left(chain):
+    parts = [f"rsnn_zoo.{part}" for part in chain.split()]
+    for place, part in enumerate(parts):
+        own = [name for name in TREES if name == part or name.startswith(f"{part}.")]
+        assert own, part
+        right = (
+            {name for name in TREES if name.startswith(tuple(parts[place + 1 :]))} if place + 1 < len(parts) else set()
+        )
+        assert not {name: reached_from(name) & right for name in own if reached_from(name) & right}
+
+
+MODELS = {
+    name
+    for name in TREES
+    if name.split(".")[1:2] and name.split(".")[1] in ("neurons", "layers", "models", "conversion")
+}
+
+
+@pytest.mark.parametrize(
+    "module", ["names", "datasets", "files", "config", "weights", "hub", "card", "publish", "data"]
+)
+def test_configuration_and_hub_import_no_model(module):
+    assert len(MODELS) > 5 and not reached_from(f"rsnn_zoo.{module}") & MODELS
+
+
+@pytest.mark.parametrize("module", ["names", "datasets", "files", "config"])
+def test_names_and_configurations_never_need_torch(module):
+    assert not reached_from(f"rsnn_zoo.{module}") & {"torch", "timm", "numpy", "torchvision"}
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if name != "rsnn_zoo"])
+def test_optional_packages_are_imported_where_they_are_used(module):
+    """Neither timm nor matplotlib nor torchattacks is needed to load and run a network."""
+    assert not imports_of(module, lazy=False) & {
+        "timm",
+        "matplotlib",
+        "torchattacks",
+        "torchvision",
+        "sklearn",
+        "scipy",
+    }
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_the_library_does_not_print(module):
+    calls = (node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call))
+    assert not [call.lineno for call in calls if isinstance(call, ast.Name) and call.id in ("print", "eval", "exec")]

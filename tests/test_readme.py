@@ -1,0 +1,41 @@
+"""The README says what the result files say, and its commands and names exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import rsnn_zoo
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_those_of_the_result_files():
+    command = [sys.executable, str(ROOT / "scripts" / "readme_tables.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_changed_figure_is_noticed(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import readme_tables as t; "
+    script += f"text = open({str(ROOT / 'README.md')!r}).read(); i = text.index('<!-- end results'); "
+    script += "print(t.filled(text[: i - 3] + '9' + text[i - 2 :]) == text)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+
+
+def test_scripts_and_models_that_it_names_exist():
+    for script in set(re.findall(r"scripts/[a-z_]+\.py", README)):
+        assert (ROOT / script).is_file(), script
+    for name in set(re.findall(r'create_model\("([a-z0-9_.]+)"', README)):
+        assert name.startswith("rsnn_") or rsnn_zoo.is_model(name), name
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_every_script_explains_itself():
+    for script in sorted((ROOT / "scripts").glob("[!_]*.py")):
+        if script.name != "benchmark_peers.py":
+            run = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+            assert run.returncode == 0 and "usage" in run.stdout, script

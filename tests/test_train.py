@@ -1,0 +1,502 @@
+"""Recipes, checkpoints and the training loop: on the digits, with real networks, at the smallest size that shows it."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsnn_zoo import checkpoints
+from rsnn_zoo.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from rsnn_zoo.data import load_dataset
+from rsnn_zoo.models import resnet20
+from rsnn_zoo.neurons import MIN_THRESHOLD
+from rsnn_zoo.objectives import OBJECTIVES, Objective
+from rsnn_zoo.recipe import Recipe, RecipeError, Stage, load_recipe, recipe_names
+from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, estimate, train
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGE = Stage(epochs=2, batch_size=16, lr=0.05, warmup=0.5, validation_eps=0.1, validation_steps=2)
+ROBUST = replace(STAGE, objective="trades", weight=2.0, eps=0.1, attack="rfgsm", threshold_lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("digits", "train").select(64)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return load_dataset("digits", "validation").select(40)
+
+
+def new_model(timesteps=None, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return resnet20(in_chans=1, img_size=8, timesteps=timesteps, threshold=0.3, mean=(0.3,), std=(0.4,))
+
+
+def run(data, validation, folder, stage=STAGE, timesteps=None, **options):
+    model = new_model(timesteps)
+    result = train(model, data, validation, stage, folder, progress=False, **options)
+    return model, result
+
+
+def same(first, second):
+    return all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("objective", ["natural", "at", "trades", "mart"])
+def test_every_recipe_that_comes_along_can_be_used(name, objective):
+    recipe = load_recipe(name, objective)
+    assert recipe.ann.objective == objective and recipe.name == name
+    assert recipe.snn.objective == ("natural" if objective == "natural" else "trades")
+    assert json.loads(json.dumps(recipe.to_json()))["ann"]["epochs"] == recipe.ann.epochs
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_variants_and_changes_go_over_the_base(tmp_path):
+    path = write(tmp_path, "[ann]\neps = '8/255'\nlr = 0.2\n[variants.mart.ann]\nweight = 4\n[variants.mart.snn]\nlr = 0.3")
+    mart, trades = load_recipe(path, "mart", ["ann.epochs = 7"]), load_recipe(path, "trades")
+    assert (mart.ann.eps, mart.ann.weight, mart.ann.epochs, mart.snn.lr) == (8 / 255, 4, 7, 0.3)
+    assert (trades.ann.weight, trades.ann.lr, trades.snn.lr) == (0, 0.2, Stage().lr)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[ann]\nepoch = 3", "ann: unknown key 'epoch'.*did you mean epochs"),
+        ("[an]\nepochs = 3", "unknown key 'an'.*did you mean"),
+        ("[ann]\nepochs = 0", "epochs is 0, must be an integer from 1"),
+        ("[ann]\nepochs = 1.5", "epochs is 1.5, must be an integer"),
+        ("[ann]\nepochs = true", "epochs is True"),
+        ("[ann]\nlr = -1", "lr is -1, must be a number from 0 to 100"),
+        ("[ann]\nlr = nan", "lr is nan"),
+        ("[ann]\neps = 8", "eps is 8, must be a number from 0 to 1"),
+        ("[ann]\neps = '8/0'", "no number"),
+        ("[ann]\neps = 'eight'", "no number"),
+        ("[ann]\nnesterov = 1", "nesterov is 1, must be true or false"),
+        ("[ann]\nprecision = 'float16'", "precision is 'float16'"),
+        ("[ann]\nattack = 'pdg'", "did you mean pgd"),
+        ("[ann]\nmomentum = 0", "Nesterov"),
+        ("[ann]\nvalidation_steps = 3", "validation_eps"),
+        ("[ann.augmentation]\ncrop_padding = -1", "crop_padding"),
+        ("[ann]\naugmentation = 1", "augmentation must be a table"),
+        ("[snn]\nobjective = 'trades'", "eps must be more than 0"),
+        ("[conversion]\nsurrogate = 'triangle'", "surrogate"),
+        ("[variants.trade.ann]\nlr = 1", "did you mean trades"),
+        ("ann = [", "not TOML"),
+    ],
+)
+def test_a_recipe_that_is_wrong_is_refused_with_the_cause(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, text), "natural")
+
+
+def test_an_unknown_recipe_or_objective_names_its_near_matches():
+    with pytest.raises(FileNotFoundError, match="did you mean digits"):
+        load_recipe("digit", "natural")
+    with pytest.raises(ValueError, match="did you mean trades"):
+        load_recipe("digits", "trade")
+    with pytest.raises(RecipeError, match="the change"):
+        load_recipe("digits", "natural", ["ann.epochs"])
+
+
+def test_every_number_of_a_stage_is_bounded():
+    for item in fields(Stage):
+        if isinstance(item.default, int | float) and not isinstance(item.default, bool):
+            with pytest.raises(RecipeError, match=item.name):
+                Stage(**{item.name: math.inf})
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    for number in range(3):
+        save_checkpoint(tmp_path, {"number": number, "tensor": torch.full((3,), number)})
+    assert load_checkpoint(tmp_path)["tensor"].tolist() == [2, 2, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+@given(position=st.floats(0, 0.999), kind=st.sampled_from(["flip", "cut", "empty"]))
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path_factory, position, kind):
+    folder = tmp_path_factory.mktemp("run")
+    for number in range(2):
+        save_checkpoint(folder, {"number": number})
+    path = folder / checkpoints.CURRENT
+    content = bytearray(path.read_bytes())
+    at = int(position * len(content))
+    content[at] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:at], "empty": b""}[kind])
+    assert load_checkpoint(folder)["number"] == 0
+
+
+def test_two_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
+    for number in range(2):
+        save_checkpoint(tmp_path, {"number": number})
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"damaged.*start the run anew"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"number": 0})
+    real = os.replace
+
+    def killed(source, target):
+        if Path(target).name == checkpoints.CURRENT:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, {"number": 1})
+    assert load_checkpoint(tmp_path)["number"] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_the_checkpoints_as_they_are(tmp_path, monkeypatch):
+    for number in range(2):
+        save_checkpoint(tmp_path, {"number": number})
+    monkeypatch.setattr("rsnn_zoo.files.os.getpid", lambda: "full")
+    (tmp_path / ".checkpoint.pt.full.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, {"number": 2})
+    assert load_checkpoint(tmp_path)["number"] == 1
+    (tmp_path / checkpoints.CURRENT).unlink()
+    assert load_checkpoint(tmp_path)["number"] == 0
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_learns_and_the_run_is_recorded(tmp_path, data, validation):
+    stage = replace(ROBUST, attack="pgd", attack_steps=2, epochs=3)
+    model, result = run(data, validation, tmp_path, stage, about={"recipe": "mine"})
+    losses = [record["train_loss"] for record in result.history]
+    assert losses[-1] < losses[0] and not model.training
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == result.history and [record["epoch"] for record in log] == [1, 2, 3]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record == result.record
+    assert record["recipe"] == "mine" and record["seed"] == 0 and record["stage"]["eps"] == 0.1
+    assert record["train_sha256"] == data.sha256 and record["validation_images"] == len(validation)
+    assert record["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or record["environment"]
+    assert record["result"]["seconds"] > 0 and record["result"]["peak_memory"] > 2**20
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_trains_an_ann(tmp_path, data, validation, name):
+    stage = replace(ROBUST, objective=name, epochs=1)
+    model, result = run(data.select(32), validation, tmp_path, stage)
+    assert math.isfinite(result.history[0]["train_loss"]) and not same(model, new_model())
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path, data, validation):
+    model, result = run(data, validation, tmp_path, replace(STAGE, epochs=3))
+    best = max(result.history, key=lambda record: (record["validation_robust"], record["validation"], record["epoch"]))
+    assert result.epoch == best["epoch"] and result.robust_accuracy == best["validation_robust"]
+    with torch.no_grad():
+        accuracy = (model(validation.pixels()).argmax(1) == validation.labels).float().mean().item()
+    assert accuracy == pytest.approx(result.accuracy)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(tmp_path, data, validation):
+    first, _ = run(data, validation, tmp_path / "first")
+    torch.rand(7)  # whoever else draws does not matter
+    second, _ = run(data, validation, tmp_path / "second")
+    other, _ = run(data, validation, tmp_path / "other", seed=1)
+    assert same(first, second) and not same(first, other)
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path, data, validation):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(data, validation, tmp_path, replace(STAGE, epochs=1))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_weight_decay_spares_thresholds_norms_and_biases(tmp_path, data, validation):
+    stage = replace(STAGE, lr=0.0, epochs=1, weight_decay=0.5)
+    model, _ = run(data, validation, tmp_path / "still", stage, timesteps=2)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), new_model(2).parameters(), strict=True))
+    before = new_model(2)
+    loss_free = Objective(lambda clean, adversarial, labels, weight, smoothing: clean.sum() * 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, "nothing", loss_free)
+        stage = replace(stage, objective="nothing", lr=0.1, threshold_lr=0.1, momentum=0.0, nesterov=False)
+        model, _ = run(data, validation, tmp_path / "decay", stage, timesteps=2)
+    for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(new, old) == (old.ndim <= 1), name
+
+
+def test_thresholds_learn_and_never_fall_below_the_floor(tmp_path, data, validation):
+    stage = replace(ROBUST, epochs=1, threshold_lr=10.0, clip=0.1)
+    model, _ = run(data, validation, tmp_path, stage, timesteps=2)
+    thresholds = [neuron.threshold.item() for _, neuron in model.neurons()]
+    assert min(thresholds) >= MIN_THRESHOLD and max(thresholds) != pytest.approx(0.3)
+
+
+def test_the_schedule_rises_then_falls_along_a_cosine(tmp_path, data, validation):
+    stage = replace(STAGE, epochs=4, warmup=1.0, validation_steps=0)
+    _, result = run(data, validation, tmp_path, stage)
+    rates = [record["lr"] for record in result.history]
+    done = [0.75, 1.75, 2.75, 3.75]  # at the last of each epoch's four batches
+    cosine = [0.05 * 0.5 * (1 + math.cos(math.pi * (x - 1) / 3)) for x in done[1:]]
+    assert rates == pytest.approx([0.05 * (0.75 + 0.25) / 1.25, *cosine])
+
+
+def test_eps_grows_over_its_warmup(tmp_path, data, validation, monkeypatch):
+    seen = []
+    real = sys.modules["rsnn_zoo.train"].perturb
+    monkeypatch.setattr("rsnn_zoo.train.perturb", lambda *a, **k: seen.append(k["eps"]) or real(*a, **k))
+    run(data, validation, tmp_path, replace(ROBUST, eps_warmup=1.0, validation_steps=0))
+    assert seen == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_averaged_weights_are_the_ones_validated_and_kept(tmp_path, data, validation):
+    plain, _ = run(data, validation, tmp_path / "plain")
+    averaged, result = run(data, validation, tmp_path / "ema", replace(STAGE, ema=0.5))
+    assert not same(plain, averaged)
+    with torch.no_grad():
+        accuracy = (averaged(validation.pixels()).argmax(1) == validation.labels).float().mean().item()
+    assert accuracy == pytest.approx(result.accuracy)
+
+
+@pytest.mark.parametrize("timesteps", [None, 2])
+def test_bfloat16_and_channels_last_train_nearly_alike(tmp_path, data, validation, timesteps):
+    stage = replace(ROBUST, epochs=1)
+    _, exact = run(data, validation, tmp_path / "exact", stage, timesteps)
+    _, fast = run(data, validation, tmp_path / "fast", replace(stage, precision="bfloat16", channels_last=True), timesteps)
+    assert fast.history[0]["train_loss"] == pytest.approx(exact.history[0]["train_loss"], rel=0.1)
+
+
+def test_only_validation_images_asked_for_select(tmp_path, data, validation):
+    _, result = run(data, validation, tmp_path, replace(STAGE, epochs=3, validate_every=2, validation_images=7))
+    assert result.record["validation_images"] == 7
+    assert ["validation" in record for record in result.history] == [False, True, True]
+
+
+def test_an_estimate_changes_nothing(tmp_path, data, validation):
+    model = new_model().train()
+    found = estimate(model, data, validation, ROBUST, steps=1)
+    assert same(model, new_model()) and found.seconds >= 2 * found.seconds_an_epoch * 0.99 > 0 and found.peak_memory
+
+
+def test_too_few_images_for_a_batch_are_refused(tmp_path, data, validation):
+    with pytest.raises(ValueError, match=r"64 training images do not fill a batch of 65: lower batch_size"):
+        run(data, validation, tmp_path, replace(STAGE, batch_size=65))
+
+
+# --- never lost -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path, data, validation):
+    with pytest.raises(DivergedError, match=r"epoch \d+, batch \d+ of 4: lower lr"):
+        run(data, validation, tmp_path, replace(STAGE, lr=100.0, warmup=0.0, momentum=0.99, epochs=20))
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path, data, validation):
+    run(data, validation, tmp_path, replace(STAGE, epochs=1))
+    with pytest.raises(OtherRunError, match=r"seed is 0 there, 1 here; stage\.lr is 0\.05 there, 0\.1 here"):
+        run(data, validation, tmp_path, replace(STAGE, epochs=1, lr=0.1), seed=1)
+    with pytest.raises(OtherRunError, match="train_sha256"):
+        run(data.select(range(1, 64)), validation, tmp_path, replace(STAGE, epochs=1))
+
+
+def test_a_finished_run_gives_its_result_at_once(tmp_path, data, validation):
+    model, result = run(data, validation, tmp_path)
+    again, found = run(data, validation, tmp_path)
+    assert same(model, again) and found.history == result.history and found.record == result.record
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("timesteps", [None, 2])
+def test_a_run_killed_after_any_batch_ends_with_the_same_weights(tmp_path, data, validation, timesteps, ema, monkeypatch):
+    stage = replace(ROBUST, ema=ema, channels_last=bool(ema))
+    expected, whole = run(data, validation, tmp_path / "whole", stage, timesteps)
+    steps = iter(range(100))
+    real = torch.optim.SGD.step
+
+    def killed(*arguments, **keywords):
+        if next(steps) % 3 == 2:
+            raise Killed
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", killed)
+    for _ in range(20):
+        try:
+            found, result = run(data, validation, tmp_path / "killed", stage, timesteps, interval=0.0)
+            break
+        except Killed:
+            continue
+    assert same(found, expected)
+    drop = ("seconds", "images_per_second", "peak_memory")
+    assert [{k: v for k, v in r.items() if k not in drop} for r in result.history] == [
+        {k: v for k, v in r.items() if k not in drop} for r in whole.history
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, validation, number):
+    expected, _ = run(data, validation, tmp_path / "whole", replace(STAGE, epochs=8))
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    handler = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match=rf"stopped by {number.name} .* run the same command again"):
+        run(data, validation, tmp_path / "stopped", replace(STAGE, epochs=8))
+    assert signal.getsignal(number) is handler
+    found, _ = run(data, validation, tmp_path / "stopped", replace(STAGE, epochs=8))
+    assert same(found, expected)
+
+
+def test_a_damaged_checkpoint_costs_only_what_came_after_the_one_before(tmp_path, data, validation, caplog):
+    expected, _ = run(data, validation, tmp_path / "whole")
+    run(data, validation, tmp_path / "damaged", interval=0.0)
+    path = tmp_path / "damaged" / checkpoints.CURRENT
+    path.write_bytes(path.read_bytes()[:-5])
+    found, _ = run(data, validation, tmp_path / "damaged")
+    assert same(found, expected) and "falling back to the one before" in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, data, validation, monkeypatch, caplog):
+    expected, _ = run(data, validation, tmp_path / "whole")
+    calls = []
+    real = save_checkpoint
+
+    def sometimes_full(folder, state):
+        calls.append(state["epoch"])
+        if len(calls) < 4:
+            raise OSError(28, "No space left on device")
+        real(folder, state)
+
+    monkeypatch.setattr("rsnn_zoo.train.save_checkpoint", sometimes_full)
+    found, _ = run(data, validation, tmp_path / "full", interval=0.0)
+    assert same(found, expected) and "trying again later: [Errno 28] No space left" in caplog.text
+
+
+def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, data, validation, monkeypatch):
+    def full(folder, state):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rsnn_zoo.train.save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(data, validation, tmp_path)
+
+
+# --- the scripts ------------------------------------------------------------------------------------------------------
+
+
+def script(name, *arguments, cwd, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RSNN_ZOO_COMPILE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def finished(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+FEW = ["--quiet", "--interval", "0", "--set", "data.validation=0.8", "--set", "ann.epochs=2", "--set", "snn.epochs=1"]
+
+
+def weights_of(folder):
+    return json.loads((folder / "config.json").read_text())["rsnn_zoo"]["weights"]["sha256"]
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
+    ann, snn = "resnet20_digits_trades_ann", "resnet20_digits_trades_t2"
+    code, out, err = finished(script("train.py", ann, *FEW, "--dry-run", cwd=tmp_path))
+    assert code == 0 and '"objective": "trades"' in out and "Estimate(" in out and not list(tmp_path.iterdir()), err
+    code, out, err = finished(script("train.py", ann, *FEW, cwd=tmp_path))
+    assert code == 0 and re.search(rf"{ann}: epoch \d, validation accuracy .* robust .* saved in runs", out), err
+    code, out, err = finished(script("finetune.py", snn, *FEW, cwd=tmp_path))
+    assert code == 0 and f"{snn}: epoch 1" in out, err
+    training = json.loads((tmp_path / "runs" / snn / "config.json").read_text())["rsnn_zoo"]["training"]
+    assert training["ann_sha256"] == weights_of(tmp_path / "runs" / ann)
+    assert training["conversion"]["timesteps"] == 2 and training["stage"]["attack"] == "rfgsm"
+    code, out, err = finished(script("convert.py", snn, *FEW[3:], "--output", "converted", cwd=tmp_path))
+    assert code == 0 and weights_of(tmp_path / "converted") != weights_of(tmp_path / "runs" / snn), err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_weights(tmp_path, seed):
+    command = ("resnet20_digits_at_ann", *FEW)
+    code, _, err = finished(script("train.py", *command, cwd=tmp_path))
+    assert code == 0, err
+    expected = weights_of(tmp_path / "runs" / command[0])
+    random = torch.Generator().manual_seed(seed)
+    kills = 0
+    for _ in range(100):
+        process = script("train.py", *command, "--output", "killed", cwd=tmp_path)
+        while kills < 3 and not (tmp_path / "killed").exists():
+            time.sleep(0.01)
+        try:
+            process.communicate(timeout=2 * torch.rand((), generator=random).item() if kills < 3 else 120)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    assert kills and weights_of(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
+def test_a_script_that_is_asked_to_stop_says_how_to_go_on(tmp_path):
+    process = script("train.py", "resnet20_digits_at_ann", "--quiet", cwd=tmp_path)
+    while not (tmp_path / "runs").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finished(process)
+    assert code == 1 and "run the same command again" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train.py", ["resnet20_digits_trade_ann"], "did you mean trades"),
+        ("train.py", ["resnet20_digits_trades_t4"], "is an SNN"),
+        ("train.py", ["resnet20_digits_trades_ann", "--set", "ann.epoch=3"], "did you mean epochs"),
+        ("train.py", ["resnet20_digits_trades_ann", "--recipe", "digit"], "did you mean digits"),
+        ("train.py", ["resnet20_cifar10_trades_ann", "--data", "none.npz"], "none.npz"),
+        ("finetune.py", ["resnet20_digits_trades_ann"], "is an ANN: name the SNN"),
+        ("finetune.py", ["resnet20_digits_trades_t4", "--ann", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_arguments_are_one_line_that_names_the_remedy(tmp_path, name, arguments, message):
+    code, _, err = finished(script(name, *arguments, cwd=tmp_path))
+    assert code != 0 and message in err and "Traceback" not in err and not list(tmp_path.iterdir())
