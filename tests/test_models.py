@@ -355,13 +355,13 @@ def test_double_agrees_with_float(snn, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", [torch.float16, torch.bfloat16, "autocast"], ids=str)
 def test_lower_precision_gives_nearly_the_same(snn, how, device):
-    snn = snn.float().to(device)
-    low, images = copy.deepcopy(snn), images_for(snn)
+    snn = snn.to(device)
+    images = images_for(snn)
     if how == "autocast":
-        inside, dtype, low_images = torch.autocast(device, torch.bfloat16), torch.bfloat16, images
+        inside, dtype, given = torch.autocast(device, torch.bfloat16), torch.bfloat16, torch.float32
     else:
-        inside, dtype, low_images = nullcontext(), how, images.to(how)
-        low.to(how)
+        inside, dtype, given = nullcontext(), how, how
+    low, low_images = copy.deepcopy(snn).to(given), images.to(given)
     with backward_mode(Relu()), inside:  # without the thresholds, which make a spike of a rounding
         logits = low(low_images)
     with backward_mode(Relu()):
