@@ -120,7 +120,8 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoo
     """Boosted CE(adversarial) + weight * KL(clean || adversarial) * (1 - p(label | clean)).
 
     The boosted cross-entropy adds -log(1 - p) of the likeliest wrong class; the small constants are those of the
-    official code. Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", ICLR 2020.
+    official code. Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
+    ICLR 2020.
     """
     probabilities = F.softmax(adversarial, 1)
     wrong = probabilities.scatter(1, labels[:, None], -1.0).argmax(1)

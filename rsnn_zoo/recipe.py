@@ -131,7 +131,7 @@ class Stage(_Checked):
     ema: float = _number(0.0, 0.0, 0.99999)
     precision: str = _one_of("float32", PRECISIONS)
     channels_last: bool = False
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     validation_eps: float = _number(0.0, 0.0, 1.0)
     validation_steps: int = _number(0, 0, 1000)
     validation_images: int = _number(0, 0, 2**31)

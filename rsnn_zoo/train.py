@@ -47,7 +47,7 @@ class DivergedError(FloatingPointError):
     """The loss is no number any more; says where."""
 
 
-class TrainingInterrupted(RuntimeError):  # noqa: N818
+class TrainingInterrupted(RuntimeError):
     """Ctrl-C or SIGTERM: the run is saved; says how to go on."""
 
 

@@ -9,7 +9,7 @@ the same command is given again. The result, in the same folder, is an entry: cr
 pretrained=True) loads it, and finetune.py makes a robust SNN of it.
 """
 
-from _training import main, resolve, run_stage, training_parser
+from _training import main, resolve, run_stage, training_parser  # noqa: I001 (tunes malloc before torch allocates)
 
 import torch
 

@@ -23,7 +23,7 @@ from rsnn_zoo.data import load_dataset
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD
 from rsnn_zoo.objectives import OBJECTIVES, Objective
-from rsnn_zoo.recipe import Recipe, RecipeError, Stage, load_recipe, recipe_names
+from rsnn_zoo.recipe import RecipeError, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, estimate, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ def write(tmp_path, text):
 
 
 def test_variants_and_changes_go_over_the_base(tmp_path):
-    path = write(tmp_path, "[ann]\neps = '8/255'\nlr = 0.2\n[variants.mart.ann]\nweight = 4\n[variants.mart.snn]\nlr = 0.3")
+    path = write(tmp_path, "[ann]\neps = '8/255'\nlr = 0.2\n[variants.mart]\nann.weight = 4\nsnn.lr = 0.3")
     mart, trades = load_recipe(path, "mart", ["ann.epochs = 7"]), load_recipe(path, "trades")
     assert (mart.ann.eps, mart.ann.weight, mart.ann.epochs, mart.snn.lr) == (8 / 255, 4, 7, 0.3)
     assert (trades.ann.weight, trades.ann.lr, trades.snn.lr) == (0, 0.2, Stage().lr)
@@ -291,7 +291,8 @@ def test_averaged_weights_are_the_ones_validated_and_kept(tmp_path, data, valida
 def test_bfloat16_and_channels_last_train_nearly_alike(tmp_path, data, validation, timesteps):
     stage = replace(ROBUST, epochs=1)
     _, exact = run(data, validation, tmp_path / "exact", stage, timesteps)
-    _, fast = run(data, validation, tmp_path / "fast", replace(stage, precision="bfloat16", channels_last=True), timesteps)
+    quick = replace(stage, precision="bfloat16", channels_last=True)
+    _, fast = run(data, validation, tmp_path / "fast", quick, timesteps)
     assert fast.history[0]["train_loss"] == pytest.approx(exact.history[0]["train_loss"], rel=0.1)
 
 
@@ -340,7 +341,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("timesteps", [None, 2])
-def test_a_run_killed_after_any_batch_ends_with_the_same_weights(tmp_path, data, validation, timesteps, ema, monkeypatch):
+def test_a_run_killed_after_any_batch_ends_with_the_same_weights(
+    tmp_path, data, validation, timesteps, ema, monkeypatch
+):
     stage = replace(ROBUST, ema=ema, channels_last=bool(ema))
     expected, whole = run(data, validation, tmp_path / "whole", stage, timesteps)
     steps = iter(range(100))

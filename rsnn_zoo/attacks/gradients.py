@@ -150,7 +150,7 @@ class InputGradient:
         return other
 
     def __call__(self, images: Tensor, labels: Tensor, loss: str | Loss = "ce") -> tuple[Tensor, Tensor]:
-        """Gradients (B, C, H, W) and logits (B, K), both float32.
+        """Gradients (B, C, H, W) and logits (B, K), in float32, or in float64 for a float64 model.
 
         Args:
             images: (B, C, H, W) in [0, 1].
@@ -160,20 +160,24 @@ class InputGradient:
         function = LOSSES[loss] if isinstance(loss, str) else loss
         pairs = zip(self._chunks(images), self._chunks(labels), strict=True)
         with backward_mode(self.mode):
-            parts = [input_gradient(self.model, x, lambda z, y=y: function(z.to(wide(z.dtype)), y)) for x, y in pairs]
+            parts = [input_gradient(self.model, x, lambda z, y=y: function(_wide(z), y)) for x, y in pairs]
         gradients, logits = zip(*parts, strict=True)
-        return torch.cat(gradients)[: len(images)], torch.cat(logits)[: len(images)].float()
+        return torch.cat(gradients)[: len(images)], _wide(torch.cat(logits)[: len(images)])
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W), float32."""
+        """Logits (B, K) of images (B, C, H, W), in float32, or in float64 for a float64 model."""
         with backward_mode(self.mode):
-            return torch.cat([self.model(x) for x in self._chunks(images)])[: len(images)].float()
+            return _wide(torch.cat([self.model(x) for x in self._chunks(images)])[: len(images)])
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):
             x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
         return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.chunk))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(wide(x.dtype))
 
 
 def _lower(model: nn.Module, dtype: torch.dtype) -> None:

@@ -39,7 +39,7 @@ STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "sign": lambda noise, generator: noise.uniform_(-1, 1, generator=generator),
     "gaussian": lambda noise, generator: noise.normal_(0, 0.001, generator=generator),
 }
-"""How an attack starts, and the noise it takes: in the ball, at a corner of half of it, or 0.001 randn off the image."""
+"""How an attack starts, and the noise it takes: in the ball, at a corner of half of it, or 0.001 randn off."""
 
 
 def start_noise(attack: SignAttack, images: Tensor, generator: torch.Generator) -> Tensor:
