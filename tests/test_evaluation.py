@@ -79,9 +79,12 @@ def test_bfloat16_gradients_are_confirmed_by_the_exact_network(snn, digits, monk
     from rsnn_zoo import evaluation as module
 
     original = module._Victim.fallen
-    monkeypatch.setattr(
-        module._Victim, "fallen", lambda self, x, y: confirmed.append(original(self, x, y)) or confirmed[-1]
-    )
+
+    def noted(self, x, y):
+        confirmed.append(original(self, x, y))
+        return confirmed[-1]
+
+    monkeypatch.setattr(module._Victim, "fallen", noted)
     report = evaluate(snn, digits, "ensemble-pgd3", 16 / 255, precision="bfloat16")
     felled = sum(v >= 0 for v in report.runs[0].verdicts)
     assert felled and sum(int(c.sum()) for c in confirmed) == felled
