@@ -7,6 +7,7 @@ SHA-256 (the memory it takes is bounded by a test). ResNet-20: create_model(pret
 building the network. Each figure is the median of several rounds, the sides taken in turn.
 """
 
+import argparse
 import hashlib
 import statistics
 import sys
@@ -66,4 +67,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(main())
