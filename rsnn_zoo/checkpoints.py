@@ -1,19 +1,21 @@
-"""Checkpoints that survive being killed: written atomically, checked when read, the one before kept."""
+"""The folder of a run, which survives being killed: written atomically, checked when read, the one before kept."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rsnn_zoo.files import replacing
+from rsnn_zoo.files import replacing, to_json
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "OtherRunError", "RunFolder", "load_checkpoint", "save_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +25,81 @@ _DIGEST = hashlib.sha256().digest_size
 
 class CheckpointError(ValueError):
     """Checkpoints are there, and none can be used."""
+
+
+class OtherRunError(ValueError):
+    """The folder holds a run with other settings."""
+
+
+class RunFolder:
+    """The folder of one run: ``checkpoint.pt`` and the one before, ``log.jsonl``, ``run.json``.
+
+    Args:
+        folder: Made if absent.
+        settings: All that the run depends on, as JSON.
+        environment: What it runs on, as JSON.
+        writes: Whether this process writes; of several, one does.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], environment: Mapping[str, Any], *, writes: bool = True
+    ):
+        self.folder, self.writes = folder, writes
+        self.settings: dict[str, Any] = json.loads(to_json(settings))
+        self.environment: dict[str, Any] = json.loads(to_json(environment))
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def open(self) -> dict[str, Any] | None:
+        """The state to go on from, or None for a new run.
+
+        Raises:
+            OtherRunError: If the folder holds a run with other settings; names what differs.
+            CheckpointError: If its checkpoints cannot be read.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (state := load_checkpoint(self.folder)) is None:
+            self.write_record(None)
+            return None
+        if differing := _differences(state["settings"], self.settings):
+            raise OtherRunError(
+                f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
+            )
+        if state["environment"] != self.environment:
+            _log.warning("the run goes on in another environment: its weights may differ by roundings")
+        return state
+
+    def save(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a checkpoint, and the log of all epochs so far.
+
+        Raises:
+            OSError: If it cannot be written; what was there stays.
+        """
+        if self.writes:
+            save_checkpoint(self.folder, {**state, "settings": self.settings, "environment": self.environment})
+            with replacing(self.folder / "log.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+
+    def write_record(self, result: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Writes ``run.json`` with a result, or none yet; returns its content."""
+        record = {**self.settings, "environment": self.environment, "result": result}
+        if self.writes:
+            with replacing(self.folder / "run.json") as temporary:
+                temporary.write_bytes(to_json(record))
+        return record
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two JSON objects, key by key."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{path}{key}.")
+        elif old != new:
+            found.append(f"{path}{key} is {old!r} there, {new!r} here")
+    return found
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ verdicts do not depend on batch size, order, or on when an evaluation was killed
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rsnn_zoo.attacks.base import Batch, State, check_eps
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.protocols import Member, protocol
-from rsnn_zoo.attacks.signed import check_eps, run
 from rsnn_zoo.data import ImageData, check_images, check_labels
 from rsnn_zoo.files import load_json, replacing, to_json
-from rsnn_zoo.neurons import Relu
+from rsnn_zoo.neurons import BackwardMode, Relu, model_under
 from rsnn_zoo.provenance import environment
 from rsnn_zoo.weights import WeightsError, serialize
 
@@ -172,45 +173,41 @@ class Report:
 
 
 class _Victim:
-    """The model under attack: exact verdicts, and gradients to follow."""
+    """The model under attack, under one backward mode: exact verdicts, and gradients to follow."""
 
     def __init__(self, model: nn.Module, chunk: int, precision: str):
         self._exact = InputGradient(model, chunk=chunk, folded=False, pad=True)
         exact = precision == "float32"
         self._fast = self._exact if exact else InputGradient(model, precision=precision, chunk=chunk, pad=True)
+        self.mode: BackwardMode | None = None
+
+    def under(self, mode: BackwardMode | None) -> _Victim:
+        """The same under another mode."""
+        other = copy.copy(self)
+        other.mode = mode
+        return other
+
+    @property
+    def module(self) -> nn.Module:
+        return self._exact.model if self.mode is None else model_under(self._exact.model, self.mode)
 
     def logits(self, x: Tensor) -> Tensor:
         return self._exact.logits(x)
 
-    def fallen(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.logits(x).argmax(1) != y
+    def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.logits(x).argmax(1) != labels
 
-    def gradient_under(self, member: Member) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Iterates and labels to gradients, and to which iterates have fallen by the exact network."""
-        follow = self._fast.under(member.mode)
-        # The pass that gives the gradient is itself the exact network's, unless it is another network.
-        exact = self._fast is self._exact and not isinstance(member.mode, Relu)
-
-        def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            direction, logits = follow(x, y)
-            down = logits.argmax(1) != y
-            if not exact:  # a suspicion, to be confirmed
-                suspects = down.nonzero().flatten()
-                if len(suspects):
-                    down[suspects] = self.fallen(x[suspects], y[suspects])
-            return direction, down
-
-        return gradient
-
-
-def _noise(indices: Iterable[int], shape: Sequence[int], seed: int, member: Member) -> Tensor:
-    """(B, C, H, W) uniform in [-1, 1), drawn for each sample by seed, index and member alone."""
-    draws = []
-    for index in indices:
-        digest = hashlib.blake2b(f"{seed}/{index}/{member}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        draws.append(2 * torch.rand(*shape, generator=generator) - 1)
-    return torch.stack(draws)
+    def gradient(
+        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        direction, logits = self._fast.under(self.mode)(x, aim, loss)
+        down = logits.argmax(1) != labels
+        # a verdict where this pass is the exact network's own, else a suspicion
+        if self._fast is not self._exact or isinstance(self.mode, Relu):
+            suspects = down.nonzero().flatten()
+            if len(suspects):
+                down[suspects] = self.fallen(x[suspects], labels[suspects])
+        return direction, logits, down
 
 
 class _State:
@@ -392,10 +389,9 @@ def _attack_batch(
     for number, member in enumerate(members):
         left = (verdicts == STANDS).nonzero().flatten()
         if len(left):
-            noise = _noise([index[i] for i in left.tolist()], images.shape[1:], seed, member).to(images)
-            fell, _ = run(
-                member.attack, images[left], labels[left], eps, noise, victim.gradient_under(member), victim.fallen
-            )
+            rows = tuple(index[i] for i in left.tolist())
+            batch = Batch(images[left], labels[left], eps, rows, seed, str(member))
+            fell, _ = member.attack(victim.under(member.mode), batch)
             verdicts[left[fell]] = number
         bar.update()
     return verdicts

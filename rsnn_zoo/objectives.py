@@ -105,6 +105,26 @@ def adversarial_training(clean: Tensor, adversarial: Tensor, labels: Tensor, wei
     return F.cross_entropy(adversarial, labels, label_smoothing=smoothing)
 
 
+register_objective("fast", clean=False, inner="ce")(adversarial_training)
+"""AT with one step: with N-FGSM inside, whose noise guards against catastrophic overfitting.
+
+de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022.
+"""
+
+register_objective("rat", clean=False, inner="ce")(adversarial_training)
+"""AT with one step, and a retraction of the weights after each update: Ding et al., "SNN-RAT", NeurIPS 2022."""
+
+
+@register_objective("alp", inner="ce")
+def logit_pairing(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
+    """CE of both halves + weight * the mean square of the logits' difference.
+
+    Kannan, Kurakin & Goodfellow, "Adversarial Logit Pairing", 2018, with mixed-minibatch PGD.
+    """
+    both = F.cross_entropy(torch.cat([clean, adversarial]), labels.repeat(2), label_smoothing=smoothing)
+    return both + weight * F.mse_loss(clean, adversarial)
+
+
 @register_objective("trades", inner="kl", start="gaussian")
 def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
     """CE(clean) + weight * KL(clean || adversarial).
@@ -120,8 +140,9 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoo
     """Boosted CE(adversarial) + weight * KL(clean || adversarial) * (1 - p(label | clean)).
 
     The boosted cross-entropy adds -log(1 - p) of the likeliest wrong class; the small constants are those of the
-    official code. Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
-    ICLR 2020.
+    official code.
+
+    Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", ICLR 2020.
     """
     probabilities = F.softmax(adversarial, 1)
     wrong = probabilities.scatter(1, labels[:, None], -1.0).argmax(1)

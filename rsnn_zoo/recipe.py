@@ -1,7 +1,8 @@
 """Recipes: every number of a training in one file, read strictly.
 
-A recipe file (TOML) has the tables ``data``, ``ann``, ``conversion`` and ``snn``, and under ``variants.OBJECTIVE`` what
-differs for one objective of the ANN. Numbers may be written as fractions: ``eps = "8/255"``.
+A recipe file (TOML) has the tables ``data``, ``ann``, ``neuron``, ``conversion``, ``snn`` and ``direct``, and under
+``variants.OBJECTIVE`` what differs for one objective of the ANN, or of direct training. Numbers may be written as
+fractions: ``eps = "8/255"``.
 
 Example:
     >>> recipe = load_recipe("digits", "trades")
@@ -22,7 +23,7 @@ from rsnn_zoo.attacks.gradients import PRECISIONS
 from rsnn_zoo.attacks.inner import ATTACKS
 from rsnn_zoo.datasets import Augmentation
 from rsnn_zoo.names import near_matches
-from rsnn_zoo.neurons import RESETS, Surrogate
+from rsnn_zoo.neurons import MIN_THRESHOLD, RESETS, Surrogate
 from rsnn_zoo.objectives import OBJECTIVES, get_objective
 
 if sys.version_info >= (3, 11):
@@ -30,9 +31,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Conversion", "Recipe", "RecipeError", "Split", "Stage", "load_recipe", "recipe_names"]
+__all__ = ["Conversion", "Neuron", "Recipe", "RecipeError", "Split", "Stage", "load_recipe", "recipe_names"]
 
 FOLDER = Path(__file__).parent / "recipes"
+_UNCHANGED = Augmentation()
 
 
 class RecipeError(ValueError):
@@ -89,17 +91,20 @@ class Stage(_Checked):
         label_smoothing: Of the cross-entropy.
         eps: Radius of the L-infinity ball in training.
         eps_warmup: Epochs over which eps grows from 0.
-        attack: Inner attack: ``"pgd"`` or ``"rfgsm"``.
+        attack: Inner attack, a name of ``rsnn_zoo.attacks.inner.ATTACKS``.
         attack_steps: Of PGD.
         attack_step: Size of PGD's step in units of eps / steps.
+        steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
+        accumulate: Parts in which they go through the network, to save memory; batch norms see a part.
         lr: Peak learning rate, from which it falls along a cosine to 0.
         warmup: Epochs over which the learning rate grows from 0.
         threshold_lr: Peak learning rate of the thresholds.
         momentum: Of SGD.
         nesterov: Whether Nesterov's.
         weight_decay: Of convolutions and linear layers; norms, biases and thresholds have none.
+        retraction: Step towards orthonormal weights after each update, as SNN-RAT has it; 0 for none.
         clip: Largest norm of the gradient; 0 for no clipping.
         ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.
         precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
@@ -119,19 +124,22 @@ class Stage(_Checked):
     attack: str = _one_of("pgd", ATTACKS)
     attack_steps: int = _number(10, 1, 1000)
     attack_step: float = _number(2.5, 0.0, 1000.0)
+    steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)
+    accumulate: int = _number(1, 1, 2**20)
     lr: float = _number(0.1, 0.0, 100.0)
     warmup: float = _number(0.0, 0.0, 10_000.0)
     threshold_lr: float = _number(0.0, 0.0, 100.0)
     momentum: float = _number(0.9, 0.0, 0.9999)
     nesterov: bool = True
     weight_decay: float = _number(0.0, 0.0, 1.0)
+    retraction: float = _number(0.0, 0.0, 1.0)
     clip: float = _number(0.0, 0.0, 1e6)
     ema: float = _number(0.0, 0.0, 0.99999)
     precision: str = _one_of("float32", PRECISIONS)
     channels_last: bool = False
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
+    augmentation: Augmentation = _UNCHANGED
     validation_eps: float = _number(0.0, 0.0, 1.0)
     validation_steps: int = _number(0, 0, 1000)
     validation_images: int = _number(0, 0, 2**31)
@@ -152,32 +160,22 @@ class Stage(_Checked):
 
 
 @dataclass(frozen=True)
-class Conversion(_Checked):
-    """How the ANN becomes an SNN: the arguments of ``rsnn_zoo.convert``.
+class Neuron(_Checked):
+    """The neurons of the SNN.
 
     Attributes:
-        timesteps: T, where the name of the model does not say.
-        images: Training images to find thresholds with.
-        percentile: Of each layer's currents that becomes its threshold.
-        scale: Factor on the thresholds found.
-        calibration_timesteps: Steps over which thresholds are found.
         reset: ``"hard"`` or ``"soft"``.
-        leak: Membrane leak.
+        leak: Of the membrane.
         surrogate: Kind of the surrogate derivative in training.
         width: Its width.
-        max_pool: ``"spikes"`` or ``"average"``.
+        threshold: Where direct training starts; conversion finds thresholds of its own.
     """
 
-    timesteps: int = _number(8, 1, 1000)
-    images: int = _number(128, 1, 2**20)
-    percentile: float = _number(99.7, 0.001, 100.0)
-    scale: float = _number(0.3, 0.001, 100.0)
-    calibration_timesteps: int = _number(100, 1, 10_000)
     reset: str = _one_of("hard", RESETS)
     leak: float = _number(1.0, 0.0, 1.0)
     surrogate: str = "pcw"
     width: float = _number(1.0, 1e-6, 1000.0)
-    max_pool: str = _one_of("spikes", ("spikes", "average"))
+    threshold: float = _number(1.0, MIN_THRESHOLD, 1000.0)
 
     def __post_init__(self) -> None:
         """Checks the surrogate too."""
@@ -188,21 +186,54 @@ class Conversion(_Checked):
             raise RecipeError(str(error)) from error
 
     def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``rsnn_zoo.convert``, and of a network."""
+        return {"reset": self.reset, "leak": self.leak, "surrogate": Surrogate(self.surrogate, self.width)}
+
+
+@dataclass(frozen=True)
+class Conversion(_Checked):
+    """How thresholds are found: see ``rsnn_zoo.convert``.
+
+    Attributes:
+        images: Training images to find thresholds with.
+        percentile: Of each layer's currents that becomes its threshold.
+        scale: Factor on the thresholds found.
+        calibration_timesteps: Steps over which thresholds are found.
+        max_pool: ``"spikes"`` or ``"average"``.
+    """
+
+    images: int = _number(128, 1, 2**20)
+    percentile: float = _number(99.7, 0.001, 100.0)
+    scale: float = _number(0.3, 0.001, 100.0)
+    calibration_timesteps: int = _number(100, 1, 10_000)
+    max_pool: str = _one_of("spikes", ("spikes", "average"))
+
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``rsnn_zoo.convert``, besides the images."""
-        rest = {item.name: getattr(self, item.name) for item in fields(self)}
-        del rest["images"], rest["width"]
-        return rest | {"surrogate": Surrogate(self.surrogate, self.width)}
+        return {key: value for key, value in asdict(self).items() if key != "images"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """From data to a robust SNN: split, training of the ANN, conversion, fine-tuning of the SNN."""
+    """From data to a robust SNN.
+
+    Attributes:
+        name: Name of the recipe.
+        data: How the data are split.
+        ann: Training of the ANN.
+        neuron: Of the SNN.
+        conversion: Of the ANN into an SNN.
+        snn: Fine-tuning of the converted SNN.
+        direct: Training of an SNN from scratch, without ANN and conversion.
+    """
 
     name: str
     data: Split = Split()
     ann: Stage = Stage()
+    neuron: Neuron = Neuron()
     conversion: Conversion = Conversion()
     snn: Stage = Stage()
+    direct: Stage = Stage()
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as ``config.json`` keeps it."""
@@ -215,11 +246,11 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ()) -> Recipe:
-    """Reads a recipe for one objective of the ANN.
+    """Reads a recipe for one objective.
 
     Args:
         source: A name of :func:`recipe_names`, or the path of a ``.toml`` file.
-        objective: Objective of the ANN's training.
+        objective: Objective of the ANN's training, or of direct training.
         changes: What to change, as lines of TOML: ``"ann.epochs = 5"``.
 
     Raises:
@@ -240,6 +271,8 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     for change in changes:
         content = _merged(content, _toml(change, f"the change {change!r}"))
     content = _merged(content, {"ann": {"objective": objective}})
+    if "direct" in content:
+        content = _merged(content, {"direct": {"objective": objective}})
     return _build(Recipe, {"name": path.stem} | content, str(path))
 
 

@@ -7,14 +7,13 @@ generator, and a run that is killed and started again ends with the weights of o
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from rsnn_zoo.attacks.gradients import PRECISIONS
-from rsnn_zoo.attacks.inner import ATTACKS, perturb, start_noise
-from rsnn_zoo.checkpoints import load_checkpoint, save_checkpoint
+from rsnn_zoo.attacks.inner import ATTACKS, start_noise
+from rsnn_zoo.checkpoints import OtherRunError, RunFolder
 from rsnn_zoo.data import Augment, ImageData
-from rsnn_zoo.files import replacing, to_json
-from rsnn_zoo.neurons import MIN_THRESHOLD, SpikingNeuron
-from rsnn_zoo.objectives import get_objective
+from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.provenance import environment, peak_memory
 from rsnn_zoo.recipe import Stage
+from rsnn_zoo.updates import MEASURED, Updates
 
 __all__ = ["DivergedError", "Estimate", "OtherRunError", "RunResult", "TrainingInterrupted", "estimate", "train"]
 
 _log = logging.getLogger(__name__)
-
-CHUNK = 16
-"""Images at once through a spiking network on a CPU, in attacks: so a layer's T steps stay in the cache."""
 
 
 class DivergedError(FloatingPointError):
@@ -49,10 +42,6 @@ class DivergedError(FloatingPointError):
 
 class TrainingInterrupted(RuntimeError):
     """Ctrl-C or SIGTERM: the run is saved; says how to go on."""
-
-
-class OtherRunError(ValueError):
-    """The folder holds a run with other settings."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +71,18 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take: seconds of a step, an epoch with its validation and all epochs, and bytes of memory."""
+    """What a run would take: seconds of a step, an epoch with its validation and all epochs; bytes of memory so far."""
 
     seconds_a_step: float
     seconds_an_epoch: float
     seconds: float
     peak_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seconds / 60:.1f} minutes: {self.seconds_a_step:.3g} s a step, {self.seconds_an_epoch:.3g} s "
+            f"an epoch with its validation; {self.peak_memory / 2**20:.0f} MiB"
+        )
 
 
 def train(
@@ -102,12 +97,16 @@ def train(
     about: Mapping[str, Any] | None = None,
     interval: float = 300.0,
     progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunResult:
     """Trains a network, in place, or goes on with the run that the folder holds.
 
     The weights of the epoch with the best robust accuracy on the validation images are kept (the latest of equals);
     at the end the network has them, in evaluation mode. The folder gets ``checkpoint.pt`` and the one before,
     ``log.jsonl`` with one record an epoch, and ``run.json`` with all that the run depends on, and its result.
+
+    Where a process group is initialised (``torchrun``), every process takes its part of each batch, and the first one
+    writes.
 
     Args:
         model: ANN or SNN, from images (B, C, H, W) in [0, 1] to logits (B, K).
@@ -120,13 +119,14 @@ def train(
         about: What else the run depends on, as JSON: recorded, and compared when the run is taken up again.
         interval: Seconds between two checkpoints within an epoch.
         progress: Show a progress bar.
+        on_epoch: Is handed each epoch's record, for a logger of your own.
 
     Raises:
         OtherRunError: If the folder holds a run with other settings.
         CheckpointError: If it holds checkpoints that cannot be read.
         DivergedError: If the loss is no number any more.
         TrainingInterrupted: After Ctrl-C or SIGTERM, when the run has been saved.
-        ValueError: If the training images do not fill one batch.
+        ValueError: If the training images do not fill one batch, or a batch cannot be divided.
         OSError: If the folder cannot be written.
 
     Example:
@@ -134,8 +134,8 @@ def train(
     """
     run = _Run(model, data, validation, stage, seed, device)
     run.open(Path(folder), about or {}, interval)
-    with torch.random.fork_rng(), _signals() as received:
-        run.loop(received, progress)
+    with run.own_randomness(), _signals() as received:
+        run.loop(received, progress, on_epoch)
     return run.close()
 
 
@@ -161,17 +161,21 @@ def estimate(
     few = validation.select(min(stage.batch_size, len(validation)))
     run = _Run(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device)
     run.model.train()
-    with torch.random.fork_rng():
-        order = run.order()
-        run.step(order)
+    run.epoch = stage.epochs - 1  # when eps and the attack's steps have grown
+    order = run.order()
+
+    def timed(call: Callable[[], Any], times: int) -> float:
         start = time.perf_counter()
-        for _ in range(steps):
-            run.step(order)
-        a_step = (time.perf_counter() - start) / steps
-        start = time.perf_counter()
-        run.validate()
-        batches = math.ceil((stage.validation_images or len(validation)) / len(few))
-        a_validation = (time.perf_counter() - start) * batches
+        for _ in range(times):
+            run.batch = 0
+            call()
+        return (time.perf_counter() - start) / times
+
+    with run.own_randomness():
+        timed(lambda: run.step(order), 1)
+        a_step = timed(lambda: run.step(order), steps)
+        shown = min(stage.validation_images or len(validation), len(validation))
+        a_validation = timed(run.validate, 1) * shown / len(few)
     validations = math.ceil(stage.epochs / stage.validate_every)
     total = stage.epochs * run.batches * a_step + validations * a_validation
     return Estimate(a_step, run.batches * a_step + a_validation, total, peak_memory(run.device))
@@ -196,22 +200,12 @@ def _signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
+_ORDER, _STEP, _DROPOUT, _VALIDATION = range(4)  # what is drawn
+
+
 def _seed(*numbers: int) -> int:
     """One well-mixed seed of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """Parameters by weight decay and peak learning rate."""
-    thresholds = [module.threshold for module in model.modules() if isinstance(module, SpikingNeuron)]
-    apart = set(thresholds)
-    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in apart]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay, "peak": stage.lr},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "peak": stage.lr},
-        {"params": thresholds, "weight_decay": 0.0, "peak": stage.threshold_lr},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 class _Run:
@@ -236,97 +230,58 @@ class _Run:
         self.batches = len(data) // stage.batch_size
         if not self.batches:
             raise ValueError(f"{len(data)} training images do not fill a batch of {stage.batch_size}: lower batch_size")
-        self.objective = get_objective(stage.objective)
-        self.attack = ATTACKS[stage.attack](stage.attack_steps, stage.attack_step, self.objective.start)
+        self.ranks = Ranks.current()
+        self.updates = Updates(self.model, stage, self.ranks)
         self.augment = Augment(stage.augmentation)
         self.generator = torch.Generator(self.device)
-        self.optimizer = torch.optim.SGD(
-            _groups(model, stage), lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov
-        )
-        neurons = [module for module in model.modules() if isinstance(module, SpikingNeuron)]
-        self.thresholds = [neuron.threshold for neuron in neurons]
-        self.chunk = CHUNK if neurons and self.device.type == "cpu" else None
-        self.average = None
-        if stage.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
 
         self.epoch = self.batch = 0  # both are done
-        self.sums = dict.fromkeys(("loss", "clean", "robust"), 0.0)  # over this epoch's batches
+        self.sums = [0.0] * len(MEASURED)  # over this epoch's batches
         self.seconds = self.training_seconds = 0.0  # of the run; of this epoch, without validation
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
+
+    def own_randomness(self) -> AbstractContextManager[None]:
+        """What is drawn inside leaves the global generators as they were."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     # --- a step ---
 
     def order(self) -> Tensor:
         """The images of this epoch's batches, (batches, B)."""
-        self.generator.manual_seed(_seed(self.seed, self.epoch))
+        self.generator.manual_seed(_seed(_ORDER, self.seed, self.epoch))
         order = torch.randperm(len(self.data), generator=self.generator, device=self.device)
         return order[: self.batches * self.stage.batch_size].view(self.batches, -1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits in float32, convolutions in the stage's precision."""
-        dtype = PRECISIONS[self.stage.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return self.model(images).float()
-
     def step(self, order: Tensor) -> None:
-        """One weight update."""
-        stage, objective = self.stage, self.objective
-        self.generator.manual_seed(_seed(self.seed, self.epoch, self.batch))
-        torch.manual_seed(_seed(self.seed, self.epoch, self.batch, 1))  # dropout, where a network has it
-        done = self.epoch + self.batch / self.batches
+        """One batch."""
+        self.generator.manual_seed(_seed(_STEP, self.seed, self.epoch, self.batch))
+        torch.manual_seed(_seed(_DROPOUT, self.seed, self.epoch, self.batch, self.ranks.rank))
         indices = order[self.batch]
         images = self.augment(self.data.images[indices], self.generator).float() / self.data.info.levels
-        images, labels = images.contiguous(memory_format=self.layout), self.data.labels[indices]
-
-        clean = self.forward(images) if objective.clean else None
-        adversarial = None
-        if objective.inner:
-            eps = stage.eps * min(1.0, done / stage.eps_warmup if stage.eps_warmup else 1.0)
-            attacked = self.perturb(self.model, images, labels, self.attack, eps, objective.inner)
-            adversarial = self.forward(attacked)
-        loss = objective.loss(clean, adversarial, labels, stage.weight, stage.label_smoothing)
-        if not math.isfinite(loss.item()):
+        images = images.contiguous(memory_format=self.layout)
+        done, share = self.epoch + self.batch / self.batches, 1 / self.batches
+        try:
+            measured = self.updates(images, self.data.labels[indices], self.generator, done, share)
+        except FloatingPointError as error:
             raise DivergedError(
-                f"the loss is {loss.item()} in epoch {self.epoch + 1}, batch {self.batch + 1} of {self.batches}: "
-                "lower lr, add warmup or clip, or set precision to float32, and start anew in another folder"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()
-        if stage.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), stage.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * self.schedule(done)
-        self.optimizer.step()
-        with torch.no_grad():
-            for threshold in self.thresholds:
-                threshold.clamp_(min=MIN_THRESHOLD)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-
+                f"{error} in epoch {self.epoch + 1}, batch {self.batch + 1} of {self.batches}: lower lr, add warmup or "
+                "clip, or set precision to float32, and start anew in another folder"
+            ) from None
+        self.sums = [total + value for total, value in zip(self.sums, measured, strict=True)]
         self.batch += 1
-        self.sums["loss"] += loss.item()
-        for key, logits in (("clean", clean), ("robust", adversarial)):
-            if logits is not None:
-                self.sums[key] += (logits.argmax(1) == labels).float().mean().item()
 
-    def schedule(self, done: float) -> float:
-        """Share of the peak learning rate after so many epochs: a linear rise, then a cosine to 0."""
-        warmup, epochs = self.stage.warmup, self.stage.epochs
-        if done < warmup:
-            return (done + 1 / self.batches) / (warmup + 1 / self.batches)
-        return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (epochs - warmup)))
-
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, attack: Any, eps: float, loss: str) -> Tensor:
-        """Adversarial images, gradients in the stage's precision."""
-        noise = start_noise(attack, images, self.generator)
-        options = {"precision": self.stage.precision, "chunk": self.chunk}
-        return perturb(model, images, labels, attack=attack, eps=eps, noise=noise, loss=loss, **options)
+    def means(self) -> dict[str, float]:
+        """What was measured in this epoch so far."""
+        objective = self.updates.objective
+        seen = dict(zip(MEASURED, (True, objective.clean, objective.inner is not None), strict=True))
+        return {key: total / self.batch for key, total in zip(MEASURED, self.sums, strict=True) if seen[key]}
 
     # --- an epoch ---
 
-    def loop(self, received: list[signal.Signals], progress: bool) -> None:
+    def loop(
+        self, received: list[signal.Signals], progress: bool, on_epoch: Callable[[dict[str, Any]], None] | None
+    ) -> None:
         """All that is left of the run."""
         size = self.stage.batch_size
         with tqdm(
@@ -334,7 +289,7 @@ class _Run:
             initial=(self.epoch * self.batches + self.batch) * size,
             unit="image",
             unit_scale=True,
-            disable=not progress,
+            disable=not (progress and self.ranks.main),
         ) as bar:
             while self.epoch < self.stage.epochs:
                 self.model.train()
@@ -349,70 +304,69 @@ class _Run:
                     self.check(received)
                 self.end_epoch()
                 self.save(must=self.epoch == self.stage.epochs)
+                if on_epoch is not None and self.ranks.main:
+                    on_epoch(self.history[-1])
                 self.check(received)
 
     def show(self, bar: tqdm) -> None:
-        """Loss and accuracy in training, and the last validation."""
+        """What was measured in training, and the last validation."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.stage.epochs}", refresh=False)
-        shown = {key: f"{total / self.batch:.3f}" for key, total in self.sums.items() if total}
         last = self.history[-1] if self.history else {}
-        shown |= {key: f"{last[key]:.3f}" for key in ("validation", "validation_robust") if last.get(key) is not None}
-        bar.set_postfix(shown, refresh=False)
+        shown = self.means() | {key: last.get(key) for key in ("validation", "validation_robust")}
+        bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items() if value is not None}, refresh=False)
         bar.update(self.stage.batch_size)
 
     def check(self, received: list[signal.Signals]) -> None:
-        """Stops, saved, where a signal has come."""
-        if received and self.epoch < self.stage.epochs:
+        """Stops, saved, where a signal has come to any process."""
+        if self.ranks.sum([len(received)], self.device)[0] and self.epoch < self.stage.epochs:
             self.save(must=True)
             raise TrainingInterrupted(
-                f"stopped by {received[0].name} after {self.epoch} epochs and {self.batch} batches, saved in "
-                f"{self.folder}: run the same command again to go on"
+                f"stopped by {received[0].name if received else 'another process'} after {self.epoch} epochs and "
+                f"{self.batch} batches, saved in {self.folder}: run the same command again to go on"
             )
 
     def end_epoch(self) -> None:
         """Validates, selects and records."""
-        means = {f"train_{key}": total / self.batches for key, total in self.sums.items() if total}
-        record: dict[str, Any] = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **means}
+        record: dict[str, Any] = {"epoch": self.epoch + 1, "lr": self.updates.lr}
+        record |= {f"train_{key}": value for key, value in self.means().items()}
+        start = time.perf_counter()
         if (self.epoch + 1) % self.stage.validate_every == 0 or self.epoch + 1 == self.stage.epochs:
-            start = time.perf_counter()
             record["validation"], record["validation_robust"] = self.validate()
             self.select(record)
-            self.seconds += time.perf_counter() - start
+        self.seconds += self.training_seconds + time.perf_counter() - start
         images = self.batches * self.stage.batch_size
         record["images_per_second"] = round(images / self.training_seconds, 1)
-        self.seconds += self.training_seconds
         record["seconds"] = round(self.seconds, 1)
         record["peak_memory"] = peak_memory(self.device)
         self.history.append(record)
         self.epoch, self.batch, self.training_seconds = self.epoch + 1, 0, 0.0
-        self.sums = dict.fromkeys(self.sums, 0.0)
+        self.sums = [0.0] * len(MEASURED)
 
     def select(self, record: Mapping[str, Any]) -> None:
         """Keeps these weights if none before were better."""
         score = [record["validation_robust"] or 0.0, record["validation"]]
         if not self.best or score >= self.best["score"]:
-            self.best = {"score": score, "epoch": record["epoch"], "state": _copied(self.candidate)}
-
-    @property
-    def candidate(self) -> nn.Module:
-        """What is validated and kept: the averaged weights where there are any."""
-        return self.model if self.average is None else self.average.module
+            self.best = {"score": score, "epoch": record["epoch"], "state": _copied(self.updates.result)}
 
     def validate(self) -> tuple[float, float | None]:
         """Accuracy on the validation images, and under the short attack, by the exact float32 network."""
-        stage, model = self.stage, self.candidate.eval()
-        self.generator.manual_seed(_seed(self.seed))  # the same start in every epoch
+        stage, model = self.stage, self.updates.result.eval()
         attack = ATTACKS["pgd"](stage.validation_steps, 2.5, "uniform") if stage.validation_steps else None
         right = standing = 0
-        for indices in torch.arange(len(self.validation), device=self.device).split(stage.batch_size):
-            images = self.validation.pixels(indices).contiguous(memory_format=self.layout)
-            labels = self.validation.labels[indices]
+        batches = torch.arange(len(self.validation), device=self.device).split(stage.batch_size)
+        for number in range(self.ranks.rank, len(batches), self.ranks.size):
+            images = self.validation.pixels(batches[number]).contiguous(memory_format=self.layout)
+            labels = self.validation.labels[batches[number]]
             with torch.no_grad():
                 stands = model(images).argmax(1) == labels
                 right += stands.sum().item()
                 if attack:
-                    adversarial = self.perturb(model, images, labels, attack, stage.validation_eps, "ce")
-                    standing += (stands & (model(adversarial).argmax(1) == labels)).sum().item()
+                    self.generator.manual_seed(_seed(_VALIDATION, self.seed, number))  # the same in every epoch
+                    noise = start_noise(attack, images, self.generator)
+                    options = {"attack": attack, "eps": stage.validation_eps, "noise": noise}
+                    attacked = self.updates.attack(model, images, labels, **options)
+                    standing += (stands & (model(attacked).argmax(1) == labels)).sum().item()
+        right, standing = self.ranks.sum([right, standing], self.device)
         n = len(self.validation)
         return right / n, standing / n if attack else None
 
@@ -420,40 +374,31 @@ class _Run:
 
     def open(self, folder: Path, about: Mapping[str, Any], interval: float) -> None:
         """Makes the folder, or takes up the run that it holds."""
-        self.folder, self.interval, self.saved = folder, interval, time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {"stage": asdict(self.stage), "seed": self.seed, **about}
         for name, part in (("train", self.data), ("validation", self.validation)):
             settings[f"{name}_images"], settings[f"{name}_sha256"] = len(part), part.sha256
-        self.settings: dict[str, Any] = json.loads(to_json(settings))
-        self.environment = environment(self.device)
-        if (state := load_checkpoint(folder)) is None:
-            self.write_run(None)
-            return
-        if differing := _differences(state["settings"], self.settings):
-            raise OtherRunError(
-                f"{folder} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
-            )
-        if state["environment"] != self.environment:
-            _log.warning("the run goes on in another environment: its weights may differ by roundings")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        for key in _REMEMBERED:
-            setattr(self, key, state[key])
-        _log.info("going on after %d epochs and %d batches", self.epoch, self.batch)
+        surroundings = environment(self.device) | {"processes": self.ranks.size}
+        self.folder = RunFolder(folder, settings, surroundings, writes=self.ranks.main)
+        self.interval, self.saved = interval, time.monotonic()
+        if (state := self.folder.open()) is not None:
+            for key, part in self.parts().items():
+                part.load_state_dict(state[key])
+            for key in _REMEMBERED:
+                setattr(self, key, state[key])
+            _log.info("going on after %d epochs and %d batches", self.epoch, self.batch)
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        found = {"model": self.model, "optimizer": self.updates.optimizer, "average": self.updates.average}
+        return {key: part for key, part in found.items() if part is not None}
 
     def save(self, must: bool = False) -> None:
         """Writes a checkpoint and the log; a failure is fatal only where it ``must``."""
-        state = {key: getattr(self, key) for key in (*_REMEMBERED, "settings", "environment")}
-        state |= {"model": _copied(self.model), "optimizer": self.optimizer.state_dict()}
-        if self.average is not None:
-            state["average"] = _copied(self.average)
+        state = {key: getattr(self, key) for key in _REMEMBERED}
+        for key, part in self.parts().items():
+            state[key] = _copied(part) if isinstance(part, nn.Module) else part.state_dict()
         try:
-            save_checkpoint(self.folder, state)
-            with replacing(self.folder / "log.jsonl") as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history))
+            self.folder.save(state, self.history)
         except OSError as error:
             if must:
                 raise
@@ -465,22 +410,15 @@ class _Run:
         self.model.load_state_dict(self.best["state"])
         self.model.eval()
         robust, accuracy = self.best["score"]
-        last = self.history[-1]
         result = {
             "epoch": self.best["epoch"],
             "accuracy": accuracy,
             "robust_accuracy": robust if self.stage.validation_steps else None,
             "seconds": round(self.seconds, 1),
-            "images_per_second": last["images_per_second"],
+            "images_per_second": self.history[-1]["images_per_second"],
             "peak_memory": max(record["peak_memory"] for record in self.history),
         }
-        return RunResult(**result, history=self.history, record=self.write_run(result))
-
-    def write_run(self, result: Mapping[str, Any] | None) -> dict[str, Any]:
-        record = {**self.settings, "environment": self.environment, "result": result}
-        with replacing(self.folder / "run.json") as temporary:
-            temporary.write_bytes(to_json(record))
-        return record
+        return RunResult(**result, history=self.history, record=self.folder.write_record(result))
 
 
 _REMEMBERED = ("epoch", "batch", "sums", "seconds", "training_seconds", "history", "best")
@@ -489,15 +427,3 @@ _REMEMBERED = ("epoch", "batch", "sums", "seconds", "training_seconds", "history
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     """The state, each tensor in memory of its own: those of a loaded network are views of one file."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two JSON objects, key by key."""
-    found = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{path}{key}.")
-        elif old != new:
-            found.append(f"{path}{key} is {old!r} there, {new!r} here")
-    return found

@@ -3,24 +3,25 @@
 import argparse
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from _malloc import tune_malloc
 
-tune_malloc()  # before torch allocates
-
-import torch  # noqa: E402
-
-from rsnn_zoo.data import ImageData, load_dataset  # noqa: E402
-from rsnn_zoo.models import Network  # noqa: E402
-from rsnn_zoo.names import ModelName, UnknownNameError  # noqa: E402
-from rsnn_zoo.publish import save_pretrained  # noqa: E402
-from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names  # noqa: E402
-from rsnn_zoo.train import TrainingInterrupted, estimate, train  # noqa: E402
+from rsnn_zoo.curves import plot_curves
+from rsnn_zoo.data import ImageData, load_dataset
+from rsnn_zoo.distributed import Ranks
+from rsnn_zoo.models import Network
+from rsnn_zoo.names import ModelName, UnknownNameError
+from rsnn_zoo.publish import save_pretrained
+from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names
+from rsnn_zoo.train import TrainingInterrupted, estimate, train
 
 ERRORS = (LookupError, OSError, ValueError, ArithmeticError)
 """What a user can cause; shown as one line."""
@@ -55,6 +56,7 @@ def training_parser(text: str) -> argparse.ArgumentParser:
     found = parser(text)
     add = found.add_argument
     add("--dry-run", action="store_true", help="show the resolved recipe, time a few steps, write nothing")
+    add("--tensorboard", type=Path, metavar="FOLDER", help="log to TensorBoard too")
     add("--interval", type=float, default=300.0, help="seconds between checkpoints within an epoch (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
     return found
@@ -63,8 +65,7 @@ def training_parser(text: str) -> argparse.ArgumentParser:
 def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
     """The recipe, and the training and validation images."""
     name: ModelName = args.name
-    timesteps = [f"conversion.timesteps={name.timesteps}"] if name.timesteps else []
-    recipe = load_recipe(args.recipe or default_recipe(name), name.objective, [*timesteps, *args.set])
+    recipe = load_recipe(args.recipe or default_recipe(name), name.objective, args.set)
     source = {"root": args.root, "download": args.download, "dataset": name.dataset}
     split = {"validation": recipe.data.validation, "seed": recipe.data.seed}
     data, validation = (
@@ -75,8 +76,8 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
 
 
 def default_recipe(name: ModelName) -> str:
-    """That of the tag, such as ``cifar10_linf8``; without one the data set's own, or the research recipe."""
-    known = [f"{name.dataset}_{name.tag}"] if name.tag else [name.dataset, f"{name.dataset}_research"]
+    """``cifar10_research`` for ``..._cifar10_..._t8.research``; without a tag the data set's own, or that of 8/255."""
+    known = [f"{name.dataset}_{name.tag}"] if name.tag else [name.dataset, f"{name.dataset}_linf8"]
     return next((recipe for recipe in known if recipe in recipe_names()), known[0])
 
 
@@ -91,10 +92,13 @@ def run_stage(
     """Trains and saves the entry, or tells what that would take."""
     if args.dry_run:
         print(json.dumps({"stage": asdict(stage), **about}, indent=2))
-        print(estimate(model, data, validation, stage, device=args.device))
+        print(f"about {estimate(model, data, validation, stage, device=args.device)}")
         return
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
-    result = train(model, data, validation, stage, args.output, about=about, **options)
+    with tensorboard(args.tensorboard) as on_epoch:
+        result = train(model, data, validation, stage, args.output, about=about, on_epoch=on_epoch, **options)
+    if not Ranks.current().main:
+        return
     save_pretrained(model.cpu(), args.output, name=str(args.name), training=result.record)
     robust = "" if result.robust_accuracy is None else f", robust {100 * result.robust_accuracy:.1f} %"
     print(
@@ -102,14 +106,43 @@ def run_stage(
         f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, {result.peak_memory / 2**20:.0f} MiB; "
         f"saved in {args.output}"
     )
+    try:
+        plot_curves(result.history, args.output / "curves.png")
+    except ImportError as error:
+        logging.getLogger(__name__).warning("no curves: %s", error)
+
+
+@contextmanager
+def tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """Something to hand each epoch's record to, if a folder is given."""
+    if folder is None:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    def log(record: dict[str, Any]) -> None:
+        for key, value in record.items():
+            if value is not None:
+                writer.add_scalar(key, value, record["epoch"])
+
+    with SummaryWriter(folder) as writer:
+        yield log
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a script; what a user can cause ends it with one line."""
+    """Runs a script, in every process that ``torchrun`` starts; what a user can cause ends it with one line."""
+    tune_malloc()
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    if several := int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         run()
     except TrainingInterrupted as stop:
         sys.exit(f"\n{stop}")
     except ERRORS as error:
         sys.exit(f"error: {error}")
+    finally:
+        if several:
+            torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """Train, convert, fine-tune, evaluate and publish entries into hub_configs/: the one command behind each of them.
 
     python scripts/build_entries.py 'resnet20_digits_*'
-    python scripts/build_entries.py resnet20_cifar10_trades_{ann,t4,t8}.linf8 --data cifar10.npz
+    python scripts/build_entries.py resnet20_cifar10_trades_{ann,t4,t8} --data cifar10.npz
 
 ANNs come before the SNNs that are made of them. What is finished is not done again, and what was interrupted goes on:
 give the same command until it ends. Test images are touched once, by the evaluation at the end.

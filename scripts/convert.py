@@ -3,8 +3,8 @@
     python scripts/convert.py resnet20_digits_trades_t4
     python scripts/convert.py resnet20_cifar10_trades_t8 --ann runs/mine --set conversion.scale=0.5
 
-Without --ann the ANN is that of the same name in runs/, or else the published one. The result is an entry, as
-train.py's.
+Without --ann the ANN is that of the same name in runs/, or else the published one. The result is an entry, as that of
+train.py.
 """
 
 import argparse

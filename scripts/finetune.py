@@ -1,7 +1,7 @@
 """Make a robust SNN of a trained ANN: convert it, then fine-tune weights and thresholds.
 
     python scripts/finetune.py resnet20_digits_trades_t4
-    python scripts/finetune.py resnet20_cifar10_trades_t8.linf8 --ann runs/resnet20_cifar10_trades_ann.linf8
+    python scripts/finetune.py resnet20_cifar10_trades_t8 --ann runs/resnet20_cifar10_trades_ann
 
 Without --ann the ANN is that of the same name in runs/, or else the published one. As train.py, it goes on where it was
 stopped, and --dry-run tells what it would do.

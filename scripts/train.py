@@ -1,31 +1,37 @@
-"""Train an ANN: naturally, or robustly by AT, TRADES, MART, ...
+"""Train an ANN, naturally or robustly by AT, TRADES, MART, ...; or an SNN directly, from scratch.
 
     python scripts/train.py resnet20_digits_trades_ann
-    python scripts/train.py resnet20_cifar10_trades_ann.linf8 --data cifar10.npz --dry-run
+    python scripts/train.py resnet20_cifar10_trades_ann --data cifar10.npz --dry-run
     python scripts/train.py resnet20_cifar10_mart_ann --recipe mine.toml --set ann.epochs=5 --output runs/short
+    python scripts/train.py resnet20_digits_rat_t4            # an SNN: the table "direct" of the recipe
+    torchrun --nproc-per-node 8 scripts/train.py vgg11_cifar10_trades_ann
 
-The recipe holds every number; --dry-run shows it and estimates the time. A run that was stopped or killed goes on when
-the same command is given again. The result, in the same folder, is an entry: create_model("local-dir:runs/NAME",
-pretrained=True) loads it, and finetune.py makes a robust SNN of it.
+The recipe holds every number; --dry-run shows it and estimates time and memory. A run that was stopped or killed goes
+on when the same command is given again. The result, in the same folder, is an entry:
+create_model("local-dir:runs/NAME", pretrained=True) loads it, and finetune.py makes a robust SNN of an ANN.
 """
 
-from _training import main, resolve, run_stage, training_parser  # noqa: I001 (tunes malloc before torch allocates)
+from dataclasses import asdict
 
 import torch
+from _training import main, resolve, run_stage, training_parser
 
 from rsnn_zoo.registry import create_model
 
 
 def run() -> None:
     """Train what the command line names."""
-    parser = training_parser(__doc__)
-    args = parser.parse_args()
-    if args.name.timesteps is not None:
-        parser.error(f"{args.name} is an SNN: train {args.name.objective}'s ..._ann here, then finetune.py")
+    args = training_parser(__doc__).parse_args()
     recipe, data, validation = resolve(args)
     torch.manual_seed(args.seed)
-    model = create_model(str(args.name))
-    run_stage(args, model, recipe.ann, data, validation, {"name": str(args.name), "recipe": recipe.name})
+    name, about = str(args.name), {"name": str(args.name), "recipe": recipe.name}
+    if args.name.timesteps is None:
+        model, stage = create_model(name), recipe.ann
+    else:
+        model = create_model(name, threshold=recipe.neuron.threshold, **recipe.neuron.arguments())
+        stage = recipe.direct
+        about |= {"neuron": asdict(recipe.neuron)}
+    run_stage(args, model, stage, data, validation, about)
 
 
 if __name__ == "__main__":

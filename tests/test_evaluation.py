@@ -10,13 +10,11 @@ import time
 import pytest
 import torch
 import torchattacks
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import rsnn_zoo
 import rsnn_zoo.hub
+from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
-from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd, project, run
 from rsnn_zoo.evaluation import MISCLASSIFIED, STANDS, evaluate, wilson
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
 
@@ -120,48 +118,6 @@ def test_torchattacks_runs_on_a_view_and_agrees(snn, digits, mode):
     (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), images)
     ours = project(images + 8 / 255 * gradient.sign(), images, 8 / 255)
     torch.testing.assert_close(theirs, ours)
-
-
-@given(
-    st.sampled_from([FGSM, RFGSM, pgd(1), pgd(5)]),
-    st.floats(0, 1),
-    st.integers(1, 5),
-    st.integers(1, 3),
-    st.integers(0, 2**20),
-)
-@settings(max_examples=80, deadline=None)
-def test_attacks_keep_to_the_ball_and_the_pixels(attack, eps, batch, channels, seed):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(batch, channels, 3, 4, generator=generator)
-    noise = 2 * torch.rand(images.shape, generator=generator) - 1
-    drop = [torch.rand(batch, generator=generator) < 0.3 for _ in range(6)]
-    seen = []
-
-    def gradient(x, y):
-        seen.append(x)
-        return torch.randn(x.shape, generator=generator), drop[len(seen) % 6][: len(x)]
-
-    fell, adversarial = run(
-        attack,
-        images,
-        torch.zeros(batch, dtype=torch.long),
-        eps,
-        noise,
-        gradient,
-        lambda x, y: seen.append(x) or drop[0][: len(x)],
-    )
-    assert fell.shape == (batch,) and adversarial.shape == images.shape
-    assert adversarial.min() >= 0 and adversarial.max() <= 1
-    assert (adversarial - images).abs().max() <= eps + 1e-6
-    assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
-
-
-def test_attack_steps_are_as_defined():
-    images, noise = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[0.5, -0.25]]]])
-    assert torch.equal(FGSM.first(images, 0.1, noise), images)
-    torch.testing.assert_close(RFGSM.first(images, 0.1, noise), images + 0.05 * noise.sign())
-    torch.testing.assert_close(pgd(20).first(images, 0.1, noise), images + 0.1 * noise)
-    assert pgd(20).step == 2.5 / 20 and RFGSM.step == 0.5 and FGSM.step == 1
 
 
 def test_wilson_is_the_textbook_interval():

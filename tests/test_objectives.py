@@ -44,7 +44,18 @@ def written_out_mart(clean, adversarial, labels, beta):
     return total / len(labels)
 
 
+def written_out_pairing(clean, adversarial, labels, weight):
+    squares = [
+        (a - c) ** 2 for one, other in zip(clean, adversarial, strict=True) for c, a in zip(one, other, strict=True)
+    ]
+    both = (cross_entropy(clean, labels) + cross_entropy(adversarial, labels)) / 2
+    return both + weight * math.fsum(squares) / len(squares)
+
+
 WRITTEN_OUT = {
+    "alp": written_out_pairing,
+    "fast": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
+    "rat": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
     "natural": lambda clean, adversarial, labels, beta: cross_entropy(clean, labels),
     "at": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
     "trades": written_out_trades,
@@ -78,8 +89,9 @@ def test_label_smoothing_reaches_the_cross_entropy():
     clean, adversarial = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3])
     for objective in OBJECTIVES.values():
-        smooth, plain = (objective.loss(clean, adversarial, labels, 1.0, smoothing) for smoothing in (0.1, 0.0))
-        assert smooth != plain
+        assert objective.loss(clean, adversarial, labels, 1.0, 0.1) != objective.loss(
+            clean, adversarial, labels, 1.0, 0
+        )
 
 
 def test_the_papers_inner_attacks():
@@ -128,7 +140,9 @@ def test_an_unknown_objective_names_its_near_matches():
 def small_model(timesteps=None):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return resnet20(in_chans=1, img_size=8, timesteps=timesteps, threshold=0.3)
+        model = resnet20(in_chans=1, img_size=8, timesteps=timesteps, threshold=0.3)
+    model.fc.weight.data *= 1000  # else its outputs are so alike that the gradients are roundings
+    return model
 
 
 def batch(n=6):
@@ -165,6 +179,30 @@ def test_pgd_equals_the_written_out_one(start, loss):
     first = images + noise if start == "gaussian" else torch.clamp(images + eps * noise, 0, 1)
     expected = written_out_pgd(model, images, labels, eps, 10, first, loss)
     assert torch.equal(found, expected)
+
+
+def test_nfgsm_leaves_the_ball_and_does_not_come_back():
+    model = small_model().double().eval()
+    images, labels, generator = batch()
+    images, attack, eps = images.double(), ATTACKS["nfgsm"](10, 2.5, "uniform"), 0.05
+    noise = start_noise(attack, images, generator)
+    found = perturb(model, images, labels, attack=attack, eps=eps, noise=noise)
+    x = torch.clamp(images + 2 * eps * noise, 0, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+    torch.testing.assert_close(found, torch.clamp(x + eps * gradient.sign(), 0, 1), rtol=0, atol=1e-15)
+    assert (found - images).abs().max() > 2 * eps
+
+
+def test_fgsm_starts_at_the_image_and_leaves_it_as_it_is():
+    model = small_model().double().eval()
+    images, labels, generator = batch()
+    images, attack = images.double(), ATTACKS["fgsm"](10, 2.5, "uniform")
+    before = images.clone()
+    found = perturb(model, images, labels, attack=attack, eps=0.1, noise=start_noise(attack, images, generator))
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+    assert torch.equal(images, before)
+    torch.testing.assert_close(found, torch.clamp(x + 0.1 * gradient.sign(), 0, 1), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("loss", sorted(INNER_LOSSES))

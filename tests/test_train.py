@@ -1,5 +1,6 @@
 """Recipes, checkpoints and the training loop: on the digits, with real networks, at the smallest size that shows it."""
 
+import importlib.util
 import json
 import math
 import os
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsnn_zoo import checkpoints
+from rsnn_zoo import checkpoints, updates
 from rsnn_zoo.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from rsnn_zoo.constraints import retract
+from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import load_dataset
+from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD
 from rsnn_zoo.objectives import OBJECTIVES, Objective
@@ -29,6 +33,12 @@ from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, es
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = Stage(epochs=2, batch_size=16, lr=0.05, warmup=0.5, validation_eps=0.1, validation_steps=2)
 ROBUST = replace(STAGE, objective="trades", weight=2.0, eps=0.1, attack="rfgsm", threshold_lr=0.01)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation(monkeypatch):
+    """Compiling takes longer than these runs; the kernels' numbers are those of eager mode, see test_neurons.py."""
+    monkeypatch.setenv("RSNN_ZOO_COMPILE", "0")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,7 @@ def same(first, second):
 def test_every_recipe_that_comes_along_can_be_used(name, objective):
     recipe = load_recipe(name, objective)
     assert recipe.ann.objective == objective and recipe.name == name
+    assert recipe.direct.objective in (objective, Stage().objective)
     assert recipe.snn.objective == ("natural" if objective == "natural" else "trades")
     assert json.loads(json.dumps(recipe.to_json()))["ann"]["epochs"] == recipe.ann.epochs
 
@@ -76,7 +87,9 @@ def write(tmp_path, text):
 
 
 def test_variants_and_changes_go_over_the_base(tmp_path):
-    path = write(tmp_path, "[ann]\neps = '8/255'\nlr = 0.2\n[variants.mart]\nann.weight = 4\nsnn.lr = 0.3")
+    path = write(
+        tmp_path, "[ann]\neps = '8/255'\nlr = 0.2\n[variants.mart.ann]\nweight = 4\n[variants.mart.snn]\nlr = 0.3"
+    )
     mart, trades = load_recipe(path, "mart", ["ann.epochs = 7"]), load_recipe(path, "trades")
     assert (mart.ann.eps, mart.ann.weight, mart.ann.epochs, mart.snn.lr) == (8 / 255, 4, 7, 0.3)
     assert (trades.ann.weight, trades.ann.lr, trades.snn.lr) == (0, 0.2, Stage().lr)
@@ -103,7 +116,8 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann.augmentation]\ncrop_padding = -1", "crop_padding"),
         ("[ann]\naugmentation = 1", "augmentation must be a table"),
         ("[snn]\nobjective = 'trades'", "eps must be more than 0"),
-        ("[conversion]\nsurrogate = 'triangle'", "surrogate"),
+        ("[neuron]\nsurrogate = 'triangle'", "neuron: unknown surrogate"),
+        ("[conversion]\nscale = 0", "conversion: scale is 0, must be a number from 0.001"),
         ("[variants.trade.ann]\nlr = 1", "did you mean trades"),
         ("ann = [", "not TOML"),
     ],
@@ -140,6 +154,7 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
+@settings(deadline=None, max_examples=30)
 @given(position=st.floats(0, 0.999), kind=st.sampled_from(["flip", "cut", "empty"]))
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path_factory, position, kind):
     folder = tmp_path_factory.mktemp("run")
@@ -272,10 +287,59 @@ def test_the_schedule_rises_then_falls_along_a_cosine(tmp_path, data, validation
 
 def test_eps_grows_over_its_warmup(tmp_path, data, validation, monkeypatch):
     seen = []
-    real = sys.modules["rsnn_zoo.train"].perturb
-    monkeypatch.setattr("rsnn_zoo.train.perturb", lambda *a, **k: seen.append(k["eps"]) or real(*a, **k))
+    real = updates.perturb
+    monkeypatch.setattr("rsnn_zoo.updates.perturb", lambda *a, **k: seen.append(k["eps"]) or real(*a, **k))
     run(data, validation, tmp_path, replace(ROBUST, eps_warmup=1.0, validation_steps=0))
     assert seen == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_the_steps_of_the_attack_grow_over_their_warmup(tmp_path, data, validation, monkeypatch):
+    seen = []
+    real = updates.perturb
+    monkeypatch.setattr("rsnn_zoo.updates.perturb", lambda *a, **k: seen.append(k["attack"].steps) or real(*a, **k))
+    run(data, validation, tmp_path, replace(ROBUST, attack="pgd", attack_steps=3, steps_warmup=1.0, validation_steps=0))
+    assert seen == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
+def test_retraction_is_the_published_step(tmp_path, data, validation):
+    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), WeightedSum(), torch.nn.Linear(5, 400)).double()
+    network[0].weight.data.copy_(weight)
+    network[1].weight.data.copy_(torch.tensor([1.3, 0.1]))
+    before = network[2].weight.detach().clone()
+    retract(network, 0.1, torch.Generator().manual_seed(0))
+    w = weight.flatten(1)
+    expected = 1.1 * w - 0.1 * w.matmul(w.t()).matmul(w)
+    torch.testing.assert_close(network[0].weight.flatten(1), expected)
+    torch.testing.assert_close(network[1].weight, torch.tensor([1.0, 0.0]).double())  # (1.3, 0.1) - 0.2, then cut at 0
+    assert (network[2].weight != before).any(1).sum() == 120  # 30 % of the rows
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=5))
+def test_residual_weights_are_held_to_the_nearest_convex_ones(values):
+    layer = WeightedSum()
+    layer.weight = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+    retract(torch.nn.Sequential(layer), 0.1, torch.Generator())
+    found = layer.weight.detach()
+    assert found.min() >= 0 and found.sum() == pytest.approx(1)
+    start = torch.tensor(values, dtype=torch.float64)
+    for corner in torch.eye(len(values), dtype=torch.float64):  # the angle to every corner is obtuse
+        assert (start - found) @ (corner - found) <= 1e-9
+
+
+def test_accumulation_is_the_mean_of_the_parts(tmp_path, data, validation):
+    _, whole = run(data, validation, tmp_path / "whole", replace(STAGE, epochs=1, lr=0.0))
+    _, parts = run(data, validation, tmp_path / "parts", replace(STAGE, epochs=1, lr=0.0, accumulate=4))
+    assert parts.history[0]["train_loss"] != whole.history[0]["train_loss"]  # batch norms see a part
+    assert parts.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=0.2)
+
+
+def test_each_epoch_is_handed_to_a_logger_of_ones_own_and_drawn(tmp_path, data, validation):
+    pytest.importorskip("matplotlib")
+    records = []
+    _, result = run(data, validation, tmp_path, on_epoch=records.append)
+    assert records == result.history
+    assert plot_curves(records, tmp_path / "curves.svg").read_text().count("validation, attacked") == 1
 
 
 def test_averaged_weights_are_the_ones_validated_and_kept(tmp_path, data, validation):
@@ -291,8 +355,9 @@ def test_averaged_weights_are_the_ones_validated_and_kept(tmp_path, data, valida
 def test_bfloat16_and_channels_last_train_nearly_alike(tmp_path, data, validation, timesteps):
     stage = replace(ROBUST, epochs=1)
     _, exact = run(data, validation, tmp_path / "exact", stage, timesteps)
-    quick = replace(stage, precision="bfloat16", channels_last=True)
-    _, fast = run(data, validation, tmp_path / "fast", quick, timesteps)
+    _, fast = run(
+        data, validation, tmp_path / "fast", replace(stage, precision="bfloat16", channels_last=True), timesteps
+    )
     assert fast.history[0]["train_loss"] == pytest.approx(exact.history[0]["train_loss"], rel=0.1)
 
 
@@ -400,7 +465,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, data, validatio
             raise OSError(28, "No space left on device")
         real(folder, state)
 
-    monkeypatch.setattr("rsnn_zoo.train.save_checkpoint", sometimes_full)
+    monkeypatch.setattr("rsnn_zoo.checkpoints.save_checkpoint", sometimes_full)
     found, _ = run(data, validation, tmp_path / "full", interval=0.0)
     assert same(found, expected) and "trying again later: [Errno 28] No space left" in caplog.text
 
@@ -409,7 +474,7 @@ def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, data, validation, mon
     def full(folder, state):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rsnn_zoo.train.save_checkpoint", full)
+    monkeypatch.setattr("rsnn_zoo.checkpoints.save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         run(data, validation, tmp_path)
 
@@ -441,14 +506,20 @@ def weights_of(folder):
 def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
     ann, snn = "resnet20_digits_trades_ann", "resnet20_digits_trades_t2"
     code, out, err = finished(script("train.py", ann, *FEW, "--dry-run", cwd=tmp_path))
-    assert code == 0 and '"objective": "trades"' in out and "Estimate(" in out and not list(tmp_path.iterdir()), err
+    assert (
+        code == 0
+        and '"objective": "trades"' in out
+        and re.search(r"about .* minutes: .* s a step", out)
+        and not list(tmp_path.iterdir())
+    ), err
     code, out, err = finished(script("train.py", ann, *FEW, cwd=tmp_path))
     assert code == 0 and re.search(rf"{ann}: epoch \d, validation accuracy .* robust .* saved in runs", out), err
     code, out, err = finished(script("finetune.py", snn, *FEW, cwd=tmp_path))
     assert code == 0 and f"{snn}: epoch 1" in out, err
     training = json.loads((tmp_path / "runs" / snn / "config.json").read_text())["rsnn_zoo"]["training"]
     assert training["ann_sha256"] == weights_of(tmp_path / "runs" / ann)
-    assert training["conversion"]["timesteps"] == 2 and training["stage"]["attack"] == "rfgsm"
+    assert training["conversion"]["scale"] == 0.3 and training["stage"]["attack"] == "rfgsm"
+    assert (tmp_path / "runs" / snn / "curves.png").stat().st_size > 10_000
     code, out, err = finished(script("convert.py", snn, *FEW[3:], "--output", "converted", cwd=tmp_path))
     assert code == 0 and weights_of(tmp_path / "converted") != weights_of(tmp_path / "runs" / snn), err
 
@@ -492,7 +563,6 @@ def test_a_script_that_is_asked_to_stop_says_how_to_go_on(tmp_path):
     ("name", "arguments", "message"),
     [
         ("train.py", ["resnet20_digits_trade_ann"], "did you mean trades"),
-        ("train.py", ["resnet20_digits_trades_t4"], "is an SNN"),
         ("train.py", ["resnet20_digits_trades_ann", "--set", "ann.epoch=3"], "did you mean epochs"),
         ("train.py", ["resnet20_digits_trades_ann", "--recipe", "digit"], "did you mean digits"),
         ("train.py", ["resnet20_cifar10_trades_ann", "--data", "none.npz"], "none.npz"),
@@ -503,3 +573,18 @@ def test_a_script_that_is_asked_to_stop_says_how_to_go_on(tmp_path):
 def test_bad_arguments_are_one_line_that_names_the_remedy(tmp_path, name, arguments, message):
     code, _, err = finished(script(name, *arguments, cwd=tmp_path))
     assert code != 0 and message in err and "Traceback" not in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_snn_is_trained_from_scratch_by_two_processes(tmp_path):
+    name = "resnet20_digits_rat_t2"
+    arguments = [name, *FEW, "--set", "direct.epochs=1", "--tensorboard", "board"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RSNN_ZOO_COMPILE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
+    command += [str(ROOT / "scripts" / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(f"{name}: epoch 1") == 1, done.stderr
+    training = json.loads((tmp_path / "runs" / name / "config.json").read_text())["rsnn_zoo"]["training"]
+    assert training["environment"]["processes"] == 2 and training["stage"]["retraction"] == 0.004
+    if importlib.util.find_spec("tensorboard"):
+        assert list((tmp_path / "board").glob("events*"))

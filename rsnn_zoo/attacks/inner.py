@@ -7,44 +7,77 @@ statistics, nor a training flag, nor a weight's gradient of the network in train
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import InputGradient
-from rsnn_zoo.attacks.signed import RFGSM, SignAttack, project
+from rsnn_zoo.attacks.signed import FGSM, RFGSM, SignAttack
 
-__all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "perturb", "start_noise"]
+__all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "InnerAttack", "perturb", "start_noise"]
 
-ATTACKS: dict[str, Callable[[int, float, str], SignAttack]] = {
-    "pgd": lambda steps, step, start: SignAttack("pgd", steps, step / steps, start),
-    "rfgsm": lambda steps, step, start: RFGSM,
+
+def _uniform(noise: Tensor, generator: torch.Generator) -> Tensor:
+    return noise.uniform_(-1, 1, generator=generator)
+
+
+STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": lambda noise, generator: noise,
+    "uniform": _uniform,
+    "sign": _uniform,
+    "wide": _uniform,
+    "gaussian": lambda noise, generator: noise.normal_(0, 0.001, generator=generator),
 }
-"""Attacks by name, from the number of steps, the step (in units of eps / steps) and PGD's start; R+FGSM has its own."""
+"""Where an attack starts, and the noise it takes: the image; in the ball; at a corner of half of it; in the ball of
+radius 2 eps; 0.001 randn off the image."""
 
 
-def _kl(logits: Tensor, target: Tensor) -> Tensor:
-    return F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1)
+@dataclass(frozen=True)
+class InnerAttack(SignAttack):
+    """A sign attack with the starts of ``STARTS``, and a reach of its own.
+
+    Attributes:
+        reach: Radius within which it stays, in units of eps.
+    """
+
+    reach: float = 1.0
+
+    def begin(self, images: Tensor, eps: float, noise: Tensor) -> Tensor:
+        """The starting points, given what :func:`start_noise` drew."""
+        if self.start == "gaussian":
+            return images + noise
+        if self.start == "wide":
+            return project(images + 2 * eps * noise, images, 2 * eps)
+        return super().begin(images, eps, noise)
+
+
+def _from(attack: SignAttack) -> Callable[[int, float, str], InnerAttack]:
+    return lambda steps, step, start: InnerAttack(attack.name, attack.steps, attack.size, attack.start)
+
+
+ATTACKS: dict[str, Callable[[int, float, str], InnerAttack]] = {
+    "pgd": lambda steps, step, start: InnerAttack("pgd", steps, step / steps, start),
+    "fgsm": _from(FGSM),
+    "rfgsm": _from(RFGSM),
+    # de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022
+    "nfgsm": lambda steps, step, start: InnerAttack("nfgsm", 1, 1.0, "wide", reach=3.0),
+}
+"""Attacks by name, from PGD's steps, step (in units of eps / steps) and start; those of one step have their own."""
 
 
 INNER_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
-    "kl": _kl,
+    "kl": lambda logits, target: F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1),
 }
 """What an attack maximises, (B,) of logits (B, K) and a target: labels (B,), or the clean probabilities (B, K)."""
-
-STARTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "uniform": lambda noise, generator: noise.uniform_(-1, 1, generator=generator),
-    "sign": lambda noise, generator: noise.uniform_(-1, 1, generator=generator),
-    "gaussian": lambda noise, generator: noise.normal_(0, 0.001, generator=generator),
-}
-"""How an attack starts, and the noise it takes: in the ball, at a corner of half of it, or 0.001 randn off."""
 
 
 def start_noise(attack: SignAttack, images: Tensor, generator: torch.Generator) -> Tensor:
     """The random part of the start of an attack on images (B, C, H, W), shaped as they are."""
-    return STARTS[attack.start](torch.empty_like(images), generator)
+    return STARTS[attack.start](torch.zeros_like(images), generator)
 
 
 def perturb(
@@ -52,7 +85,7 @@ def perturb(
     images: Tensor,
     labels: Tensor,
     *,
-    attack: SignAttack,
+    attack: InnerAttack,
     eps: float,
     noise: Tensor,
     loss: str = "ce",
@@ -65,7 +98,7 @@ def perturb(
         model: The network in training; it is copied, not touched.
         images: (B, C, H, W) in [0, 1].
         labels: (B,).
-        attack: Steps and start: see ``ATTACKS``.
+        attack: See ``ATTACKS``.
         eps: Radius of the L-infinity ball, in units of pixels in [0, 1].
         noise: What :func:`start_noise` drew.
         loss: ``"ce"`` for the cross-entropy with the labels, ``"kl"`` for the divergence from the clean output.
@@ -73,7 +106,7 @@ def perturb(
         chunk: Images that go through the network at once; None for all.
 
     Returns:
-        (B, C, H, W) in [0, 1], at most eps from ``images``.
+        (B, C, H, W) in [0, 1], at most eps from ``images`` (times the attack's reach).
 
     Example:
         >>> attack = ATTACKS["pgd"](10, 2.5, "uniform")
@@ -82,8 +115,8 @@ def perturb(
     """
     gradient = InputGradient(model, precision=precision, chunk=chunk or len(images))
     target = gradient.logits(images).softmax(1) if loss == "kl" else labels
-    x = images + noise if attack.start == "gaussian" else attack.first(images, eps, noise)
+    x = attack.begin(images, eps, noise)
     for _ in range(attack.steps):
         direction, _ = gradient(x, target, INNER_LOSSES[loss])
-        x = project(x + attack.step * eps * direction.sign(), images, eps)
+        x = project(x + attack.size * eps * direction.sign(), images, attack.reach * eps)
     return x

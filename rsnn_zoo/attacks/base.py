@@ -1,0 +1,172 @@
+"""What an attack is: handed a victim and a batch of samples, it says which of them fell, and shows the images.
+
+Every attack works on each sample by itself: what is random about a sample is drawn from a generator of its own, and all
+that an attack remembers has one row a sample. So a sample meets the same fate in any batch, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "project"]
+
+State = dict[str, Tensor]
+"""What an attack remembers between its steps, by name; each tensor has one row a sample. ``"x"``: the iterates."""
+
+
+def check_eps(eps: float) -> float:
+    """Returns eps as a float if it lies in [0, 1].
+
+    Raises:
+        ValueError: If it does not: pixels lie in [0, 1], so the usual eps is 8 / 255.
+    """
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps must lie in [0, 1], in units of pixels in [0, 1] (e.g. 8 / 255), got {eps}")
+    return float(eps)
+
+
+def project(x: Tensor, images: Tensor, eps: float) -> Tensor:
+    """The nearest point of the L-infinity ball around ``images`` and of [0, 1]; all (B, C, H, W)."""
+    return torch.clamp(torch.min(torch.max(x, images - eps), images + eps), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples to attack.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,).
+        eps: Radius of the L-infinity ball, in units of pixels in [0, 1].
+        index: Of each sample in its data set.
+        seed: Of all that is drawn.
+        stream: What else tells draws apart: the member of the ensemble.
+    """
+
+    images: Tensor
+    labels: Tensor
+    eps: float
+    index: tuple[int, ...]
+    seed: int = 0
+    stream: str = ""
+
+    def generators(self) -> list[torch.Generator]:
+        """One for each sample, seeded by seed, index and stream alone; on the CPU, so alike on any device."""
+        return [_generator(f"{self.seed}/{index}/{self.stream}") for index in self.index]
+
+    def noise(self) -> Tensor:
+        """(B, C, H, W), uniform in [-1, 1); the same at every call."""
+        shape = self.images.shape[1:]
+        draws = [2 * torch.rand(*shape, generator=generator) - 1 for generator in self.generators()]
+        return torch.stack(draws).to(self.images)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Victim(Protocol):
+    """The model under attack, under one backward mode.
+
+    Attributes:
+        module: The exact float32 network as an ``nn.Module`` under the mode, in evaluation mode, for attack libraries.
+    """
+
+    module: nn.Module
+
+    def gradient(
+        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient pass.
+
+        Args:
+            x: Iterates (B, C, H, W).
+            labels: (B,).
+            loss: Logits (B, K) and ``aim`` to what the attack raises, (B,).
+            aim: What the loss needs besides the logits, one row a sample; often the labels.
+            memory: What the backward mode remembers of each sample between passes; empty at first, updated in place.
+
+        Returns:
+            The gradient (B, C, H, W), the logits (B, K) that it was taken at, and which iterates have fallen by the
+            exact network (B,).
+        """
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of the exact network."""
+
+    def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Which images the exact network misclassifies, (B,) bool."""
+
+
+class Attack(Protocol):
+    """Searches the ball around each image for one that the victim misclassifies.
+
+    Attributes:
+        name: As reports have it.
+    """
+
+    name: str
+
+    def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last tried)."""
+
+
+class GradientAttack(ABC):
+    """An attack that follows gradients: subclasses say where it starts and how it steps.
+
+    Every iterate counts, and a sample that falls leaves the batch at once.
+
+    Attributes:
+        name: As reports have it.
+        steps: Gradient passes.
+    """
+
+    name: str
+    steps: int
+
+    @abstractmethod
+    def first(self, victim: Victim, batch: Batch) -> State:
+        """The iterates to begin with, under ``"x"``, and what else is to be remembered of each sample."""
+
+    @abstractmethod
+    def step(self, k: int, state: State, gradient: Tensor, logits: Tensor, images: Tensor, eps: float) -> State:
+        """The state after step k (from 0), given the gradient and the logits at its ``"x"``."""
+
+    def loss(self, logits: Tensor, aim: Tensor) -> Tensor:
+        """What it raises, (B,): of logits (B, K) and ``state["aim"]``, or the labels where there is none."""
+        return F.cross_entropy(logits, aim, reduction="none")
+
+    def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last iterate)."""
+        state = self.first(victim, batch)
+        adversarial = state["x"].clone()
+        fell = torch.zeros(len(batch), dtype=torch.bool, device=adversarial.device)
+        left, clean, labels, memory = torch.arange(len(batch), device=fell.device), batch.images, batch.labels, State()
+        for k in range(self.steps):
+            gradient, logits, down = victim.gradient(state["x"], labels, self.loss, state.get("aim", labels), memory)
+            if down.any():
+                fell[left[down]], adversarial[left[down]] = True, state["x"][down]
+                left, clean, labels, gradient, logits = _rows((left, clean, labels, gradient, logits), ~down)
+                state, memory = ({key: rows[~down] for key, rows in kept.items()} for kept in (state, memory))
+            if not len(left):
+                return fell, adversarial
+            state = self.step(k, state, gradient, logits, clean, batch.eps)
+        adversarial[left] = state["x"]
+        fell[left] = victim.fallen(state["x"], labels)
+        return fell, adversarial
+
+
+def _rows(tensors: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor[keep] for tensor in tensors)

@@ -1,0 +1,171 @@
+"""One weight update: the attack, the losses, the optimizer, and what the weights are held to afterwards."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, perturb, start_noise
+from rsnn_zoo.constraints import hold_thresholds, retract
+from rsnn_zoo.distributed import Ranks, parallel
+from rsnn_zoo.neurons import SpikingNeuron, wide
+from rsnn_zoo.objectives import get_objective
+from rsnn_zoo.recipe import Stage
+
+__all__ = ["MEASURED", "Updates"]
+
+CHUNK = 16
+"""Images at once through a spiking network on a CPU, in attacks: so a layer's T steps stay in the cache."""
+
+MEASURED = ("loss", "clean", "robust")
+"""What an update measures: its loss, and the accuracy on its clean and on its adversarial images."""
+
+
+class Updates:
+    """The updates of a network's weights, as one stage of a recipe has them.
+
+    Args:
+        model: ANN or SNN, on its device; its weights are changed.
+        stage: Objective, attack, optimizer.
+        ranks: The processes, each with the same weights.
+
+    Attributes:
+        optimizer: SGD over weights, and over thresholds with a rate of their own.
+        average: The averaged weights, as ``AveragedModel``; None where the stage has none.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks):
+        if stage.batch_size % (stage.accumulate * ranks.size):
+            raise ValueError(
+                f"batch_size {stage.batch_size} cannot be divided among {ranks.size} processes in {stage.accumulate} "
+                "parts: make it a multiple"
+            )
+        self.model, self.stage, self.ranks = model, stage, ranks
+        self.objective = get_objective(stage.objective)
+        self.optimizer = torch.optim.SGD(
+            _groups(model, stage), lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov
+        )
+        self.average = None
+        if stage.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
+        self.parallel = parallel(model, ranks)
+        self.device = next(model.parameters()).device
+        spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
+        self.attack_options = {
+            "precision": stage.precision,
+            "chunk": CHUNK if spiking and self.device.type == "cpu" else None,
+        }
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last update."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the averaged weights where there are any."""
+        return self.model if self.average is None else self.average.module
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, done: float, step: float
+    ) -> list[float]:
+        """Updates the weights.
+
+        Args:
+            images: The whole batch, (B, C, H, W) in [0, 1]; each process takes its share of it.
+            labels: (B,).
+            generator: Draws the start of the attack.
+            done: Epochs that are done, with the share of this one.
+            step: What share of an epoch this update is.
+
+        Returns:
+            What ``MEASURED`` names, means over the batch.
+
+        Raises:
+            FloatingPointError: If the loss is no number; the weights are as before.
+        """
+        stage, count = self.stage, self.stage.accumulate
+        eps = stage.eps * _grown(done, stage.eps_warmup)
+        steps = 1 + int((stage.attack_steps - 1) * _grown(done, stage.steps_warmup))
+        attack = ATTACKS[stage.attack](steps, stage.attack_step, self.objective.start)
+        noise = start_noise(attack, images, generator) if self.objective.inner else images
+        shares = zip(*(self.ranks.share(whole, count) for whole in (images, labels, noise)), strict=True)
+        self.optimizer.zero_grad()
+        measured = [0.0] * len(MEASURED)
+        for number, share in enumerate(shares):
+            last = number == count - 1
+            with nullcontext() if last or self.ranks.size == 1 else self.parallel.no_sync():
+                loss, accuracies = self._measure(*share, attack, eps)
+                (loss / count).backward()
+            for at, value in enumerate((loss.item(), *accuracies)):
+                measured[at] += value / count
+        measured = [value / self.ranks.size for value in self.ranks.sum(measured, self.device)]
+        if not math.isfinite(measured[0]):
+            raise FloatingPointError(f"the loss is {measured[0]}")
+        if stage.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), stage.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self._schedule(done, step)
+        self.optimizer.step()
+        hold_thresholds(self.model)
+        if stage.retraction:
+            retract(self.model, stage.retraction, generator)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return measured
+
+    def attack(self, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        """Adversarial images, gradients in the stage's precision: see ``perturb``."""
+        return perturb(model, images, labels, **options, **self.attack_options)
+
+    def _measure(
+        self, images: Tensor, labels: Tensor, noise: Tensor, attack: InnerAttack, eps: float
+    ) -> tuple[Tensor, list[float]]:
+        """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
+        stage, objective = self.stage, self.objective
+        clean = self._forward(images) if objective.clean else None
+        adversarial = None
+        if objective.inner:
+            options = {"attack": attack, "eps": eps, "noise": noise, "loss": objective.inner}
+            adversarial = self._forward(self.attack(self.model, images, labels, **options))
+        loss = objective.loss(clean, adversarial, labels, stage.weight, stage.label_smoothing)
+        seen = (clean, adversarial)
+        return loss, [0.0 if z is None else (z.argmax(1) == labels).float().mean().item() for z in seen]
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """Logits, convolutions in the stage's precision."""
+        dtype = PRECISIONS[self.stage.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.parallel(images)
+        return logits.to(wide(logits.dtype))
+
+    def _schedule(self, done: float, step: float) -> float:
+        """Share of the peak learning rate: a linear rise over the warmup, then a cosine to 0."""
+        warmup, epochs = self.stage.warmup, self.stage.epochs
+        if done < warmup:
+            return (done + step) / (warmup + step)
+        return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (epochs - warmup)))
+
+
+def _grown(done: float, warmup: float) -> float:
+    """A linear rise from 0 to 1."""
+    return min(1.0, done / warmup) if warmup else 1.0
+
+
+def _groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Parameters by weight decay and peak learning rate."""
+    thresholds = [module.threshold for module in model.modules() if isinstance(module, SpikingNeuron)]
+    apart = set(thresholds)
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in apart]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay, "peak": stage.lr},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "peak": stage.lr},
+        {"params": thresholds, "weight_decay": 0.0, "peak": stage.threshold_lr},
+    ]
+    return [group for group in groups if group["params"]]
