@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from rsnn_zoo.neurons import (
         model_under as model_under,
     )
+    from rsnn_zoo.objectives import register_objective as register_objective
     from rsnn_zoo.publish import push_to_hub as push_to_hub
     from rsnn_zoo.publish import save_pretrained as save_pretrained
     from rsnn_zoo.registry import create_model as create_model
     from rsnn_zoo.registry import is_model as is_model
     from rsnn_zoo.registry import list_models as list_models
+    from rsnn_zoo.registry import register_architecture as register_architecture
     from rsnn_zoo.research import from_research_checkpoint as from_research_checkpoint
 
 __version__ = "0.1.0"
@@ -55,6 +57,8 @@ _PUBLIC = {
     "load_dataset": "data",
     "model_under": "neurons",
     "push_to_hub": "publish",
+    "register_architecture": "registry",
+    "register_objective": "objectives",
     "relearn_statistics": "conversion",
     "save_pretrained": "publish",
 }

@@ -8,63 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 
 from rsnn_zoo.data import check_images
 from rsnn_zoo.layers import Normalize, Spiking
-from rsnn_zoo.models import Network, Temporal
+from rsnn_zoo.models import ForeignNetwork, Network, Temporal
 from rsnn_zoo.neurons import SpikingNeuron, Surrogate, check_timesteps
+from rsnn_zoo.surgery import POOLS, average_pool, find_activations, hooked, mark_stem, replace, split_shared
 
 __all__ = ["SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
-
-# aten operators that bend their input, and so are activations that a spiking network does not have.
-_NONLINEAR = frozenset(
-    {
-        "relu",
-        "clamp",
-        "clamp_min",
-        "threshold",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "tanh",
-        "hardsigmoid",
-        "hardswish",
-        "softplus",
-        "log_sigmoid_forward",
-        "_softmax",
-        "_log_softmax",
-        "_prelu_kernel",
-        "glu",
-        "hardshrink",
-        "softshrink",
-        "maximum",
-        "minimum",
-        "abs",
-        "rrelu_with_noise",
-        "exp",
-        "erf",
-        "sin",
-        "cos",
-        "_scaled_dot_product_flash_attention_for_cpu",
-    }
-)
-_MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
-_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
 
 class SpikingNetwork(Temporal):
@@ -87,136 +45,6 @@ class SpikingNetwork(Temporal):
         if not self.stem_once:
             x = x.repeat(self.steps, 1, 1, 1)
         return self.over_time(self.network(x), per_step)
-
-
-# --- finding the activations ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _hooked(modules: Iterator[nn.Module] | list[nn.Module], pre: Any = None, post: Any = None) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in modules:
-            if pre is not None:
-                stack.callback(module.register_forward_pre_hook(pre).remove)
-            if post is not None:
-                stack.callback(module.register_forward_hook(post, always_call=True).remove)
-        yield
-
-
-class _Recorder(TorchDispatchMode):
-    """Runs a network and notes which module each non-linear operator was called in."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.names = {module: name or "the network itself" for name, module in network.named_modules()}
-        self.stack: list[nn.Module] = [network]
-        self.calls: list[tuple[nn.Module, str]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
-        if operator in _NONLINEAR or operator in _MAX_POOLS:
-            self.calls.append((self.stack[-1], operator))
-        return func(*args, **(kwargs or {}))
-
-    def record(self, network: nn.Module, x: Tensor) -> list[tuple[nn.Module, str]]:
-        def enter(module: nn.Module, _: Any) -> None:
-            self.stack.append(module)
-
-        def leave(module: nn.Module, *_: Any) -> None:
-            self.stack.pop()
-
-        with torch.no_grad(), _hooked(list(self.names), enter, leave), self:
-            network(x)
-        return self.calls
-
-
-def _find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[str]:
-    """How often each ReLU module is called; anything else that bends its input is refused."""
-    recorder = _Recorder(network)
-    uses: Counter[str] = Counter()
-    for module, operator in recorder.record(network, x):
-        name, kind = recorder.names[module], type(module).__name__
-        if isinstance(module, nn.ReLU):
-            uses[name] += 1
-        elif operator in _MAX_POOLS:
-            if max_pool == "average" and not isinstance(module, _POOLS):
-                raise ValueError(f"{name} ({kind}) calls max pooling as a function: make it an nn.MaxPool2d module")
-        elif operator in ("relu", "clamp_min", "clamp", "threshold"):
-            raise ValueError(
-                f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: "
-                "give it an nn.ReLU module (one for each use) and convert again"
-            )
-        else:
-            raise ValueError(
-                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
-                "replace it by nn.ReLU, train again, and convert that network"
-            )
-    if not uses:
-        raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
-    return uses
-
-
-def _split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
-    """A network in which each use of a ReLU is a module of its own, through torch.fx."""
-    shared = {name for name, count in uses.items() if count > 1}
-    if not shared:
-        return network
-    try:
-        graph_module = fx.symbolic_trace(network)
-    except Exception as error:
-        raise ValueError(
-            f"{', '.join(sorted(shared))}: used in several places, and torch.fx cannot trace the network to split it "
-            f"({error}): give each use an nn.ReLU of its own"
-        ) from error
-    modules = dict(graph_module.named_modules(remove_duplicate=False))  # one module may bear several names
-    seen: Counter[nn.Module] = Counter()
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module" and isinstance(relu := modules[node.target], nn.ReLU):
-            seen[relu] += 1
-            if seen[relu] > 1:
-                node.target = f"{node.target}_use{seen[relu]}"
-                graph_module.add_submodule(node.target, nn.ReLU())
-    graph_module.recompile()
-    return graph_module
-
-
-def _replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None:
-    """Puts ``new(module)`` in place of every submodule of a kind, the same one under each of its names."""
-    replaced: dict[nn.Module, nn.Module] = {}
-    for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, kind):
-            if module not in replaced:
-                replaced[module] = new(module)
-            network.set_submodule(name, replaced[module])
-
-
-def _average_pool(pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> nn.Module:
-    if isinstance(pool, nn.AdaptiveMaxPool2d):
-        return nn.AdaptiveAvgPool2d(pool.output_size)
-    if pool.dilation not in (1, (1, 1)):
-        raise ValueError(f"a max pooling with dilation {pool.dilation} has no average pooling to become")
-    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False)
-
-
-def _compute_stem_once(snn: Temporal, x: Tensor) -> None:
-    """Marks the neurons that see the same current at every step, by a trial run over 2 images and 3 steps."""
-    timesteps, snn.timesteps = snn.timesteps, 3
-    x = (x if len(x) > 1 else x.repeat(2, 1, 1, 1))[:2]
-    neurons = [neuron for _, neuron in snn.neurons()]
-
-    def mark(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        neuron.repeated = inputs[0].shape[0] == 2
-
-    try:
-        with torch.no_grad(), _hooked(neurons, pre=mark):
-            snn(x)
-    except (RuntimeError, ValueError):  # a path around the first neuron meets one through it
-        if not isinstance(snn, SpikingNetwork):
-            raise
-        snn.stem_once = False
-        for neuron in neurons:
-            neuron.repeated = False
-    snn.timesteps = timesteps
 
 
 # --- thresholds and statistics --------------------------------------------------------------------------------------
@@ -285,7 +113,7 @@ def calibrate(
 
     before, snn.timesteps = snn.timesteps, timesteps
     try:
-        with _batch_statistics(snn, track=False), _hooked(list(neurons.values()), pre=find):
+        with _batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
             snn(images)
     finally:
         snn.timesteps = before
@@ -371,6 +199,8 @@ def convert(
     if any(isinstance(module, SpikingNeuron) for module in ann.modules()):
         raise ValueError("the network spikes already: set snn.timesteps, or call rsnn_zoo.calibrate for new thresholds")
     own = isinstance(ann, Network)
+    if isinstance(ann, ForeignNetwork) and max_pool != "spikes":
+        raise ValueError("a registered architecture is rebuilt by its builder: put the average pooling there")
     if own and (mean is not None or std is not None):
         raise ValueError("a network of this zoo normalises inside: leave mean and std out")
     spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, surrogate=surrogate)
@@ -380,12 +210,12 @@ def convert(
     normalize: nn.Module = nn.Identity()
     if mean is not None or std is not None:
         normalize = Normalize(mean, std, images.shape[1]).to(images)
-    uses = _find_activations(network, normalize(images[:2]), max_pool)
+    uses = find_activations(network, normalize(images[:2]), max_pool)
     if not own:
-        network = _split_shared(network, uses)
-    _replace(network, nn.ReLU, lambda _: spiking.activation())
+        network = split_shared(network, uses)
+    replace(network, nn.ReLU, lambda _: spiking.activation())
     if max_pool == "average":
-        _replace(network, _POOLS, _average_pool)
+        replace(network, POOLS, average_pool)
     if own:
         network.spiking = spiking
         snn: Temporal = network
@@ -393,7 +223,7 @@ def convert(
         snn = SpikingNetwork(network, spiking, normalize)
     snn = snn.to(images).eval()
 
-    _compute_stem_once(snn, images)
+    mark_stem(snn, images)
     calibrate(snn, images, timesteps=calibration_timesteps, percentile=percentile, scale=scale)
     relearn_statistics(snn, images)
     return snn

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 from rsnn_zoo.datasets import DATASETS
 
-ARCHITECTURES = ("vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4")
+ARCHITECTURES = ["vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4"]
+"""Those of the zoo, then the registered ones."""
 MAX_TIMESTEPS = 1000  # far beyond any published SNN, and small enough that no name asks for absurd amounts of memory
 
-_objectives = ["natural", "at", "trades", "mart"]
+# What a name may say before rsnn_zoo.objectives, which needs torch, is imported; a test holds the two together.
+_objectives = ["natural", "at", "trades", "mart", "alp", "fast", "rat"]
 _GRAMMAR = (
     "{architecture}_{dataset}_{objective}_t{T} or ..._ann, with an optional .tag, e.g. resnet20_cifar10_trades_t8"
 )
@@ -112,6 +114,22 @@ def register_objective(name: str) -> None:
     if name in _objectives:
         raise ValueError(f"Objective {name!r} is already registered; choose another name")
     _objectives.append(name)
+
+
+def register_architecture(name: str) -> None:
+    """Make a new architecture part of the grammar.
+
+    Args:
+        name: Lower-case letters and digits, in parts joined by single underscores.
+
+    Raises:
+        ValueError: If the name is malformed or taken.
+    """
+    if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise ValueError(f"Architecture {name!r} must be lower-case letters and digits joined by single underscores")
+    if name in ARCHITECTURES:
+        raise ValueError(f"Architecture {name!r} is already registered; choose another name")
+    ARCHITECTURES.append(name)
 
 
 def near_matches(value: str, known: Iterable[str]) -> str:

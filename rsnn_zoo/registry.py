@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.hub import published_names, resolve
-from rsnn_zoo.models import ARCHITECTURES, Network
+from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
 from rsnn_zoo.names import ModelName, UnknownNameError, near_matches, objectives
+from rsnn_zoo.names import register_architecture as register_name
 from rsnn_zoo.weights import check_state_dict
 
-__all__ = ["create_model", "is_model", "list_models"]
+__all__ = ["create_model", "is_model", "list_models", "register_architecture"]
 
 # T of the names that list_models shows for what nobody has published; any other T can be built too.
 _LISTED_TIMESTEPS = (None, 4, 8)
@@ -104,6 +106,38 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     network.pretrained_name = config.name or name
     network.weights_sha256 = entry.sha256
     return network.eval()
+
+
+Builder = Callable[..., nn.Module]
+
+
+def register_architecture(name: str) -> Callable[[Builder], Builder]:
+    """Decorator that makes a network from elsewhere an architecture: its names can be trained, converted, published.
+
+    What it builds takes images that are normalised by the data set's mean and standard deviation; its activations are
+    ReLU modules, for which an SNN has neurons. It stays registered for this process: entries of it can be loaded where
+    it is registered too.
+
+    Args:
+        name: Lower-case letters and digits, in parts joined by single underscores.
+
+    Raises:
+        ValueError: If the name is malformed or taken.
+
+    Example:
+        >>> @register_architecture("resnet18")  # doctest: +SKIP
+        ... def resnet18(num_classes, in_chans):
+        ...     return timm.create_model("resnet18", num_classes=num_classes, in_chans=in_chans)
+        >>> create_model("resnet18_cifar10_at_t4").timesteps  # doctest: +SKIP
+        4
+    """
+    register_name(name)
+
+    def register(build: Builder) -> Builder:
+        ARCHITECTURES[name] = partial(ForeignNetwork, name, build)
+        return build
+
+    return register
 
 
 def is_model(name: str) -> bool:

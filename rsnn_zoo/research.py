@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.models import ARCHITECTURES, VGG, Network, ResNet, WideResNet
 
-__all__ = ["from_research_checkpoint"]
+__all__ = ["from_research_checkpoint", "read_state_dict"]
 
 # Names inside a block, and of a neuron's threshold: pattern -> ours.
 _COMMON = (
@@ -59,9 +60,21 @@ def _rename(name: str, heads: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, without a ``module.`` prefix (DataParallel) and whatever wraps them.
+
+    Args:
+        source: A ``.safetensors`` file, a ``.pth`` file, read with ``weights_only=True`` alone, or a state dict, also
+            one in a mapping under ``"state_dict"``, ``"model_state_dict"``, ``"net"`` or ``"model"``.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If there is no state dict in it, or more than tensors and plain containers.
+    """
     if isinstance(source, str | os.PathLike):
         try:
+            if str(source).endswith(".safetensors"):
+                return safetensors.torch.load_file(source)
             # weights_only alone: a checkpoint from elsewhere must not be able to run code
             source = torch.load(source, map_location="cpu", weights_only=True)
         except OSError:
@@ -135,7 +148,7 @@ def from_research_checkpoint(
         std=std,
         reset=reset,
     )
-    found = _read(path_or_state_dict)
+    found = read_state_dict(path_or_state_dict)
     heads = _renames(network)
     state = {_rename(name, heads): tensor for name, tensor in found.items()}
     own = network.state_dict()

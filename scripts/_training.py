@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,19 +28,12 @@ ERRORS = (LookupError, OSError, ValueError, ArithmeticError)
 """What a user can cause; shown as one line."""
 
 
-def model_name(text: str) -> ModelName:
-    """A name of the grid, or what argparse shows of the error."""
-    try:
-        return ModelName.parse(text)
-    except UnknownNameError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def parser(text: str) -> argparse.ArgumentParser:
     """Arguments of all three."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = found.add_argument
-    add("name", type=model_name, help="what to make, e.g. resnet20_cifar10_trades_ann")
+    add("name", help="what to make, e.g. resnet20_cifar10_trades_ann")
+    add("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures or objectives first")
     add("--recipe", help=f"one of {', '.join(recipe_names())}, or a .toml file (default: the name's tag, or data set)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. ann.epochs=5")
     add("--output", type=Path, help="folder of the run and of its result (default: runs/NAME)")
@@ -60,6 +54,18 @@ def training_parser(text: str) -> argparse.ArgumentParser:
     add("--interval", type=float, default=300.0, help="seconds between checkpoints within an epoch (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
     return found
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; the name is read when the plugin has registered what is in it."""
+    args = parser.parse_args()
+    try:
+        if args.plugin is not None:
+            runpy.run_path(str(args.plugin))
+        args.name = ModelName.parse(args.name)
+    except (UnknownNameError, OSError) as error:
+        parser.error(str(error))
+    return args
 
 
 def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:

@@ -4,7 +4,13 @@
     python scripts/convert.py resnet20_cifar10_trades_t8 --ann runs/mine --set conversion.scale=0.5
 
 Without --ann the ANN is that of the same name in runs/, or else the published one. The result is an entry, as that of
-train.py.
+train.py. For a network of your own, or timm's, write a Python file that registers it, and give it with its weights:
+
+    @rsnn_zoo.register_architecture("resnet18")
+    def resnet18(num_classes, in_chans):
+        return timm.create_model("resnet18", num_classes=num_classes, in_chans=in_chans)
+
+    python scripts/convert.py resnet18_cifar10_at_t4 --plugin mine.py --ann weights.pth
 """
 
 import argparse
@@ -12,19 +18,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _training import main, parser, resolve
+from _training import main, parsed, parser, resolve
 
 import rsnn_zoo
 from rsnn_zoo.data import ImageData
-from rsnn_zoo.models import Network
+from rsnn_zoo.models import ForeignNetwork, Network
 from rsnn_zoo.publish import save_pretrained
 from rsnn_zoo.recipe import Recipe
 from rsnn_zoo.registry import create_model
+from rsnn_zoo.research import read_state_dict
+from rsnn_zoo.weights import check_state_dict, serialize
 
 
 def add_ann(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the argument that says which ANN."""
-    parser.add_argument("--ann", help="folder or name of the trained ANN")
+    parser.add_argument("--ann", help="the trained ANN: a folder, a name, or its weights (.safetensors, .pth)")
     return parser
 
 
@@ -32,19 +40,32 @@ def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tupl
     """The SNN, and what is to be recorded of its making."""
     if args.name.timesteps is None:
         raise ValueError(f"{args.name} is an ANN: name the SNN to be made, such as {_of(args, 4)}")
-    own = Path("runs") / _of(args, None)
-    source = args.ann or (str(own) if (own / "config.json").is_file() else _of(args, None))
-    source = f"local-dir:{source}" if Path(source).is_dir() else source
-    ann = create_model(source, pretrained=True).to(args.device)
+    ann = trained_ann(args).to(args.device)
     images = data.pixels(slice(0, recipe.conversion.images)).to(args.device)
-    snn = rsnn_zoo.convert(ann, images=images, **recipe.conversion.arguments())
+    how = recipe.neuron.arguments() | recipe.conversion.arguments()
+    snn = rsnn_zoo.convert(ann, args.name.timesteps, images, **how)
     about = {
         "name": str(args.name),
         "recipe": recipe.name,
         "ann": ann.pretrained_name,
         "ann_sha256": ann.weights_sha256,
     }
-    return snn, about | {"conversion": asdict(recipe.conversion)}
+    return snn, about | {"neuron": asdict(recipe.neuron), "conversion": asdict(recipe.conversion)}
+
+
+def trained_ann(args: argparse.Namespace) -> Network:
+    """The ANN that --ann names, or that of the SNN's name."""
+    own = Path("runs") / _of(args, None)
+    source = args.ann or (str(own) if (own / "config.json").is_file() else _of(args, None))
+    if Path(source).suffix not in (".safetensors", ".pth", ".pt"):
+        return create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+    ann = create_model(_of(args, None))
+    own = ann.network if isinstance(ann, ForeignNetwork) else ann
+    state = read_state_dict(source)
+    check_state_dict(state, own.state_dict(), source)
+    own.load_state_dict(state)
+    ann.pretrained_name, ann.weights_sha256 = Path(source).name, serialize(ann, "")[1].sha256
+    return ann
 
 
 def _of(args: argparse.Namespace, timesteps: int | None) -> str:
@@ -53,7 +74,7 @@ def _of(args: argparse.Namespace, timesteps: int | None) -> str:
 
 def run() -> None:
     """Convert what the command line names."""
-    args = add_ann(parser(__doc__)).parse_args()
+    args = parsed(add_ann(parser(__doc__)))
     recipe, data, _ = resolve(args)
     snn, about = converted(args, recipe, data)
     save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about)

@@ -10,6 +10,7 @@ kill. A published model's report can be held against its evidence, hub_configs/N
 
 import argparse
 import logging
+import runpy
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", nargs="+", required=True, help="names or wildcards, hf-hub:org/name, local-dir:path")
     p.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights (one model)")
+    p.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures first")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
@@ -60,6 +62,8 @@ def load(name: str, weights: Path | None) -> torch.nn.Module:
 def main() -> None:
     args = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.plugin is not None:
+        runpy.run_path(str(args.plugin))
     wildcards = any(c in pattern for pattern in args.model for c in "*?[")
     names = rsnn_zoo.list_models(args.model, pretrained=True) if wildcards else args.model
     if not names:

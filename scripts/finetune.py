@@ -3,17 +3,18 @@
     python scripts/finetune.py resnet20_digits_trades_t4
     python scripts/finetune.py resnet20_cifar10_trades_t8 --ann runs/resnet20_cifar10_trades_ann
 
-Without --ann the ANN is that of the same name in runs/, or else the published one. As train.py, it goes on where it was
-stopped, and --dry-run tells what it would do.
+Without --ann the ANN is that of the same name in runs/, or else the published one; with it that of a folder, another
+name, or your own weights in a file, as convert.py says. As train.py, it goes on where it was stopped, and --dry-run
+tells what it would do.
 """
 
-from _training import main, resolve, run_stage, training_parser
+from _training import main, parsed, resolve, run_stage, training_parser
 from convert import add_ann, converted
 
 
 def run() -> None:
     """Fine-tune what the command line names."""
-    args = add_ann(training_parser(__doc__)).parse_args()
+    args = parsed(add_ann(training_parser(__doc__)))
     recipe, data, validation = resolve(args)
     snn, about = converted(args, recipe, data)
     run_stage(args, snn, recipe.snn, data, validation, about)

@@ -14,14 +14,14 @@ create_model("local-dir:runs/NAME", pretrained=True) loads it, and finetune.py m
 from dataclasses import asdict
 
 import torch
-from _training import main, resolve, run_stage, training_parser
+from _training import main, parsed, resolve, run_stage, training_parser
 
 from rsnn_zoo.registry import create_model
 
 
 def run() -> None:
     """Train what the command line names."""
-    args = training_parser(__doc__).parse_args()
+    args = parsed(training_parser(__doc__))
     recipe, data, validation = resolve(args)
     torch.manual_seed(args.seed)
     name, about = str(args.name), {"name": str(args.name), "recipe": recipe.name}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rsnn_zoo.models._base import Network, Temporal
+from rsnn_zoo.models._foreign import ForeignNetwork
 from rsnn_zoo.models.resnet import ResNet, resnet20, resnet32
 from rsnn_zoo.models.vgg import VGG, vgg11, vgg16
 from rsnn_zoo.models.wide_resnet import WideResNet, wrn16_4, wrn28_4
@@ -10,6 +11,7 @@ from rsnn_zoo.models.wide_resnet import WideResNet, wrn16_4, wrn28_4
 __all__ = [
     "ARCHITECTURES",
     "VGG",
+    "ForeignNetwork",
     "Network",
     "ResNet",
     "Temporal",

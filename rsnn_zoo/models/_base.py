@@ -164,6 +164,11 @@ class Network(Temporal):
             TypeError: For images of integers.
             ValueError: For a wrong number of dimensions, channels, or (where the network fixes it) image size.
         """
+        self.check(x)
+        return self.forward_head(self.forward_features(x), per_step=per_step)
+
+    def check(self, x: Tensor) -> None:
+        """Raises where ``forward`` would."""
         if not x.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1], got {x.dtype}: divide uint8 by 255")
         expected = (self.in_chans, self.img_size, self.img_size)
@@ -171,7 +176,6 @@ class Network(Temporal):
             raise ValueError(
                 f"{self.architecture} takes images (B, {', '.join(map(str, expected))}) in [0, 1], got {tuple(x.shape)}"
             )
-        return self.forward_head(self.forward_features(x), per_step=per_step)
 
     # --- classifier, as in timm ---
 
