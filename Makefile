@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint benchmark clean
+.PHONY: setup demo test test-slow test-hub1 lint benchmark clean
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,13 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# huggingface_hub 1.x is laid over the same environment, so that torch is not installed twice
+test-hub1: export PYTHONPATH = $(abspath $(VENV)/hub1)
+test-hub1: setup
+	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub<2'
+	$(BIN)/python -c "import huggingface_hub as hub; assert hub.__version__ < '2', hub.__version__"
+	$(BIN)/python -m pytest tests/test_hub.py tests/test_publish.py
 
 lint: setup
 	$(BIN)/ruff check .

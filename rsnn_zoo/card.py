@@ -7,7 +7,7 @@ Example:
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS, DatasetInfo
@@ -26,6 +26,9 @@ _OBJECTIVES = {
     "at": "adversarial training (Madry et al., ICLR 2018)",
     "trades": "TRADES (Zhang et al., ICML 2019)",
     "mart": "MART (Wang et al., ICLR 2020)",
+    "alp": "adversarial logit pairing (Kannan et al., 2018)",
+    "fast": "single-step adversarial training (N-FGSM; de Jorge et al., NeurIPS 2022)",
+    "rat": "SNN-RAT (Ding et al., NeurIPS 2022)",
 }
 _METHOD = (
     "Özdenizci, O., Legenstein, R.: Adversarially Robust Spiking Neural Networks Through Conversion. "
@@ -105,6 +108,30 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
+def check_card(text: str, config: ModelConfig, evidence: Mapping[str, Any] | None) -> None:
+    """Check that every figure of a card is that of the config and the evidence; words may be of another version.
+
+    Raises:
+        ValueError: If a figure is missing, additional or another, or the metadata cannot be read.
+    """
+    found, expected = (_figures(card) for card in (text, model_card(config, evidence)))
+    if odd := [line for line in (*found, *expected) if (line in found) != (line in expected)]:
+        raise ValueError(f"the card and the evidence differ, e.g. in {odd[0]!r}; write it anew with update_card")
+
+
+def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> str:
+    """Return what the network is and what it achieved, in a few lines of text."""
+    _, dataset, objective = _parts(config)
+    results = _accuracies(evidence) if evidence else ["Not evaluated yet."]
+    return "\n".join([_summary(config, dataset, objective), "", *results])
+
+
+def _figures(card: str) -> list[str]:
+    """Everything in a card that holds a result: its metadata as the Hub reads it, and the rows of its tables."""
+    results = getattr(ModelCard(card, ignore_metadata_errors=True).data, "eval_results", None) or []
+    return [*map(str, results), *(line for line in card.splitlines() if line.startswith("|"))]
+
+
 def _parts(config: ModelConfig) -> tuple[str, DatasetInfo | None, str | None]:
     name = config.name or config.architecture
     try:
@@ -115,7 +142,7 @@ def _parts(config: ModelConfig) -> tuple[str, DatasetInfo | None, str | None]:
 
 
 def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | None) -> str:
-    network = f"{_TITLES[config.architecture]} with {config.num_classes} classes"
+    network = f"{_TITLES.get(config.architecture, config.architecture)} with {config.num_classes} classes"
     if config.timesteps is None:
         kind = f"A {network}, an ordinary network with ReLU activations"
     else:
@@ -153,9 +180,8 @@ def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> l
     return [result("Accuracy", evidence["clean"]["accuracy"]), *robust]
 
 
-def _results(evidence: Mapping[str, Any]) -> str:
-    runs = evidence.get("runs", [])
-    lines = [
+def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
+    return [
         f"On {evidence['n']:,} images ({evidence.get('split', 'test')} split), with 95 % Wilson intervals:",
         "",
         "| attack | eps | accuracy | 95 % interval |",
@@ -163,12 +189,22 @@ def _results(evidence: Mapping[str, Any]) -> str:
         _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
         *(
             _row(run["protocol"], _eps(run), *_accuracy(run, "robust_accuracy"))
-            for run in sorted(runs, key=lambda run: (run["protocol"], run["eps"]))
+            for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
         ),
     ]
+
+
+def _results(evidence: Mapping[str, Any]) -> str:
+    runs = evidence.get("runs", [])
+    lines = _accuracies(evidence)
     for protocol in dict.fromkeys(run["protocol"] for run in runs if run.get("attacks")):
         lines += _felled(protocol, [run for run in runs if run["protocol"] == protocol])
-    for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy"), ("Checks", "flags")):
+    flags = evidence.get("flags") or {}
+    if flags:
+        raised = [f"- {_cell(flag['message'])}" for flag in flags.values() if flag["raised"]]
+        passed = f"{len(flags) - len(raised)} of {len(flags)} sanity checks find nothing against these figures."
+        lines += ["", "### Checks", "", passed, *raised]
+    for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy")):
         if facts := list(_facts(evidence.get(key) or {})):
             lines += ["", f"### {title}", "", *facts]
     measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
@@ -215,4 +251,4 @@ def _row(*cells: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")[:200]
+    return " ".join(str(value).split()).replace("|", "\\|")[:500]

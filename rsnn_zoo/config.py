@@ -13,19 +13,20 @@ Example:
 
 import os
 import re
-import reprlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.files import ConfigError, load_json
-from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, near_matches
+from rsnn_zoo.files import load_json
+from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError
+from rsnn_zoo.schema import Section
 
 SCHEMA = 1
 MAX_WEIGHTS_BYTES = 2**32
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 _PREFIX = "rsnn_"  # our models in timm's registry
+_MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
@@ -58,6 +59,8 @@ class ModelConfig:
         std: Standard deviation of each channel.
         reset: ``"hard"`` or ``"soft"``.
         leak: Membrane decay a step, in (0, 1].
+        hidden_features: Width of the hidden linear layers of a VGG, 1 to 16,384; None for the other networks, and for
+            a VGG of the usual width.
         first_conv: Name of the first convolution, for timm.
         classifier: Name of the classifier layer, for timm.
         name: Name of the entry; None in configs that ``rsnn_zoo`` did not write.
@@ -77,6 +80,7 @@ class ModelConfig:
     std: tuple[float, ...]
     reset: str = "hard"
     leak: float = 1.0
+    hidden_features: int | None = None
     first_conv: str = "conv1"
     classifier: str = "fc"
     name: str | None = None
@@ -88,8 +92,8 @@ class ModelConfig:
     @property
     def model_args(self) -> dict[str, Any]:
         """The keyword arguments that build the network, besides ``num_classes``."""
-        keys = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
-        return {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in keys}
+        args = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in _MODEL_ARGS}
+        return args if self.hidden_features is None else args | {"hidden_features": self.hidden_features}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``; ``parse_config`` reads it back."""
@@ -138,19 +142,21 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     Raises:
         ConfigError: If a key is missing, unknown, of the wrong type or out of bounds, or two keys disagree.
     """
-    top = _Section(content, source)
+    top = Section(content, source)
     args = top.section("model_args")
     cfg = top.section("pretrained_cfg", optional=True)
     ours = top.section("rsnn_zoo", optional=True)
     weights = ours.section("weights", optional=True)
     if ours.value("schema", SCHEMA) != SCHEMA:
         raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
-    if unknown := set(args.content) - {"in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std"}:
-        raise args.error(min(unknown), "is not an argument of these networks")
+    architecture = top.one_of("architecture", tuple(_PREFIX + a for a in ARCHITECTURES)).removeprefix(_PREFIX)
+    known = {*_MODEL_ARGS, *(["hidden_features"] if architecture.startswith("vgg") else [])}
+    if unknown := set(args.content) - known:
+        raise args.error(min(unknown), f"is not an argument of {architecture}")
 
     in_chans = args.integer("in_chans", 1, 16)
     config = ModelConfig(
-        architecture=top.one_of("architecture", tuple(_PREFIX + a for a in ARCHITECTURES)).removeprefix(_PREFIX),
+        architecture=architecture,
         num_classes=top.integer("num_classes", 1, 10_000),
         num_features=top.integer("num_features", 1, 65_536),
         in_chans=in_chans,
@@ -160,6 +166,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
         std=args.numbers("std", in_chans, 1e-6, 10.0),
         reset=args.one_of("reset", ("hard", "soft"), "hard"),
         leak=args.number("leak", 1e-6, 1.0, 1.0),
+        hidden_features=args.integer("hidden_features", 1, 16_384) if "hidden_features" in args.content else None,
         first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
         classifier=cfg.text("classifier", _MODULE_PATH, "fc"),
         name=ours.text("name", _FILE_NAME, None),
@@ -180,7 +187,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     return config
 
 
-def _check_name(config: ModelConfig, ours: "_Section") -> None:
+def _check_name(config: ModelConfig, ours: Section) -> None:
     """A name of the grid promises what the network is; free names of other publishers promise nothing."""
     try:
         name = ModelName.parse(config.name or "")
@@ -192,58 +199,3 @@ def _check_name(config: ModelConfig, ours: "_Section") -> None:
     for key, value in promised.items():
         if getattr(config, key) != value:
             raise ours.error("name", f"promises {key} {value}, but {key} is {getattr(config, key)}")
-
-
-_REQUIRED: Any = object()
-
-
-class _Section:
-    """A JSON object with its path, whose getters return a checked value or raise a ``ConfigError`` naming the key."""
-
-    def __init__(self, content: Any, source: str, path: str = "") -> None:
-        self.source, self.path, self.content = source, path, content
-        if not isinstance(content, dict):
-            raise ConfigError(f"{source}: {path.rstrip('.') or 'the file'} must be a JSON object{_REMEDY}")
-
-    def error(self, key: str, cause: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {self.path}{key} {cause}{_REMEDY}")
-
-    def value(self, key: str, default: Any = _REQUIRED) -> Any:
-        value = self.content.get(key, default)
-        if value is _REQUIRED:
-            raise self.error(key, f"is missing{near_matches(key, self.content)}")
-        return value
-
-    def section(self, key: str, optional: bool = False) -> "_Section":
-        return _Section(self.value(key, {} if optional else _REQUIRED), self.source, f"{self.path}{key}.")
-
-    def number(self, key: str, low: float, high: float, default: Any = _REQUIRED, kind: Any = (int, float)) -> Any:
-        value = self.value(key, default)
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-            wanted = "an integer" if kind is int else "a number"
-            raise self.error(key, f"is {reprlib.repr(value)}, must be {wanted} from {low:,} to {high:,}")
-        return value
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        return self.number(key, low, high, kind=int)
-
-    def numbers(self, key: str, length: int, low: float, high: float) -> tuple[float, ...]:
-        values = self.value(key)
-        if not isinstance(values, list) or len(values) != length:
-            raise self.error(key, f"must be a list of {length} numbers, one for each input channel")
-        return tuple(_Section({key: v}, self.source, self.path).number(key, low, high) for v in values)
-
-    def text(self, key: str, pattern: re.Pattern[str], default: Any = _REQUIRED) -> Any:
-        value = self.value(key, default)
-        if value is not default and not (isinstance(value, str) and pattern.fullmatch(value)):
-            raise self.error(key, f"is {reprlib.repr(value)}, must match {pattern.pattern}")
-        return value
-
-    def one_of(self, key: str, known: tuple[str, ...], default: Any = _REQUIRED) -> str:
-        value = self.value(key, default)
-        if value not in known:
-            raise self.error(key, f"is {reprlib.repr(value)}{near_matches(str(value), known)}")
-        return value
-
-
-_REMEDY = "; correct the file or fetch it again"

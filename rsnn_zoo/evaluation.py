@@ -3,250 +3,191 @@
 A sample is robust only if it stands under every member. *Fallen* means misclassified, at any iterate, by the exact
 float32 network: spikes are thresholds, so a pass that differs by a rounding is a suspicion and not a verdict. What is
 random about a sample is seeded by its index in the data set, and passes run in padded chunks of one fixed size, so the
-verdicts do not depend on batch size, order, or on when an evaluation was killed and resumed.
+verdicts do not depend on batch size, order, the number of processes, or on when an evaluation was killed and resumed.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
-import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rsnn_zoo.attacks.base import Batch, State, check_eps
-from rsnn_zoo.attacks.gradients import InputGradient
-from rsnn_zoo.attacks.protocols import Member, protocol
+from rsnn_zoo import __version__, flags
+from rsnn_zoo.adversarial import Examples, digest, save_examples
+from rsnn_zoo.attacks.adaptive import PILOT
+from rsnn_zoo.attacks.base import Batch, check_eps
+from rsnn_zoo.attacks.protocols import Member, full_name, protocol
+from rsnn_zoo.attacks.queries import Square
+from rsnn_zoo.attacks.signed import pgd
+from rsnn_zoo.attacks.victim import ModelVictim, default_chunk
 from rsnn_zoo.data import ImageData, check_images, check_labels
-from rsnn_zoo.files import load_json, replacing, to_json
-from rsnn_zoo.neurons import BackwardMode, Relu, model_under
+from rsnn_zoo.distributed import Ranks
+from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import environment
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
 
-_log = logging.getLogger(__name__)
-
 EPSILONS = tuple(k / 255 for k in (2, 4, 8, 16, 32))
 """The radii of a published curve of robust accuracy."""
 
-STANDS, MISCLASSIFIED = -1, -2
-"""Verdicts beside the number of the member that felled the sample: robust; wrong without any attack."""
+DRAWS = 16
+"""Passes averaged where a model is random."""
 
+CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
+"""Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
+STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
+"""Steps of the two PGD that are compared, and questions of the Square attack that gradient attacks are held against."""
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One protocol at one radius.
-
-    Attributes:
-        protocol: Name of the protocol.
-        eps: Radius, in units of pixels in [0, 1].
-        members: (attack, mode) of each member, in the order in which they ran.
-        verdicts: For each sample the number of the member that felled it, -1 if it stands, -2 if it is misclassified
-            without any attack.
-        seconds: Wall time.
-    """
-
-    protocol: str
-    eps: float
-    members: tuple[tuple[str, str], ...]
-    verdicts: tuple[int, ...]
-    seconds: float
-
-    @property
-    def robust_accuracy(self) -> float:
-        """Share of all samples that stand, in [0, 1]."""
-        return self.verdicts.count(STANDS) / len(self.verdicts)
-
-    def to_json(self) -> dict[str, Any]:
-        """The run as JSON, with what follows from the verdicts written out."""
-        standing = len(self.verdicts) - self.verdicts.count(MISCLASSIFIED)
-        attacks = []
-        for number, (attack, mode) in enumerate(self.members):
-            felled = self.verdicts.count(number)
-            standing -= felled
-            attacks.append({"attack": attack, "mode": mode, "felled": felled, "standing": standing})
-        return {
-            "protocol": self.protocol,
-            "eps": self.eps,
-            "robust_accuracy": self.robust_accuracy,
-            "ci95": wilson(self.verdicts.count(STANDS), len(self.verdicts)),
-            "attacks": attacks,
-            "verdicts": " ".join(map(str, self.verdicts)),
-            "seconds": round(self.seconds, 3),
-        }
+Judge = Callable[[Tensor], tuple[list[int], Tensor | None]]
+"""Positions of samples to their verdicts and, where they are kept, the images that these are about."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an evaluation found, and everything it takes to repeat it.
+class _Samples:
+    """What is attacked, on the device of the model."""
 
-    Attributes:
-        model: Name of the model.
-        weights_sha256: Of the weights file that ``save_pretrained`` makes of the model; None where it cannot.
-        dataset: Name of the data set.
-        split: Name of the split.
-        index: Index in the data set of each sample.
-        correct: Whether each sample is classified correctly without any attack.
-        runs: One for each radius.
-        settings: Seed, precision of the gradients, chunk, batch size.
-        environment: Versions and hardware.
-        created: ISO 8601.
-    """
-
-    model: str
-    weights_sha256: str | None
+    images: Tensor
+    labels: Tensor
+    index: list[int]
     dataset: str
     split: str
-    index: tuple[int, ...]
-    correct: tuple[bool, ...]
-    runs: tuple[Run, ...]
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    created: str
-    extra: dict[str, Any] = field(default_factory=dict)
+    sha256: str
+    mean: Sequence[float]
+    std: Sequence[float]
 
-    @property
-    def clean_accuracy(self) -> float:
-        """Share classified correctly without any attack, in [0, 1]."""
-        return sum(self.correct) / len(self.correct)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON: the evidence of a published entry."""
-        index = list(self.index)
-        return {
-            "schema": 1,
-            "model": self.model,
-            "weights_sha256": self.weights_sha256,
-            "dataset": self.dataset,
-            "split": self.split,
-            "n": len(index),
-            "index": "0..n-1" if index == list(range(len(index))) else index,
-            "clean": {"accuracy": self.clean_accuracy, "ci95": wilson(sum(self.correct), len(index))},
-            "runs": [one.to_json() for one in self.runs],
-            "settings": self.settings,
-            **self.extra,
-            **self.environment,
-            "created": self.created,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON under a temporary name and renames it."""
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(to_json(self.to_json()))
-
-    def table(self) -> str:
-        """The report as text: accuracy by radius, and what each member felled."""
-        n = len(self.index)
-        lines = [f"{self.model} on {n} {self.dataset} {self.split} images", ""]
-        lines += [f"  {'eps':>6}  {'attack':<20} {'accuracy':>9}   95 % interval"]
-        rows = [("0", "none", self.clean_accuracy, wilson(sum(self.correct), n))]
-        for one in self.runs:
-            interval = wilson(one.verdicts.count(STANDS), n)
-            rows.append((f"{255 * one.eps:.3g}/255", one.protocol, one.robust_accuracy, interval))
-        for eps, attack, accuracy, (low, high) in rows:
-            lines.append(f"  {eps:>6}  {attack:<20} {100 * accuracy:>7.1f} %   {100 * low:.1f} to {100 * high:.1f} %")
-        for one in self.runs:
-            felled = {f"{a}/{m}": one.verdicts.count(i) for i, (a, m) in enumerate(one.members)}
-            top = sorted(((count, member) for member, count in felled.items() if count), reverse=True)
-            counts = ", ".join(f"{member} {count}" for count, member in top) or "none"
-            lines += ["", f"  felled at eps {255 * one.eps:.3g}/255: {counts}"]
-        return "\n".join(lines)
+    @staticmethod
+    def of(data: ImageData | tuple[Tensor, Tensor], model: nn.Module, device: torch.device) -> _Samples:
+        """Those of ``data``, checked."""
+        images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
+        check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images come with {len(labels)} labels")
+        here = images.detach().to(device, torch.float32), labels.to(device)
+        if isinstance(data, ImageData):
+            info = data.info
+            return _Samples(*here, data.index.tolist(), info.name, data.split, data.sha256, info.mean, info.std)
+        sha256 = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
+        sha256.update(labels.cpu().contiguous().numpy().tobytes())
+        std, mean = torch.std_mean(here[0], (0, 2, 3), correction=0)
+        statistics = mean.tolist(), std.clamp(min=1e-3).tolist()
+        return _Samples(*here, list(range(len(labels))), "tensors", "", sha256.hexdigest(), *statistics)
 
 
-class _Victim:
-    """The model under attack, under one backward mode: exact verdicts, and gradients to follow."""
+@dataclass
+class _Engine:
+    """Runs jobs: each a judgement of some samples, shared among the processes and kept in the state."""
 
-    def __init__(self, model: nn.Module, chunk: int, precision: str):
-        self._exact = InputGradient(model, chunk=chunk, folded=False, pad=True)
-        exact = precision == "float32"
-        self._fast = self._exact if exact else InputGradient(model, precision=precision, chunk=chunk, pad=True)
-        self.mode: BackwardMode | None = None
+    samples: _Samples
+    victim: ModelVictim
+    ledger: Ledger
+    bar: Any
+    seed: int
+    batch_size: int
 
-    def under(self, mode: BackwardMode | None) -> _Victim:
-        """The same under another mode."""
-        other = copy.copy(self)
-        other.mode = mode
-        return other
+    def __post_init__(self) -> None:
+        self.place = {sample: position for position, sample in enumerate(self.samples.index)}
+        self.classes = self.victim.logits(self.samples.images[:1]).shape[1]
 
-    @property
-    def module(self) -> nn.Module:
-        return self._exact.model if self.mode is None else model_under(self._exact.model, self.mode)
+    def judge(self, job: str, positions: Sequence[int], judge: Judge, each: int) -> tuple[dict[int, int], float]:
+        """Verdicts by sample, of those at ``positions`` at least, and the seconds that they took.
 
-    def logits(self, x: Tensor) -> Tensor:
-        return self._exact.logits(x)
+        Args:
+            job: What they are kept under.
+            positions: Of the samples.
+            judge: Decides about a batch, and moves the progress bar by ``each``.
+            each: Members that a batch meets.
+        """
+        known = self.ledger.begin(job)
+        left = [sample for sample in (self.samples.index[i] for i in positions) if sample not in known]
+        share = self.ledger.share(left)
+        batches = [share[begin : begin + self.batch_size] for begin in range(0, len(share), self.batch_size)]
+        self.bar.update(each * (self.batches(len(positions)) - len(batches)))
+        for batch in batches:
+            started = time.perf_counter()
+            verdicts, images = judge(torch.tensor([self.place[sample] for sample in batch]))
+            kept = [
+                None if images is None or verdict < 0 else images[i].cpu().numpy().tobytes()
+                for i, verdict in enumerate(verdicts)
+            ]
+            self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), time.perf_counter() - started)
+            known.update(zip(batch, verdicts, strict=True))
+            robust = sum(verdict == STANDS for verdict in known.values()) / len(known)
+            self.bar.set_postfix_str(f"{job.partition('|')[0]}: robust {100 * robust:.1f} % of {len(known)}")
+        return self.ledger.merged(job)
 
-    def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.logits(x).argmax(1) != labels
+    def batches(self, n: int) -> int:
+        """Of n samples."""
+        return -(-n // self.batch_size)
 
-    def gradient(
-        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        direction, logits = self._fast.under(self.mode)(x, aim, loss)
-        down = logits.argmax(1) != labels
-        # a verdict where this pass is the exact network's own, else a suspicion
-        if self._fast is not self._exact or isinstance(self.mode, Relu):
-            suspects = down.nonzero().flatten()
-            if len(suspects):
-                down[suspects] = self.fallen(x[suspects], labels[suspects])
-        return direction, logits, down
+    def clean(self) -> list[int]:
+        """For each sample STANDS or MISCLASSIFIED, without any attack."""
+
+        def judge(at: Tensor) -> tuple[list[int], None]:
+            at = at.to(self.samples.labels.device)
+            down = self.victim.fallen(self.samples.images[at], self.samples.labels[at])
+            return torch.where(down, MISCLASSIFIED, STANDS).tolist(), None
+
+        verdicts, _ = self.judge("clean", range(len(self.samples.index)), judge, 0)
+        return [verdicts[sample] for sample in self.samples.index]
+
+    def attack(
+        self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int], keep: bool = False
+    ) -> tuple[dict[int, int], float]:
+        """Verdicts by sample of the worst case over the members; one that has fallen is not attacked again."""
+
+        def judge(at: Tensor) -> tuple[list[int], Tensor | None]:
+            at = at.to(self.samples.labels.device)
+            images, labels = self.samples.images[at], self.samples.labels[at]
+            verdicts, adversarial = torch.full_like(labels, STANDS), images.clone()
+            for number, member in enumerate(members):
+                left = (verdicts == STANDS).nonzero().flatten()
+                if len(left):
+                    index = tuple(self.samples.index[i] for i in at[left].tolist())
+                    batch = Batch(images[left], labels[left], eps, index, self.seed, str(member))
+                    fell, found = member.attack(self.victim.under(member.mode), batch)
+                    verdicts[left[fell]], adversarial[left[fell]] = number, found[fell]
+                self.bar.update()
+            return verdicts.tolist(), adversarial if keep else None
+
+        return self.judge(_job(name, eps), positions, judge, len(members))
+
+    def pilot(self, eps: float, positions: Sequence[int]) -> Batch:
+        """The first of these samples by index: the same for any order, batch size and number of processes."""
+        first = sorted(positions, key=self.samples.index.__getitem__)[:PILOT]
+        at = torch.tensor(first, dtype=torch.long, device=self.samples.labels.device)
+        index = tuple(self.samples.index[i] for i in first)
+        return Batch(self.samples.images[at], self.samples.labels[at], eps, index, self.seed, "pilot")
+
+    def examples(self, runs: Sequence[Run]) -> Examples:
+        """What fell in these runs."""
+        rows = []
+        for number, run in enumerate(runs):
+            images = self.ledger.images(_job(run.protocol, run.eps))
+            verdicts = zip(self.samples.index, run.verdicts, strict=True)
+            rows += [(number, sample, verdict, images[sample]) for sample, verdict in verdicts if verdict >= 0]
+        at = torch.tensor([self.place[sample] for _, sample, _, _ in rows], dtype=torch.long)
+        numbers = torch.tensor([row[:3] for row in rows], dtype=torch.long).reshape(-1, 3)
+        clean, labels = self.samples.images.cpu()[at], self.samples.labels.cpu()[at]
+        pixels = np.frombuffer(b"".join(row[3] for row in rows), np.float32).copy()
+        return Examples(
+            torch.from_numpy(pixels).reshape(clean.shape), clean, labels, numbers[:, 1], numbers[:, 0], numbers[:, 2]
+        )
 
 
-class _State:
-    """Verdicts so far, on disk after every batch where a path is given."""
-
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):
-        self.path = None if path is None else Path(path)
-        self.content: dict[str, Any] = {"fingerprint": fingerprint, "verdicts": {}, "seconds": {}}
-        if self.path is None or not self.path.exists():
-            return
-        found = load_json(self.path) if self.path.stat().st_size <= 2**20 else json.loads(self.path.read_bytes())
-        if not isinstance(found, dict) or found.get("fingerprint") != json.loads(json.dumps(fingerprint)):
-            raise ValueError(
-                f"{self.path} holds the state of another evaluation (model, data, attack, eps or settings differ): "
-                "delete it, or name another file"
-            )
-        self.content = found
-        _log.info("resuming from %s", self.path)
-
-    def verdicts(self, eps: float) -> dict[str, int]:
-        return self.content["verdicts"].setdefault(repr(eps), {})
-
-    def seconds(self, eps: float) -> float:
-        return self.content["seconds"].get(repr(eps), 0.0)
-
-    def add(self, eps: float, verdicts: dict[str, int], seconds: float) -> None:
-        self.verdicts(eps).update(verdicts)
-        self.content["seconds"][repr(eps)] = self.seconds(eps) + seconds
-        if self.path is not None:
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(self.content))
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _job(name: str, eps: float) -> str:
+    return f"{name} {in_255(eps)}|{eps!r}"
 
 
 def _weights_sha256(model: nn.Module) -> str | None:
@@ -256,142 +197,223 @@ def _weights_sha256(model: nn.Module) -> str | None:
         return None
 
 
-def _default_chunk(images: Tensor) -> int:
-    if images.is_cuda:
-        return 256
-    return min(64, max(16, 16 * 32 * 32 // (images.shape[-1] * images.shape[-2])))
-
-
 def evaluate(
     model: nn.Module,
     data: ImageData | tuple[Tensor, Tensor],
-    attack: str = "ensemble-pgd20",
+    attack: str | Sequence[str] = "ensemble-pgd20",
     eps: float | Sequence[float] = 8 / 255,
     *,
     seed: int = 0,
     batch_size: int = 256,
     chunk: int | None = None,
     precision: str = "float32",
+    draws: int | None = None,
+    checks: int = 64,
     state: str | os.PathLike[str] | None = None,
+    adversarial: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Report:
     """Robust accuracy under a protocol, by the worst case over its members for each sample.
 
+    Where ``torch.distributed`` is initialised (``torchrun``), every process calls it alike, attacks its share of the
+    samples and gets the whole report; it differs from that of one process in nothing but the time.
+
     Args:
         model: A network of this zoo, or any module from images in [0, 1] to logits (B, K) with its normalisation
             inside. It is copied, never touched; the copy runs in evaluation mode, on the model's device, in float32.
+            It must keep nothing from one forward pass to the next.
         data: An :class:`ImageData`, or images (N, C, H, W) in [0, 1] and labels (N,).
-        attack: A protocol: see :func:`rsnn_zoo.attacks.protocols.protocol`.
+        attack: A protocol: see :func:`rsnn_zoo.attacks.protocols.protocol`; or several, each run on its own.
         eps: Radius of the L-infinity ball in units of pixels in [0, 1], or several, each run on its own.
-        seed: Of the random starts.
+        seed: Of all that is drawn.
         batch_size: Samples between two writes of the state; no influence on the verdicts.
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
         precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster);
             verdicts are always those of the exact float32 network.
-        state: File that holds the verdicts so far: killed and called again, an evaluation resumes from it.
-        progress: Show a progress bar with the robust accuracy so far.
+        draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1.
+        checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.flags`); 0 for no flags.
+        state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number
+            of processes, an evaluation resumes from it.
+        adversarial: File for the adversarial examples: see :func:`rsnn_zoo.adversarial.verify`.
+        progress: Show a progress bar with the robust accuracy so far and the time left.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: For bad images or labels, an unknown protocol, eps outside [0, 1], or a state of another evaluation.
+        TypeError: For images or labels that are no tensors of the right kind.
+        ValueError: For bad images or labels, an unknown protocol, eps outside [0, 1], a state of another evaluation, or
+            a model that still holds the graph of an earlier forward pass.
 
     Example:
-        >>> report = evaluate(model, load_dataset("digits"), "ensemble-pgd20", 8 / 255)  # doctest: +SKIP
-        >>> report.runs[0].robust_accuracy  # doctest: +SKIP
+        A network of SpikingJelly 2.0 is attacked through its own surrogates. It keeps its membranes until it is reset,
+        so a module around it resets it, shows the image at each step, and holds the normalisation:
+
+        >>> from spikingjelly.activation_based import functional, layer, neuron, surrogate
+        >>> class Images(nn.Module):
+        ...     def __init__(self, network, timesteps, mean, std):
+        ...         super().__init__()
+        ...         self.network, self.timesteps = network, timesteps
+        ...         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        ...         self.register_buffer("std", torch.tensor(std)[:, None, None])
+        ...
+        ...     def forward(self, x):
+        ...         x = ((x - self.mean) / self.std).expand(self.timesteps, *x.shape)
+        ...         try:
+        ...             return self.network(x).mean(0)
+        ...         finally:
+        ...             functional.reset_net(self.network)
+        >>> spiking = neuron.IFNode(surrogate_function=surrogate.ATan())
+        >>> network = nn.Sequential(layer.Flatten(), layer.Linear(64, 32), spiking, layer.Linear(32, 10))
+        >>> functional.set_step_mode(network, "m")
+        >>> from rsnn_zoo import load_dataset
+        >>> data = load_dataset("digits").select(20)
+        >>> model = Images(network, timesteps=4, mean=data.info.mean, std=data.info.std)
+        >>> report = evaluate(model, data, "pgd5", [4 / 255, 8 / 255])
+        >>> [run.members for run in report.runs]
+        [(('pgd5', 'own'),), (('pgd5', 'own'),)]
+        >>> 0 <= report.runs[1].robust_accuracy <= report.runs[0].robust_accuracy <= report.clean_accuracy
+        True
 
     Source:
         Özdenizci & Legenstein, TMLR 2024, section 4.2, with any iterate counting.
     """
-    epsilons = [check_eps(e) for e in (eps if isinstance(eps, Sequence) else [eps])]
-    members = protocol(attack, model)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    radii = [check_eps(e) for e in (eps if isinstance(eps, Sequence) else [eps])]
+    protocols = {full_name(name): protocol(name, model) for name in ([attack] if isinstance(attack, str) else attack)}
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("checks", checks, 0),
+        ("draws", 1 if draws is None else draws, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not radii or not protocols:
+        raise ValueError("name at least one attack and one eps")
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
         raise ValueError(f"verdicts are those of a float32 network, and this is {parameter.dtype}: use model.float()")
-    if isinstance(data, ImageData):
-        images, labels, index = data.pixels(), data.labels, data.index.tolist()
-        dataset, split, data_sha256 = data.info.name, data.split, data.sha256
-    else:
-        images, labels = data
-        index, dataset, split = list(range(len(labels))), "tensors", ""
-        data_sha256 = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-    check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
-    if len(labels) != len(images):
-        raise ValueError(f"{len(images)} images come with {len(labels)} labels")
-    images, labels = images.detach().to(parameter.device), labels.to(parameter.device)
-    chunk = chunk or _default_chunk(images)
-    victim = _Victim(model, chunk, precision)
-    logits = victim.logits(images)
-    check_labels(labels, logits.shape[1])
-    correct = logits.argmax(1) == labels
-
-    settings = {"seed": seed, "precision": precision, "chunk": chunk}
-    fingerprint = {"model": _digest(model), "data": data_sha256, "index": index, "attack": attack, **settings}
-    progress_state = _State(state, fingerprint)
-    batches = range(0, len(images), batch_size)
-    runs = []
-    with tqdm(total=len(epsilons) * len(batches) * len(members), disable=not progress, unit="attack") as bar:
-        for radius in epsilons:
-            known = progress_state.verdicts(radius)
-            for begin in batches:
-                part = slice(begin, begin + batch_size)
-                if all(str(i) in known for i in index[part]):
-                    bar.update(len(members))
-                    continue
-                started = time.perf_counter()
-                verdicts = _attack_batch(
-                    victim, members, images[part], labels[part], index[part], correct[part], radius, seed, bar
-                )
-                found = dict(zip(map(str, index[part]), verdicts.tolist(), strict=True))
-                progress_state.add(radius, found, time.perf_counter() - started)
-                standing = sum(v == STANDS for v in known.values()) / len(known)
-                bar.set_postfix_str(f"eps {255 * radius:.3g}/255: robust {100 * standing:.1f} % of {len(known)}")
-            runs.append(
-                Run(
-                    attack,
-                    radius,
-                    tuple((member.attack.name, member.mode_name) for member in members),
-                    tuple(known[str(i)] for i in index),
-                    progress_state.seconds(radius),
-                )
+    samples = _Samples.of(data, model, parameter.device)
+    chunk = chunk or default_chunk(samples.images)
+    weights = digest(model)
+    with _own_randomness(parameter.device, seed):
+        try:
+            victim = ModelVictim(model, chunk, precision)
+        except RuntimeError as error:
+            raise ValueError(
+                "the model cannot be copied: does it hold tensors of an earlier forward pass, such as membranes? Reset "
+                "it at the end of its forward pass"
+            ) from error
+        check_labels(samples.labels, victim.logits(samples.images[:1]).shape[1])
+        is_random = flags.random_model(victim, samples.images[:chunk], draws or DRAWS)
+        draws = draws or (DRAWS if is_random.raised else 1)
+        if draws > 1:
+            victim = ModelVictim(model, chunk, precision, draws)
+        settings = {"seed": seed, "precision": precision, "chunk": chunk, "draws": draws}
+        fingerprint = {
+            "version": __version__,
+            "model": weights,
+            "data": samples.sha256,
+            "index": samples.index,
+            "adversarial": adversarial is not None,
+            **settings,
+        }
+        hidden = not (progress and Ranks.current().main)
+        with closing(Ledger(state, fingerprint)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
+            engine = _Engine(samples, victim, ledger, bar, seed, batch_size)
+            clean = engine.clean()
+            correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
+            bar.total = len(radii) * engine.batches(len(correct)) * sum(map(len, protocols.values()))
+            runs = tuple(
+                _run(engine, name, radius, members, correct, adversarial is not None)
+                for name, members in protocols.items()
+                for radius in radii
             )
+            found = [is_random] if checks else []
+            if checks:
+                found += [*_model_flags(engine, protocols), *_run_flags(engine, protocols, runs, correct, checks)]
+            called = str(
+                getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
+            )
+            if adversarial is not None:
+                examples = engine.examples(runs)
+                if ledger.ranks.main:
+                    save_examples(adversarial, examples, victim, runs, model=called, digest=weights, chunk=chunk)
     return Report(
-        model=getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__),
+        model=called,
         weights_sha256=_weights_sha256(model),
-        dataset=dataset,
-        split=split,
-        index=tuple(index),
-        correct=tuple(correct.tolist()),
-        runs=tuple(runs),
-        settings=settings,
-        environment=environment(),
+        dataset=samples.dataset,
+        split=samples.split,
+        index=tuple(samples.index),
+        correct=tuple(verdict == STANDS for verdict in clean),
+        runs=runs,
+        settings=settings | {"checks": checks},
+        environment=environment(parameter.device),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        flags=tuple(found),
     )
 
 
-def _attack_batch(
-    victim: _Victim,
-    members: tuple[Member, ...],
-    images: Tensor,
-    labels: Tensor,
-    index: list[int],
-    correct: Tensor,
-    eps: float,
-    seed: int,
-    bar: Any,
-) -> Tensor:
-    """The verdict of each sample; one that has fallen is not attacked again."""
-    verdicts = torch.where(correct, STANDS, MISCLASSIFIED)
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Global generators of our own, for models that draw from them; afterwards they are as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int], keep: bool) -> Run:
+    pilot = engine.pilot(eps, correct)
+    members = [member.learned(engine.victim, pilot) for member in members]
+    verdicts, seconds = engine.attack(name, eps, members, correct, keep)
+    return Run(
+        name,
+        eps,
+        tuple((member.attack.name, member.mode_name) for member in members),
+        tuple(verdicts.get(sample, MISCLASSIFIED) for sample in engine.samples.index),
+        seconds,
+        tuple(getattr(member.attack, "steps", None) for member in members),
+    )
+
+
+def _model_flags(engine: _Engine, protocols: Mapping[str, Sequence[Member]]) -> list[Flag]:
+    """What a look at the model shows."""
+    samples, victim = engine.samples, engine.victim
+    images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
+    modes = [member.mode for members in protocols.values() for member in members]
+    return [
+        flags.ignores_input(victim.logits(images)),
+        flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
+        flags.zero_gradients(victim, images[:GRADIENT_CHECKS], labels[:GRADIENT_CHECKS], modes),
+    ]
+
+
+def _run_flags(
+    engine: _Engine, protocols: Mapping[str, Sequence[Member]], runs: Sequence[Run], correct: Sequence[int], n: int
+) -> list[Flag]:
+    """What attacks on the first ``n`` samples show: from far away, with more steps, and without gradients."""
+    name, members = max(protocols.items(), key=lambda item: len(item[1]))
+    index, radii = engine.samples.index, sorted({run.eps for run in runs})
+    probe = [position for position in correct if position < n]
+    verdicts = {(run.protocol, run.eps): run.verdicts for run in runs}
+
+    def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
+        engine.bar.total += engine.batches(len(positions))
+        found, _ = engine.attack(f"check {name} {what}", eps, [member], positions)
+        return [position for position in positions if found[index[position]] == STANDS]
+
+    seen, last = min(n, len(index)), verdicts[name, radii[-1]]
+    left = [position for position in probe if last[position] == STANDS]
+    far, enough = probe, min(seen / engine.classes, len(left))
     for number, member in enumerate(members):
-        left = (verdicts == STANDS).nonzero().flatten()
-        if len(left):
-            rows = tuple(index[i] for i in left.tolist())
-            batch = Batch(images[left], labels[left], eps, rows, seed, str(member))
-            fell, _ = member.attack(victim.under(member.mode), batch)
-            verdicts[left[fell]] = number
-        bar.update()
-    return verdicts
+        if len(far) > enough:  # else neither flag can be raised
+            far = standing(f"far {number}", flags.FAR, member, far)
+    few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
+    square = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), left)
+    curves = [[verdicts[one, eps].count(STANDS) / len(index) for eps in radii] for one in protocols]
+    return [
+        flags.above_chance(len(far) / seen, engine.classes),
+        flags.gradient_free(runs, also=len(left) - len(square)),
+        flags.more_eps([*curves, [len(left) / seen, len(far) / seen]] if radii[-1] < flags.FAR else curves),
+        flags.more_steps(len(few) / seen, len(many) / seen),
+    ]

@@ -2,9 +2,13 @@
 
 The packaged ``config.json`` of an entry holds the SHA-256 of its weights, so wherever the bytes come from, a moved tag
 or a mirror among them, they are the published ones or are refused (``weights.load_weights``). Entries that others
-publish (``hf-hub:org/name@revision``) have their config validated, and config and weights come from the same commit.
+publish (``hf-hub:org/name@revision``) have their config validated, and all their files come from the same commit.
+Finding an entry needs no torch; reading its weights does.
 """
 
+from __future__ import annotations
+
+import hashlib
 import logging
 import os
 import re
@@ -14,9 +18,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer  # the builtin TimeoutError from Python 3.11 on
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -29,20 +33,23 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from torch import Tensor
 
 from rsnn_zoo.config import MAX_WEIGHTS_BYTES, ModelConfig, load_config
 from rsnn_zoo.files import MAX_JSON_BYTES, ConfigError
 from rsnn_zoo.names import ModelName, near_matches
-from rsnn_zoo.weights import load_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
+EVIDENCE = "evaluation.json"
 
 PATIENCE = 4.0  # seconds for the first answer; huggingface_hub alone tries an unreachable Hub for 23
-_COMMIT = re.compile("[0-9a-f]{40}")
+_SHA1 = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _T = TypeVar("_T")
 
@@ -57,25 +64,40 @@ class NotPublishedError(LookupError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A found entry.
+    """A found entry; its other files are fetched when they are first asked for.
 
     Attributes:
         config: Its checked config.
-        weights_path: The weights file, not verified yet.
-        sha256: What the file must hash to.
-        size: How many bytes it must have; None if unknown.
         origin: Where it was found, for logs and errors.
+        get: Takes the name of a file and the most bytes it may have; gives its path, from the same folder or commit.
     """
 
     config: ModelConfig
-    weights_path: Path
-    sha256: str
-    size: int | None
     origin: str
+    get: Callable[[str, int], Path]
+
+    @cached_property
+    def weights_path(self) -> Path:
+        """The weights file, not verified yet."""
+        weights = self.config.weights
+        return self.get(weights.file, weights.size) if weights else self.get(WEIGHTS, MAX_WEIGHTS_BYTES)
+
+    @property
+    def sha256(self) -> str:
+        """What the weights must hash to: as the config says, or where others wrote none, as the Hub does."""
+        if self.config.weights:
+            return self.config.weights.sha256
+        own = self.weights_path.resolve().name  # the cache names a large file by the Hub's SHA-256 of it
+        if not _SHA256.fullmatch(own):
+            raise HubError(f"{self.origin} has no checksum of {WEIGHTS}; ask its publisher to use rsnn_zoo.push_to_hub")
+        return own
 
     def load_weights(self) -> dict[str, Tensor]:
         """Read and verify the weights, see ``weights.load_weights``."""
-        return load_weights(self.weights_path, self.sha256, self.size)
+        from rsnn_zoo.weights import load_weights
+
+        size = self.config.weights.size if self.config.weights else None
+        return load_weights(self.weights_path, self.sha256, size)
 
 
 def entries_folder() -> Path:
@@ -119,7 +141,7 @@ def resolve(
     local_files_only: bool = False,
     endpoint: str | None = None,
 ) -> Entry:
-    """Find the config and the weights of an entry, downloading the weights where they are not at hand.
+    """Find an entry and check its config; the weights are downloaded when they are asked for.
 
     A name of the grid is looked for in the package, then in the download cache, then on the Hub at the revision that
     the packaged config pins; the packaged checksum holds in each case. Everything else is taken from one commit.
@@ -158,7 +180,7 @@ def resolve(
     raise ValueError(f"{name!r}: unknown source {source!r}{near_matches(source, ('hf-hub', 'local-dir'))}")
 
 
-def _packaged(name: str, revision: str | None, hub: "_Hub") -> Entry:
+def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
     folder = entry_folder(name)
     entry = _folder(folder, f"packaged {folder.name}")
     if entry.config.name != folder.name:  # or two entries that changed places would both verify
@@ -166,33 +188,27 @@ def _packaged(name: str, revision: str | None, hub: "_Hub") -> Entry:
     repo = f"{default_org()}/{folder.name}"
     if revision not in (None, entry.config.revision):
         return _published(repo, revision or "main", hub)
-    if entry.weights_path.is_file():
-        return entry
     pinned = entry.config.revision or "main"
-    path = hub.fetch(repo, entry.weights_path.name, pinned, entry.size or 0, entry.sha256)
-    return Entry(entry.config, path, entry.sha256, entry.size, f"{repo}@{pinned}")
+
+    def get(filename: str, limit: int) -> Path:
+        path = folder / filename
+        return path if path.is_file() else hub.fetch(repo, filename, pinned, limit, entry.sha256)
+
+    return Entry(entry.config, entry.origin, get)
 
 
 def _folder(folder: Path, origin: str) -> Entry:
     config = load_config(folder / CONFIG)
-    if (weights := config.weights) is None:
+    if config.weights is None:
         raise ConfigError(f"{folder / CONFIG}: rsnn_zoo.weights is missing; write the folder with save_pretrained")
-    return Entry(config, folder / weights.file, weights.sha256, weights.size, origin)
+    return Entry(config, origin, lambda filename, limit: folder / filename)
 
 
-def _published(repo: str, revision: str, hub: "_Hub") -> Entry:
+def _published(repo: str, revision: str, hub: _Hub) -> Entry:
     path = hub.fetch(repo, CONFIG, revision, MAX_JSON_BYTES)
     commit = path.parent.name  # the snapshot that the config came from; the branch may move on meanwhile
     config = load_config(path)
-    weights = config.weights
-    path = hub.fetch(repo, weights.file if weights else WEIGHTS, commit, MAX_WEIGHTS_BYTES)
-    origin = f"{repo}@{commit}"
-    if weights:
-        return Entry(config, path, weights.sha256, weights.size, origin)
-    own = path.resolve().name  # the cache names a large file by the Hub's SHA-256 of it
-    if not _SHA256.fullmatch(own):
-        raise HubError(f"{origin} has no checksum of {path.name}; ask its publisher to use rsnn_zoo.push_to_hub")
-    return Entry(config, path, own, None, origin)
+    return Entry(config, f"{repo}@{commit}", lambda filename, limit: hub.fetch(repo, filename, commit, limit))
 
 
 @dataclass(frozen=True)
@@ -207,12 +223,21 @@ class _Hub:
         """Return the path of a file in the cache, downloaded unless the cache surely holds the right one.
 
         Raises:
-            HubError: If it cannot be had, or has more than ``limit`` bytes.
+            HubError: If it cannot be had, has more than ``limit`` bytes, or is damaged.
         """
+        path = self._find(repo, filename, revision, limit, sha256)
+        own = path.resolve()
+        # The cache names a small file by git's hash of it, which is checked here, a large one by its SHA-256, which is
+        # checked where it is read.
+        if _SHA1.fullmatch(own.name) and own.name != _git_hash(own.read_bytes()):
+            raise HubError(f"{own} is damaged; delete it, and it is downloaded anew when it is next needed")
+        return path
+
+    def _find(self, repo: str, filename: str, revision: str, limit: int, sha256: str | None) -> Path:
         cached = try_to_load_from_cache(repo, filename, self.cache_dir, revision)
         if not isinstance(cached, str):
             cached = None
-        elif self.local_files_only or _COMMIT.fullmatch(revision) or Path(cached).resolve().name == sha256:
+        elif self.local_files_only or _SHA1.fullmatch(revision) or Path(cached).resolve().name == sha256:
             return Path(cached)
         if self.local_files_only:
             raise HubError(f"{repo}@{revision} is not in the download cache; load it once with local_files_only=False")
@@ -244,6 +269,10 @@ class _Hub:
                 f"{filename} has {found.size:,} bytes where at most {limit:,} are expected; ask its publisher"
             )
         return found.commit_hash
+
+
+def _git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T:

@@ -4,25 +4,32 @@ Time and batch travel merged, time-major, as ``(T * B, ...)``, so that every oth
 Seen in storage order as ``(T, N)``, every spiking layer is one and the same kernel. Its two loops are written once, in
 plain PyTorch: ``torch.compile`` makes a single C++ or Triton kernel of each where a compiler is found.
 
-How the backward pass differentiates the spike is a value, not a flag on modules: see :class:`Surrogate`, :class:`Rate`,
-:class:`Relu` and :func:`backward_mode`.
+How the backward pass differentiates the spike is a value, not a flag on modules: see :mod:`rsnn_zoo.modes`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from rsnn_zoo.kernels import run, wide
+from rsnn_zoo.modes import (
+    DERIVATIVES,
+    BackwardMode,
+    Firing,
+    ModeView,
+    Rate,
+    Relu,
+    Surrogate,
+    ThroughRate,
+    ThroughTime,
+    backward_mode,
+    current_mode,
+    model_under,
+)
 
 __all__ = [
     "MIN_THRESHOLD",
@@ -40,146 +47,13 @@ __all__ = [
     "wide",
 ]
 
-_log = logging.getLogger(__name__)
-
 MIN_THRESHOLD = 0.03
 """No threshold acts below this value (published research code)."""
 
 RESETS = ("hard", "soft")
 
 
-# --- backward modes -------------------------------------------------------------------------------------------------
-
-# 0.3 in float32, in any precision: what the published code multiplies by.
-_DAMPING = 0.30000001192092896
-
-# Derivative of the spike, h'(u) with u = membrane - threshold and g the width (ATTACKS: "the published ensemble").
-_DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "pcw": lambda u, g: (g - u.abs()).clamp(min=0) / (g * g),
-    "exp": lambda u, g: torch.exp(-g * u.abs()),
-    "exp_d": lambda u, g: _DAMPING * torch.exp(-g * u.abs()),
-    "rect": lambda u, g: (u.abs() < g / 2) / g,
-    "ste": lambda u, g: torch.ones_like(u),
-}
-
-
-@dataclass(frozen=True)
-class Surrogate:
-    """Backward through time with a surrogate derivative h'(u) in place of the spike's, u = membrane - threshold.
-
-    Args:
-        kind: ``"pcw"`` (piecewise linear, max(0, g - |u|) / g^2), ``"exp"`` (exp(-g |u|)), ``"exp_d"``
-            (0.3 exp(-g |u|)), ``"rect"`` (1/g where |u| < g/2) or ``"ste"`` (1 everywhere).
-        width: g, positive.
-
-    Raises:
-        ValueError: For an unknown kind or a width that is not positive.
-
-    Example:
-        >>> str(Surrogate("pcw", 0.5))
-        'pcw-0.5'
-
-    Source:
-        Özdenizci & Legenstein, "Adversarially Robust Spiking Neural Networks Through Conversion", TMLR 2024.
-    """
-
-    kind: str = "pcw"
-    width: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in _DERIVATIVES:
-            raise ValueError(f"unknown surrogate {self.kind!r}: choose one of {', '.join(_DERIVATIVES)}")
-        if not self.width > 0:
-            raise ValueError(f"surrogate width must be positive, got {self.width}")
-
-    def __str__(self) -> str:
-        return "ste" if self.kind == "ste" else f"{self.kind}-{self.width:g}"
-
-    def derivative(self, u: Tensor) -> Tensor:
-        """h'(u) for u = membrane - threshold, any shape."""
-        return _DERIVATIVES[self.kind](u, torch.as_tensor(self.width, dtype=u.dtype, device=u.device))
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Backward through the rate (BPTR): the output's gradient passes, at every step, where the neuron ever fired."""
-
-    def __str__(self) -> str:
-        return "rate"
-
-
-@dataclass(frozen=True)
-class Relu:
-    """The network with a ReLU in place of every neuron, forward and backward: one step, no time."""
-
-    def __str__(self) -> str:
-        return "relu"
-
-
-BackwardMode = Surrogate | Rate | Relu
-
-_mode: ContextVar[BackwardMode | None] = ContextVar("rsnn_zoo_backward_mode", default=None)
-
-
-def current_mode() -> BackwardMode | None:
-    """The mode that :func:`backward_mode` has set, or None where each neuron uses its own surrogate."""
-    return _mode.get()
-
-
-@contextmanager
-def backward_mode(mode: BackwardMode | None) -> Iterator[None]:
-    """Sets how spikes are differentiated for the forward passes inside; the model itself is not touched.
-
-    Example:
-        >>> with backward_mode(Surrogate("rect", 0.5)):  # doctest: +SKIP
-        ...     loss = model(images).sum()
-        >>> loss.backward()  # doctest: +SKIP
-    """
-    if mode is not None and not isinstance(mode, BackwardMode):
-        raise TypeError(f"mode must be a Surrogate, Rate or Relu, got {mode!r}")
-    token = _mode.set(mode)
-    try:
-        yield
-    finally:
-        _mode.reset(token)
-
-
-class ModeView(nn.Module):
-    """A view of a model that always runs under one backward mode and shares the weights: see :func:`model_under`."""
-
-    def __init__(self, model: nn.Module, mode: BackwardMode):
-        super().__init__()
-        self.model = model
-        self.mode = mode
-        self.training = model.training  # attack libraries read and restore it
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The model's own forward pass under the mode."""
-        with backward_mode(self.mode):
-            return self.model(*args, **kwargs)
-
-
-def model_under(model: nn.Module, mode: BackwardMode) -> ModeView:
-    """A module that shares the model's weights and always runs under ``mode``: what an attack library is handed.
-
-    Args:
-        model: Any network that holds :class:`SpikingNeuron` layers.
-        mode: How to differentiate the spike.
-
-    Example:
-        >>> attack = torchattacks.PGD(model_under(model, Rate()), eps=8 / 255)  # doctest: +SKIP
-    """
-    if not isinstance(mode, BackwardMode):
-        raise TypeError(f"mode must be a Surrogate, Rate or Relu, got {mode!r}")
-    return ModeView(model, mode)
-
-
 # --- the two loops --------------------------------------------------------------------------------------------------
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What membranes and losses are computed in: float32 where values come in 16 bits."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _fire(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool) -> tuple[Tensor, Tensor]:
@@ -215,17 +89,22 @@ def _backward(
     leak: float,
     soft: bool,
     repeated: bool,
+    averaged: bool,
     with_threshold: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold: DESIGN section 3."""
+    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold: DESIGN section 3.
+
+    ``width`` is a scalar, (1, N) or (T, N). ``averaged``: from step to step nothing is carried back, and each step's
+    current gets the mean over the steps.
+    """
     dtype = wide(grad.dtype)
     grads: list[Tensor] = []
-    total: Tensor | None = None  # over the steps, of a current that was shown at every step
+    total: Tensor | None = None  # over the steps
     threshold_sum: Tensor | None = None
     carry: Tensor | None = None
     for t in range(timesteps - 1, -1, -1):
         d = excess[t].to(dtype)
-        slope = _DERIVATIVES[kind](d, width)
+        slope = DERIVATIVES[kind](d, width if width.dim() == 0 else width[t if width.shape[0] > 1 else 0])
         g = grad[t].to(dtype)
         if carry is None:
             through = g * slope
@@ -239,51 +118,21 @@ def _backward(
             through = (g - carry * (d + threshold)) * slope
             du = torch.where(d >= 0, 0.0, carry) + through
             lost = through
-        if repeated:
+        if repeated or averaged:
             total = du if total is None else total + du
         else:
             grads.append(du.to(grad.dtype))
         if with_threshold:
             threshold_sum = lost if threshold_sum is None else threshold_sum + lost
-        carry = du if leak == 1.0 else leak * du
-    currents = total.to(grad.dtype).unsqueeze(0) if total is not None else torch.stack(grads[::-1])
+        if not averaged:
+            carry = du if leak == 1.0 else leak * du
+    if total is None:
+        currents = torch.stack(grads[::-1])
+    elif repeated:
+        currents = total.to(grad.dtype).unsqueeze(0)
+    else:
+        currents = torch.stack([(total / timesteps).to(grad.dtype)] * timesteps)
     return currents, None if threshold_sum is None else -threshold_sum.sum()
-
-
-# Below this size a compiled kernel saves less than its dispatch costs.
-_COMPILE_FROM = 1 << 13
-_compiler_broken = False
-
-
-def _compile_wanted() -> bool:
-    return not _compiler_broken and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
-
-
-@cache
-def _compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
-    """``function`` compiled for one combination of its static arguments.
-
-    Each combination gets a code object of its own, since dynamo counts recompilations per code object and would
-    give up after eight.
-    """
-    fresh = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
-    )
-    return torch.compile(fresh, dynamic=True, fullgraph=True)
-
-
-def _run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple[Any, ...]) -> Any:
-    """Calls one of the loops: compiled where that pays and a compiler is found, else eager with the same numbers."""
-    global _compiler_broken
-    x = tensors[0]
-    if not torch.compiler.is_compiling() and x.numel() >= _COMPILE_FROM and _compile_wanted():
-        try:
-            return _compiled(function, x.dtype, x.device.type, x.shape[0], *static)(*tensors, *static)
-        except Exception as error:
-            _compiler_broken = True
-            cause = str(error).split("\n")[0]
-            _log.warning("no compiled neuron kernels, running eager (slower, same numbers): %s", cause)
-    return function(*tensors, *static)
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
@@ -316,33 +165,36 @@ class _IntegrateAndFire(torch.autograd.Function):
         leak: float,
         soft: bool,
         repeated: bool,
-        mode: Surrogate | Rate,
+        mode: ThroughTime | ThroughRate,
     ) -> Tensor:
         rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
         compared = threshold.to(wide(x.dtype))
-        spikes, excess = _run(_fire, (rows, compared), (timesteps, leak, soft))
-        ctx.save_for_backward(excess, compared)
+        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft))
+        batch = x.shape[0] if repeated else x.shape[0] // timesteps
+        firing = Firing(rows, excess, compared, leak, (batch, *x.shape[1:]), ctx.channels_last)
+        if isinstance(mode, ThroughRate):
+            ctx.save_for_backward(mode.slope_of(firing))
+        else:
+            ctx.save_for_backward(excess, compared, mode.width_of(firing))
         ctx.settings = (timesteps, leak, soft, repeated)
         ctx.mode, ctx.shape, ctx.threshold_dtype = mode, x.shape, threshold.dtype
-        steps = timesteps if repeated else 1
-        return _like(spikes, (steps * x.shape[0], *x.shape[1:]), ctx.channels_last)
+        return _like(spikes, (timesteps * batch, *x.shape[1:]), ctx.channels_last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        excess, threshold = ctx.saved_tensors
         timesteps, leak, soft, repeated = ctx.settings
         if ctx.channels_last:
             grad = grad.permute(0, 2, 3, 1)
         grad = grad.reshape(timesteps, -1)
         grad_threshold = None
-        if isinstance(ctx.mode, Rate):
-            fired = (excess >= 0).any(0)
-            grad_x = (grad.sum(0, keepdim=True) if repeated else grad) * fired
+        if isinstance(ctx.mode, ThroughRate):
+            (slope,) = ctx.saved_tensors
+            grad_x = (grad.sum(0, keepdim=True) if repeated else grad) * slope
         else:
-            width = torch.as_tensor(ctx.mode.width, dtype=threshold.dtype, device=threshold.device)
-            static = (ctx.mode.kind, timesteps, leak, soft, repeated, ctx.needs_input_grad[1])
-            grad_x, grad_threshold = _run(_backward, (grad, excess, threshold, width), static)
+            excess, threshold, width = ctx.saved_tensors
+            static = (ctx.mode.kind, timesteps, leak, soft, repeated, ctx.mode.averaged, ctx.needs_input_grad[1])
+            grad_x, grad_threshold = run(_backward, (grad, excess, threshold, width), static)
             if grad_threshold is not None:
                 grad_threshold = grad_threshold.to(ctx.threshold_dtype)
         return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None
@@ -370,7 +222,7 @@ def integrate_and_fire(
     leak: float = 1.0,
     reset: str = "hard",
     repeated: bool = False,
-    mode: Surrogate | Rate | None = None,
+    mode: ThroughTime | ThroughRate | None = None,
 ) -> Tensor:
     """Spikes of a layer of integrate-and-fire neurons over T steps.
 
@@ -384,7 +236,8 @@ def integrate_and_fire(
         leak: What remains of the membrane from step to step, in [0, 1].
         reset: ``"hard"`` or ``"soft"``.
         repeated: ``x`` holds one step, shown at every step.
-        mode: How to differentiate the spike; ``Surrogate("pcw", 1.0)`` by default.
+        mode: How to differentiate the spike; ``Surrogate("pcw", 1.0)`` by default. Under :class:`Rate` and the like the
+            threshold gets no gradient.
 
     Returns:
         Spikes, (T * B, ...), zeros and ones in the dtype and layout of ``x``.
@@ -410,7 +263,7 @@ def integrate_and_fire(
     if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
         return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, repeated, mode or Surrogate())
     rows, channels_last = _rows(x, 1 if repeated else timesteps)
-    spikes = _run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft))
+    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft))
     return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
 
 

@@ -1,19 +1,31 @@
-"""Figures of an evaluation: robust accuracy against the radius of the ball."""
+"""Figures of evaluations, and a page that shows a whole report: nothing in it is loaded from elsewhere."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo.files import replacing
+from rsnn_zoo.report import in_255, wilson
 
-__all__ = ["plot_accuracy"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_accuracy", "save_page"]
+
+Evidence = Mapping[str, Any]
+_PGD = re.compile(r"(.*?pgd)(\d+)(.*)")
 
 
-def plot_accuracy(evidence: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Draws robust accuracy against eps, with 95 % Wilson intervals, one curve for each model and protocol.
+def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) -> Path:
+    """Draws robust accuracy with 95 % Wilson intervals: by radius, by attack, and by steps where runs differ in them.
 
     Args:
         evidence: Reports as JSON (``Report.to_json()``, or the content of ``evaluation.json``).
@@ -25,33 +37,145 @@ def plot_accuracy(evidence: Sequence[Mapping[str, Any]], path: str | os.PathLike
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    path = Path(path)
+    figure = _figure(evidence)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
+    return path
+
+
+def save_page(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
+    """Writes one report as an HTML page with its figure inside, readable without a network.
+
+    Args:
+        evidence: A report as JSON.
+        path: Of the page.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    path, image = Path(path), io.BytesIO()
+    _figure([evidence]).savefig(image, format="png", dpi=150)
+    with replacing(path) as temporary:
+        temporary.write_text(_page(evidence, base64.b64encode(image.getvalue()).decode()), encoding="utf-8")
+    return path
+
+
+def _figure(evidence: Sequence[Evidence]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'rsnn_zoo[plot]'") from error
-
-    path = Path(path)
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for report in evidence:
-        for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
-            runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])
-            eps = [0.0, *(255 * run["eps"] for run in runs)]
-            accuracy = [report["clean"]["accuracy"], *(run["robust_accuracy"] for run in runs)]
-            intervals = [report["clean"]["ci95"], *(run["ci95"] for run in runs)]
-            (line,) = axes.plot(eps, [100 * a for a in accuracy], marker="o", label=f"{report['model']}, {protocol}")
-            low, high = zip(*intervals, strict=True)
-            band = [100 * x for x in low], [100 * x for x in high]
-            axes.fill_between(eps, *band, alpha=0.15, color=line.get_color(), linewidth=0)
+    panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
+    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for report in evidence:
+            for label, points in panel(report):
+                _curve(axes, f"{report['model']}, {label}", points)
+        axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
+        axes.tick_params("x", rotation=90 if panel is _by_attack else 0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     first = evidence[0]
-    axes.set(
-        xlabel="eps (in 1/255)",
-        ylabel="accuracy (%)",
-        ylim=(0, 100),
-        title=f"Robust accuracy on {first['n']:,} {first['dataset']} {first['split']} images",
+    figure.suptitle(f"Robust accuracy on {first['n']:,} {first['dataset']} {first['split']} images")
+    return figure
+
+
+# A point: where it stands, the accuracy, and its interval.
+_Points = Sequence[tuple[Any, float, Sequence[float]]]
+
+
+def _curve(axes: Axes, label: str, points: _Points) -> None:
+    x, accuracy, intervals = zip(*points, strict=True)
+    (line,) = axes.plot(x, [100 * a for a in accuracy], marker="o", markersize=4, label=label)
+    low, high = ([100 * bound for bound in bounds] for bounds in zip(*intervals, strict=True))
+    axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+
+
+def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
+    clean = (0.0, report["clean"]["accuracy"], report["clean"]["ci95"])
+    for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
+        runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])
+        yield protocol, [clean, *((255 * run["eps"], run["robust_accuracy"], run["ci95"]) for run in runs)]
+
+
+def _by_attack(report: Evidence) -> Iterator[tuple[str, _Points]]:
+    """What stands after each member, at the radius nearest to 8/255."""
+    n = report["n"]
+    for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
+        runs = (run for run in report["runs"] if run["protocol"] == protocol)
+        run = min(runs, key=lambda run: abs(run["eps"] - 8 / 255))
+        if len(run["attacks"]) > 1:
+            standing = [(f"{a['attack']}/{a['mode']}", a["standing"]) for a in run["attacks"]]
+            yield f"{protocol}, eps {in_255(run['eps'])}", [(name, k / n, wilson(k, n)) for name, k in standing]
+
+
+def _by_steps(report: Evidence) -> Iterator[tuple[str, _Points]]:
+    families: dict[tuple[str, float], dict[int, Any]] = {}
+    for run in report["runs"]:
+        if match := _PGD.fullmatch(run["protocol"]):
+            families.setdefault((f"{match[1]}K{match[3]}", run["eps"]), {})[int(match[2])] = run
+    for (family, eps), runs in families.items():
+        if len(runs) > 1:
+            points = [(steps, runs[steps]["robust_accuracy"], runs[steps]["ci95"]) for steps in sorted(runs)]
+            yield f"{family}, eps {in_255(eps)}", points
+
+
+_PANELS: dict[Callable[[Evidence], Iterator[tuple[str, _Points]]], str] = {
+    _by_radius: "eps (in 1/255)",
+    _by_attack: "standing after each attack of the protocol, in its order",
+    _by_steps: "steps",
+}
+"""Panels of a figure, each with what its x axis shows."""
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { border: 1px solid #ccc; padding: .2rem .6rem }
+td { text-align: right } td:first-child { text-align: left } img { max-width: 100% }
+.raised { background: #fde8e8; border-left: 4px solid #c00; padding: .5rem 1rem }
+"""
+
+
+def _page(report: Evidence, image: str) -> str:
+    title = f"{report['model']}: robust accuracy"
+    accuracies = [("none", "0", report["clean"]["accuracy"], report["clean"]["ci95"])]
+    accuracies += [(run["protocol"], in_255(run["eps"]), run["robust_accuracy"], run["ci95"]) for run in report["runs"]]
+    rows = [
+        (attack, eps, f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %")
+        for attack, eps, accuracy, (low, high) in accuracies
+    ]
+    felled = [
+        (f"{a['attack']}/{a['mode']}", a.get("steps"), run["protocol"], in_255(run["eps"]), a["felled"], a["standing"])
+        for run in report["runs"]
+        for a in run["attacks"]
+    ]
+    flags = report.get("flags", {})
+    raised = [f"<p class=raised>{html.escape(flag['message'])}</p>" for flag in flags.values() if flag["raised"]]
+    measured = [(name.replace("_", " "), f"{flag['value']:.4g}", flag["raised"]) for name, flag in flags.items()]
+    facts = {key: report.get(key) for key in ("weights_sha256", "dataset", "split", "n", "created", "cpu", "gpu")}
+    facts |= {**report.get("settings", {}), **report.get("versions", {})}
+    return "\n".join(
+        [
+            f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>{html.escape(title)}</title>",
+            f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>",
+            *raised,
+            _table(("attack", "eps", "accuracy", "95 % interval"), rows),
+            f'<img alt="Robust accuracy by radius, attack and steps" src="data:image/png;base64,{image}">',
+            "<h2>Sanity flags</h2>" if flags else "",
+            _table(("flag", "value", "raised"), measured) if flags else "",
+            "<h2>What each attack felled</h2>",
+            _table(("attack", "steps", "protocol", "eps", "felled", "standing"), felled),
+            "<h2>Facts</h2>",
+            _table(("what", "value"), facts.items()),
+            "</html>\n",
+        ]
     )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", fontsize="small")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
-    return path
+
+
+def _table(header: Sequence[str], rows: Any) -> str:
+    lines = ["".join(f"<th>{name}</th>" for name in header)]
+    lines += ["".join(f"<td>{html.escape('' if x is None else str(x))}</td>" for x in row) for row in rows]
+    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

@@ -16,19 +16,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from rsnn_zoo.card import model_card
 from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.evidence import EvidenceError, check_evidence, load_evidence, parse_time
 from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json
-from rsnn_zoo.hub import CONFIG, WEIGHTS, HubError, default_org, entry_folder, explained, within
+from rsnn_zoo.hub import CARD, CONFIG, EVIDENCE, WEIGHTS, HubError, default_org, entry_folder, explained, within
 from rsnn_zoo.weights import load_weights, serialize
 
-CARD = "README.md"
-EVIDENCE = "evaluation.json"
-
 _PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
-_MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
-
-
-class EvidenceError(ValueError):
-    """An entry whose evidence does not belong to its weights; such an entry is not published."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def save_pretrained(
     config = replace(
         config,
         weights=weights,
-        created=before.created if before else min(now, evaluated, key=_time),
+        created=before.created if before else min(now, evaluated, key=parse_time),
         revision=before.revision if before else None,
     )
     text = to_json(config.to_json())
@@ -107,19 +100,6 @@ def update_card(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     config = load_config(folder / CONFIG)
     _write(folder, {CARD: model_card(config, _fitting_evidence(folder, config)).encode()})
-
-
-def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
-    """Check that the evidence was made with the weights of this config, and after them.
-
-    Raises:
-        EvidenceError: If not; says why and what to do.
-    """
-    remedy = f"evaluate {config.name} again with scripts/evaluate.py"
-    if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
-        raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
-    if config.created and _time(evidence.get("created")) < _time(config.created):
-        raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
 
 
 def push_to_hub(
@@ -202,18 +182,14 @@ def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, A
     load_weights(folder / weights.file, weights.sha256, weights.size)
     if not (folder / EVIDENCE).is_file():
         raise EvidenceError(f"{folder / EVIDENCE} is missing; evaluate {config.name} with scripts/evaluate.py")
-    evidence = load_json(folder / EVIDENCE, _MAX_EVIDENCE_BYTES)
-    check_evidence(config, evidence)
-    return config, weights, content, evidence
+    return config, weights, content, load_evidence(folder / EVIDENCE, config)
 
 
 def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
     try:
-        evidence = load_json(folder / EVIDENCE, _MAX_EVIDENCE_BYTES)
-        check_evidence(config, evidence)
+        return load_evidence(folder / EVIDENCE, config)
     except (FileNotFoundError, ConfigError, EvidenceError):
         return None
-    return evidence
 
 
 def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> ModelConfig:
@@ -229,6 +205,7 @@ def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mod
             std=tuple(model.normalize.std.flatten().tolist()),
             reset=model.reset,
             leak=model.leak,
+            hidden_features=getattr(model, "hidden_features", None),
             first_conv=model.default_cfg["first_conv"],
             classifier=model.default_cfg["classifier"],
             name=name,
@@ -256,11 +233,3 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, data in reversed(list(files.items())):  # the stack unwinds, and renames, from the last to the first
             if not (folder / name).is_file() or (folder / name).read_bytes() != data:
                 stack.enter_context(replacing(folder / name)).write_bytes(data)
-
-
-def _time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return datetime.min.replace(tzinfo=timezone.utc)
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

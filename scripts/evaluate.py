@@ -1,26 +1,34 @@
 """Attack models and report their robust accuracy.
 
     python scripts/evaluate.py --model resnet20_digits_trades_t4
-    python scripts/evaluate.py --model 'resnet20_digits_*' --eps 2 4 8 16 32 --output results --plot results/digits.png
+    python scripts/evaluate.py --model 'resnet20_digits_*' --eps 2 4 8 16 32 --results-file results/digits.csv
+    python scripts/evaluate.py --model resnet20_digits_trades_t4 --attack pgd5 pgd20 pgd100 --adversarial --html
     python scripts/evaluate.py --model resnet20_cifar10_natural_t4 --weights FILE.safetensors --data cifar10.npz -n 256
+    torchrun --nproc-per-node 4 scripts/evaluate.py --model resnet20_digits_trades_t4 --attack worst-case
 
-Each model's report goes to OUTPUT/NAME.json; verdicts so far are kept beside it, so the same command resumes after a
-kill. A published model's report can be held against its evidence, hub_configs/NAME/evaluation.json.
+Each model's report goes to OUTPUT/NAME.json and NAME.csv; verdicts so far are kept beside it, so the same command
+resumes after a kill, with any number of processes. --results-file holds one row a model, written as each one ends. A
+published model's report can be held against its evidence, hub_configs/NAME/evaluation.json.
 """
 
 import argparse
+import csv
 import logging
-import runpy
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from _training import main
 from safetensors.torch import load_file
 
 import rsnn_zoo
+from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
+from rsnn_zoo.files import load_json, replacing, to_json
 from rsnn_zoo.names import ModelName
-from rsnn_zoo.plots import plot_accuracy
+from rsnn_zoo.plots import plot_accuracy, save_page
+from rsnn_zoo.report import Report, write_csv
 from rsnn_zoo.weights import check_state_dict
 
 
@@ -28,23 +36,26 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", nargs="+", required=True, help="names or wildcards, hf-hub:org/name, local-dir:path")
     p.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights (one model)")
-    p.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures first")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
     p.add_argument("--split", default="test", choices=("test", "validation", "train"))
     p.add_argument("-n", type=int, help="evaluate the first N images only")
-    p.add_argument(
-        "--attack", default="ensemble-pgd20", help="fgsm, rfgsm, pgdK or ensemble-... (default: %(default)s)"
-    )
+    p.add_argument("--attack", nargs="+", default=["ensemble-pgd20"], help="protocols (default: ensemble-pgd20)")
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch-size", type=int, default=256, help="images between two writes of the state")
     p.add_argument("--chunk", type=int, help="images that go through the network at once")
     p.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the attack gradients")
+    p.add_argument("--draws", type=int, help="passes averaged for a random model (default: 16 where it is random)")
+    p.add_argument("--checks", type=int, default=64, help="images that the sanity flags attack (default: %(default)s)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--output", type=Path, default=Path("results"), help="folder of the reports (default: %(default)s)")
-    p.add_argument("--plot", type=Path, help="figure of robust accuracy against eps")
+    p.add_argument("--results-file", type=Path, help="one row a model, .csv or .json; rows of other models stay")
+    p.add_argument("--adversarial", action="store_true", help="save OUTPUT/NAME.adversarial.safetensors (verify.py)")
+    p.add_argument("--html", action="store_true", help="save OUTPUT/NAME.html, a page with the figure inside")
+    p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, at the first eps")
+    p.add_argument("--plot", type=Path, help="figure of all models: accuracy by radius, attack and steps")
     return p
 
 
@@ -59,51 +70,90 @@ def load(name: str, weights: Path | None) -> torch.nn.Module:
     return model
 
 
-def main() -> None:
-    args = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.plugin is not None:
-        runpy.run_path(str(args.plugin))
+def names(args: argparse.Namespace) -> list[str]:
     wildcards = any(c in pattern for pattern in args.model for c in "*?[")
-    names = rsnn_zoo.list_models(args.model, pretrained=True) if wildcards else args.model
-    if not names:
-        sys.exit(f"no published model matches {' '.join(args.model)}: see rsnn_zoo.list_models(pretrained=True)")
-    if args.weights and len(names) != 1:
-        sys.exit("--weights goes with one --model")
+    found = rsnn_zoo.list_models(args.model, pretrained=True) if wildcards else args.model
+    if not found:
+        known = "see rsnn_zoo.list_models(pretrained=True)"
+        raise ValueError(f"no published model matches {' '.join(args.model)}: {known}")
+    if args.weights and len(found) != 1:
+        raise ValueError("--weights goes with one --model")
+    if args.results_file and args.results_file.suffix not in (".csv", ".json"):
+        raise ValueError(f"--results-file ends in .csv or .json, not as {args.results_file}")
+    return found
+
+
+def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
+    model = load(name, args.weights).to(args.device)
+    dataset = ModelName.parse(short).dataset if rsnn_zoo.is_model(short) else None
+    if args.data is None and dataset is None:
+        raise ValueError(f"{name} names no data set: pass --data")
+    data = rsnn_zoo.load_dataset(
+        args.data or dataset, args.split, dataset=dataset, root=args.data_root, download=args.download
+    )
+    data = data if args.n is None else data.select(args.n)
+    report = rsnn_zoo.evaluate(
+        model,
+        data,
+        args.attack,
+        [eps / 255 for eps in args.eps],
+        **{key: getattr(args, key) for key in ("seed", "batch_size", "chunk", "precision", "draws", "checks")},
+        state=args.output / f"{short}.partial",
+        adversarial=args.output / f"{short}.adversarial.safetensors" if args.adversarial else None,
+        progress=True,
+    )
+    if Ranks.current().main:
+        report.extra.update(energy(model, data.pixels(slice(0, 256)).to(args.device)))
+    return report
+
+
+def save(args: argparse.Namespace, report: Report, short: str) -> None:
+    path = args.output / f"{short}.json"
+    report.save(path)
+    report.save(path.with_suffix(".csv"))
+    if args.html:
+        save_page(report.to_json(), path.with_suffix(".html"))
+    if args.robustbench:
+        with replacing(path.with_suffix(".robustbench.json")) as temporary:
+            temporary.write_bytes(to_json(report.robustbench(args.eps[0] / 255)))
+    if args.results_file:
+        add_row(args.results_file, report.summary())
+    (args.output / f"{short}.partial").unlink(missing_ok=True)
+    print(f"{report.table()}\n\n  report: {path}\n", flush=True)
+
+
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds the row of a model, in place of one that the file has of it."""
+    rows = []
+    if path.is_file() and path.suffix == ".json":
+        rows = load_json(path)
+    elif path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    rows = [old for old in rows if old["model"] != row["model"]] + [dict(row)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        write_csv(path, rows)
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_json(rows))
+
+
+def run() -> None:
+    args = parser().parse_args()
+    logging.getLogger("rsnn_zoo").setLevel(logging.INFO)
+    chosen = names(args)
     args.output.mkdir(parents=True, exist_ok=True)
     reports = []
-    for name in names:
-        model = load(name, args.weights).to(args.device)
+    for name in chosen:
         short = name.split(":")[-1].rstrip("/").split("/")[-1]
-        dataset = ModelName.parse(short).dataset if rsnn_zoo.is_model(short) else None
-        if args.data is None and dataset is None:
-            sys.exit(f"{name} names no data set: pass --data")
-        data = rsnn_zoo.load_dataset(
-            args.data or dataset, args.split, dataset=dataset, root=args.data_root, download=args.download
-        )
-        data = data if args.n is None else data.select(args.n)
-        state = args.output / f"{short}.partial.json"
-        report = rsnn_zoo.evaluate(
-            model,
-            data,
-            args.attack,
-            [e / 255 for e in args.eps],
-            seed=args.seed,
-            batch_size=args.batch_size,
-            chunk=args.chunk,
-            precision=args.precision,
-            state=state,
-            progress=True,
-        )
-        report.extra.update(energy(model, data.pixels(slice(0, 256)).to(args.device)))
-        path = args.output / f"{short}.json"
-        report.save(path)
-        state.unlink(missing_ok=True)
-        print(f"{report.table()}\n\n  report: {path}\n")
-        reports.append(report.to_json())
-    if args.plot:
+        report = evaluate(args, name, short)
+        if Ranks.current().main:
+            save(args, report, short)
+            reports.append(report.to_json())
+    if args.plot and reports:
         print(f"  plot: {plot_accuracy(reports, args.plot)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -1,14 +1,18 @@
 """The tests. huggingface_hub reads its environment when it is imported, so it is set here, before anything else."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-# The cache and the login of whoever runs the tests stay out of them.
-for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "RSNN_ZOO_ORG"):
-    os.environ.pop(_variable, None)
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="rsnn_zoo_tests_")
-os.environ["HF_HUB_DISABLE_XET"] = "1"  # the Hub of the tests has no xet storage
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# The cache and the login of whoever runs the tests stay out of them. Processes that tests start inherit all this.
+if "RSNN_ZOO_TESTS" not in os.environ:
+    for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "RSNN_ZOO_ORG"):
+        os.environ.pop(_variable, None)
+    os.environ["RSNN_ZOO_TESTS"] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="rsnn_zoo_tests_")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+    os.environ["HF_HUB_DISABLE_XET"] = "1"  # the Hub of the tests has no xet storage
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 # Networks this small run fastest on one thread, above all where several tests run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

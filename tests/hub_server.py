@@ -148,8 +148,12 @@ class _Handler(BaseHTTPRequestHandler):
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if found is None or (found.private and not known):
             raise _Reply(404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
-        if content and found.gated:
-            raise _Reply(403, X_Error_Code="GatedRepo", X_Error_Message="Access to this model is restricted")
+        if content and found.gated and not known:
+            raise _Reply(
+                403 if "Authorization" in self.headers else 401,
+                X_Error_Code="GatedRepo",
+                X_Error_Message="Access to this model is restricted",
+            )
         return found
 
     def _commit(self, repo: str, revision: str, content: bool = False) -> tuple[Repo, str]:

@@ -1,11 +1,26 @@
 """Attacks: what each of them keeps to, and that each is the published one."""
 
+import copy
+
+import pytest
 import torch
+import torch.nn.functional as F
+import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rsnn_zoo
+from rsnn_zoo.attacks.adaptive import adaptive
+from rsnn_zoo.attacks.apgd import apgd, checkpoints, dlr, on_sphere, targeted_dlr
 from rsnn_zoo.attacks.base import Batch
+from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
+from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.neurons import Rate, Surrogate
+
+APGDS = [apgd(9, "ce"), apgd(9, "dlr"), apgd(9, "t", 2)]
+MODES = (Surrogate("pcw", 2.0), Rate())
+GRADIENT_ATTACKS = [FGSM, RFGSM, pgd(1), pgd(5), *APGDS, sapgd(9), adaptive(31, MODES)]
 
 
 class RandomVictim:
@@ -14,6 +29,9 @@ class RandomVictim:
     def __init__(self, generator):
         self.generator, self.seen = generator, []
         self.module = None
+
+    def under(self, mode):
+        return self
 
     def gradient(self, x, labels, loss, aim, memory):
         logits = self.logits(x)
@@ -30,7 +48,7 @@ class RandomVictim:
 
 
 @given(
-    st.sampled_from([FGSM, RFGSM, pgd(1), pgd(5)]),
+    st.sampled_from(GRADIENT_ATTACKS),
     st.floats(0, 1),
     st.integers(1, 5),
     st.integers(1, 3),
@@ -64,3 +82,205 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch():
     assert torch.equal(whole.noise()[1:], part.noise())
     assert not torch.equal(whole.noise()[0], whole.noise()[1])
     assert not torch.equal(part.noise(), Batch(images[1:], labels[1:], 0.1, (8, 9), seed=1, stream="other").noise())
+
+
+# --- against other people's code, on a smooth network that no attack fools --------------------------------------------
+
+
+class Smooth(torch.nn.Module):
+    """Its logits bend with the image, and a large offset keeps the prediction, so that no sample leaves the batch."""
+
+    def __init__(self, offset=50.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = torch.randn(24, 12, generator=generator, dtype=torch.float64)
+        self.last = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+        self.offset = torch.zeros(6, dtype=torch.float64)
+        self.offset[0] = offset
+        self.weight = torch.nn.Parameter(torch.zeros(()))  # torchattacks asks a model for its device
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return torch.tanh(x.flatten(1) @ self.first) @ self.last + self.offset
+
+
+def smooth_batch(eps=0.1, n=5):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(n, 2, 3, 4, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.zeros(n, dtype=torch.long), eps, tuple(range(n)))
+
+
+class SmoothVictim(ModelVictim):
+    """Shows what it is asked for gradients at."""
+
+    def __init__(self, model):
+        super().__init__(model, 64)
+        self.iterates = []
+
+    def gradient(self, x, *args):
+        self.iterates.append(x.clone())
+        return super().gradient(x, *args)
+
+
+# their first comparison of losses is with 0 instead of the start's, which at 10 steps matters to a negative loss
+@pytest.mark.parametrize(("objective", "steps"), [("ce", 10), ("ce", 40), ("dlr", 40), ("t", 40)])
+def test_apgd_takes_the_iterates_of_the_published_code(monkeypatch, objective, steps):
+    # a smaller offset for the cross-entropy, whose loss would else be flat in float64
+    model, batch = Smooth(12.0 if objective == "ce" else 50.0), smooth_batch(0.3)
+    victim = SmoothVictim(model)
+    apgd(steps, objective, 2)(victim, batch)
+
+    start = (batch.noise() + 1) / 2
+    monkeypatch.setattr(torch, "rand", lambda *shape: start)
+    if objective == "t":
+        theirs = torchattacks.APGDT(model, eps=batch.eps, steps=steps)
+        theirs.target_class = 3  # counted from the label
+    else:
+        theirs = torchattacks.APGD(model, eps=batch.eps, steps=steps, loss=objective)
+    model.seen.clear()
+    theirs.attack_single_run(batch.images, batch.labels)
+    seen = model.seen[1:] if objective == "t" else model.seen  # their targets are those of the clean images
+    assert len(seen) == steps + 1 == len(victim.iterates) + 1
+    for ours, published in zip(victim.iterates, seen, strict=False):
+        torch.testing.assert_close(ours, published)
+
+
+def test_sapgd_is_its_definition():
+    model, batch, steps = Smooth(12.0), smooth_batch(), 20
+    victim = SmoothVictim(model)
+    sapgd(steps)(victim, batch)
+    for i in range(len(batch)):  # sample by sample, in plain words
+        image, noise = batch.images[i : i + 1], batch.noise()[i : i + 1]
+        x = (image + batch.eps * noise / noise.abs().max()).clamp(0, 1)
+        m = v = 0
+        eta, halve_at = batch.eps, {4: True}  # int(0.22 * 20), then gaps of 4 - 1 = 3, 2, 1, 1 ...
+        gap, at = 4, 4
+        while at < steps:
+            halve_at[at] = True
+            gap = max(gap - 1, 1)
+            at += gap
+        for k in range(steps):
+            if k in halve_at:
+                eta /= 2
+            torch.testing.assert_close(victim.iterates[k][i : i + 1], x)
+            x = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(F.cross_entropy(model(x), batch.labels[i : i + 1]), x)
+            x = x.detach()
+            m = 0.5 * m + g / g.abs().mean()
+            v = 0.8 * v + g**2 / (g**2).mean()
+            x = x + (eta * m / (v.sqrt() + 1e-12)).clamp(-eta, eta)
+            x = x.clamp(image - batch.eps, image + batch.eps).clamp(0, 1)
+
+
+def test_sapgd_survives_vanished_gradients():
+    attack, batch = sapgd(3), smooth_batch()
+    state = attack.first(None, batch)
+    for gradient in (torch.zeros_like(batch.images), torch.full_like(batch.images, 1e-200)):
+        x = attack.step(0, state, gradient, None, batch.images, batch.eps)["x"]
+        assert x.isfinite().all() and (x - batch.images).abs().max() <= batch.eps + 1e-12
+
+
+def test_checkpoints_are_the_published_ones():
+    assert checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+    assert checkpoints(1) == ()
+
+
+def test_starts_lie_on_the_sphere():
+    batch = Batch(torch.full((4, 1, 3, 3), 0.5), torch.zeros(4, dtype=torch.long), 0.1, (0, 1, 2, 3))
+    torch.testing.assert_close((on_sphere(batch) - 0.5).abs().amax((1, 2, 3)), torch.full((4,), 0.1))
+
+
+# --- the DLR losses ---------------------------------------------------------------------------------------------------
+
+
+def test_dlr_is_its_definition():
+    logits = torch.tensor([[3.0, 1.0, 2.0, -1.0], [1.0, 3.0, 2.0, 0.0]])
+    labels = torch.tensor([0, 2])
+    torch.testing.assert_close(dlr(logits, labels), torch.tensor([-(3.0 - 2.0) / (3 - 1), -(2.0 - 3.0) / (3 - 1)]))
+    aim = torch.tensor([[0, 3], [2, 1]])
+    torch.testing.assert_close(targeted_dlr(logits, aim), torch.tensor([-4.0 / (3 - 0.0), 1.0 / (3 - 0.5)]))
+
+
+@pytest.mark.parametrize(("loss", "aim"), [(dlr, torch.tensor([1])), (targeted_dlr, torch.tensor([[1, 2]]))])
+def test_dlr_of_equal_logits_is_finite(loss, aim):
+    logits = torch.zeros(1, 10, requires_grad=True)
+    value = loss(logits, aim)
+    value.sum().backward()
+    assert value.isfinite().all() and logits.grad.isfinite().all() and logits.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("attack", "classes"), [(apgd(3, "dlr"), 2), (apgd(3, "t"), 3)])
+def test_too_few_classes_are_said(attack, classes):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, classes))
+    torch.nn.init.zeros_(model[1].weight)
+    with pytest.raises(ValueError, match="classes"):
+        attack(ModelVictim(model, 4), Batch(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), 0.1, (0,)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pgd(0),
+        lambda: apgd(0, "ce"),
+        lambda: apgd(5, "l2"),
+        lambda: apgd(5, "t", 0),
+        lambda: sapgd(0),
+        lambda: adaptive(30, MODES),
+    ],
+)
+def test_bad_settings_are_refused(make):
+    with pytest.raises(ValueError, match=r"at least 1|unknown loss|from 1"):
+        make()
+
+
+# --- on a published spiking network -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def snn():
+    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = rsnn_zoo.load_dataset("digits", "test").select(12)
+    return data.pixels(), data.labels
+
+
+def rows(images, labels, order, eps):
+    return Batch(images[order], labels[order], eps, tuple(order.tolist()), stream="some")
+
+
+@pytest.mark.parametrize("mode", [Surrogate("pcw", 2.0), Rate()], ids=str)
+@pytest.mark.parametrize("attack", [pgd(4), apgd(10, "ce"), sapgd(10), adaptive(31, MODES)], ids=lambda a: a.name)
+def test_the_fate_of_a_sample_does_not_depend_on_its_company(snn, digits, attack, mode):
+    victim = ModelVictim(snn, 4).under(mode)
+    fell, adversarial = attack(victim, rows(*digits, torch.arange(12), 40 / 255))
+    assert fell.any() and not fell.all()
+    for order in (torch.randperm(12, generator=torch.Generator().manual_seed(0))[:7], torch.tensor([5])):
+        again, images = attack(victim, rows(*digits, order, 40 / 255))
+        assert torch.equal(again, fell[order]) and torch.equal(images, adversarial[order])
+
+
+@pytest.mark.parametrize(
+    "attack", [pgd(2), apgd(3, "dlr"), apgd(3, "t"), sapgd(3), adaptive(31, MODES)], ids=lambda a: a.name
+)
+def test_nothing_of_the_model_is_touched(snn, digits, attack):
+    snn.train()
+    before, random_state = copy.deepcopy(snn.state_dict()), torch.get_rng_state()
+    attack(ModelVictim(snn, 12).under(Rate()), rows(*digits, torch.arange(12), 8 / 255))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(module.training for module in snn.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in snn.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in snn.parameters())
+    snn.eval()
+
+
+@pytest.mark.parametrize("attack", GRADIENT_ATTACKS, ids=lambda a: a.name)
+def test_what_is_said_to_fall_is_misclassified(snn, digits, attack):
+    victim = ModelVictim(snn, 12)
+    batch = rows(*digits, torch.arange(12), 64 / 255)
+    fell, adversarial = attack(victim, batch)
+    assert fell.any()
+    assert torch.equal(fell, snn(adversarial).argmax(1) != batch.labels)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from rsnn_zoo.card import model_card
+from rsnn_zoo.card import check_card, model_card, summary
 from rsnn_zoo.config import ModelConfig, WeightsInfo
 from rsnn_zoo.names import ARCHITECTURES
 from tests.conftest import evidence_for
@@ -88,8 +88,41 @@ def test_odd_text_breaks_no_table_and_no_metadata():
 
 
 def test_unknown_keys_of_the_evidence_are_ignored():
-    evidence = {**EVIDENCE, "flags": {"x": 1}, "runs": [{**EVIDENCE["runs"][0], "new": [1]}]}
+    evidence = {**EVIDENCE, "new": {"x": 1}, "runs": [{**EVIDENCE["runs"][0], "new": [1]}]}
     assert "16/255" in model_card(CONFIG, evidence)
+
+
+def test_flags_that_speak_against_the_figures_are_on_the_card():
+    flags = {
+        name: {"raised": name == "far", "value": 0.5, "message": f"{name} is odd."} for name in ("far", "more_eps")
+    }
+    text = model_card(CONFIG, {**EVIDENCE, "flags": flags})
+    assert "1 of 2 sanity checks find nothing" in text and "- far is odd." in text and "more_eps" not in text
+
+
+def test_a_summary_is_what_it_is_and_what_it_achieved():
+    text = summary(CONFIG, EVIDENCE)
+    assert "A spiking ResNet-20" in text and table_rows(text) == table_rows(model_card(CONFIG, EVIDENCE))[:5]
+    assert summary(CONFIG).endswith("Not evaluated yet.")
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ("| 95.0 % |", "| 96.0 % |"),
+        ("value: 0.52", "value: 0.53"),
+        ("| pgd20 | rate |", "| pgd20 | relu |"),
+        ("| rate | 8", ""),
+    ],
+)
+def test_a_card_with_another_figure_is_found(said, instead):
+    card = model_card(CONFIG, EVIDENCE)
+    check_card(card.replace("How to load it", "Loading"), CONFIG, EVIDENCE)  # words may change from version to version
+    assert said in card
+    with pytest.raises(ValueError, match="the card and the evidence differ"):
+        check_card(card.replace(said, instead), CONFIG, EVIDENCE)
+    with pytest.raises(ValueError, match="differ"):
+        check_card("", CONFIG, EVIDENCE)
 
 
 def test_a_network_without_runs_or_spikes_has_a_card():

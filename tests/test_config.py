@@ -101,7 +101,8 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
         ("model_args.std", [0.0], "model_args.std is 0.0"),
         ("model_args.reset", "none", "model_args.reset is 'none'"),
         ("model_args.leak", 1.5, "model_args.leak is 1.5"),
-        ("model_args.block", "evil", "model_args.block is not an argument"),
+        ("model_args.block", "evil", "model_args.block is not an argument of resnet20"),
+        ("model_args.hidden_features", 512, "model_args.hidden_features is not an argument of resnet20"),
         ("pretrained_cfg.classifier", "fc; import os", "pretrained_cfg.classifier"),
         ("rsnn_zoo", 3, "rsnn_zoo must be a JSON object"),
         ("rsnn_zoo.schema", 2, "rsnn_zoo.schema is not 1.*upgrade rsnn_zoo"),
@@ -110,6 +111,7 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
         ("rsnn_zoo.revision", "../../refs", "rsnn_zoo.revision"),
         ("rsnn_zoo.training", "x", "rsnn_zoo.training must be a JSON object"),
         ("rsnn_zoo.weights.file", "../model.safetensors", "rsnn_zoo.weights.file"),
+        ("rsnn_zoo.weights.file", "a/../../model.safetensors", "rsnn_zoo.weights.file"),
         ("rsnn_zoo.weights.file", "/etc/x.safetensors", "rsnn_zoo.weights.file"),
         ("rsnn_zoo.weights.file", "model.bin", "rsnn_zoo.weights.file"),
         ("rsnn_zoo.weights.sha256", "0" * 63, "rsnn_zoo.weights.sha256"),
@@ -123,6 +125,20 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
 def test_a_refusal_names_file_key_and_remedy(path, value, said):
     with pytest.raises(ConfigError, match=rf"^some/config\.json: .*{said}.*(again|upgrade)"):
         parse_config(broken(path, value), "some/config.json")
+
+
+@pytest.mark.parametrize(("value", "fine"), [(1, True), (16_384, True), (0, False), (10**6, False), (None, False)])
+def test_a_vgg_has_hidden_layers_of_a_sane_width(value, fine):
+    vgg = replace(CONFIG, architecture="vgg11", name=None)
+    assert parse_config(vgg.to_json(), "x").hidden_features is None
+    content = replace(vgg, hidden_features=64).to_json()
+    assert parse_config(content, "x").hidden_features == 64
+    content["model_args"]["hidden_features"] = value
+    if fine:
+        assert parse_config(content, "x").model_args["hidden_features"] == value
+    else:
+        with pytest.raises(ConfigError, match=r"model_args\.hidden_features is .*from 1 to 16,384"):
+            parse_config(content, "x")
 
 
 def test_a_name_outside_the_grid_promises_nothing():

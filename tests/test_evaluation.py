@@ -3,20 +3,29 @@
 import json
 import os
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torchattacks
+from safetensors import safe_open
 
 import rsnn_zoo
 import rsnn_zoo.hub
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
-from rsnn_zoo.evaluation import MISCLASSIFIED, STANDS, evaluate, wilson
+from rsnn_zoo.evaluation import EPSILONS, evaluate
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
+from rsnn_zoo.report import MISCLASSIFIED, STANDS
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("eager")
+QUIET = {"checks": 0, "chunk": 16}
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +50,18 @@ def test_the_ensemble_is_the_published_one():
 
 @pytest.mark.parametrize("attack", ["fgsm", "rfgsm", "ensemble-fgsm", "ensemble-pgd3"])
 def test_more_eps_and_more_members_never_help(snn, digits, attack):
-    report = evaluate(snn, digits, attack, [0.0, 16 / 255, 64 / 255])
+    report = evaluate(snn, digits, attack, [0.0, 16 / 255, 64 / 255], **QUIET)
     none, small, large = report.runs
     assert none.robust_accuracy <= report.clean_accuracy
     assert large.robust_accuracy <= small.robust_accuracy + 0.05
     if attack.startswith("ensemble"):
-        alone = evaluate(snn, digits, attack.removeprefix("ensemble-"), 16 / 255).runs[0]
+        alone = evaluate(snn, digits, attack.removeprefix("ensemble-"), 16 / 255, **QUIET).runs[0]
         # pcw-1, the model's own surrogate, leads the ensemble: what it fells, the ensemble fells
         assert small.robust_accuracy <= alone.robust_accuracy + 0.05
 
 
 def test_the_worst_case_is_the_worst_of_its_members(snn, digits):
-    report = evaluate(snn, digits, "ensemble-pgd3", 32 / 255)
+    report = evaluate(snn, digits, "ensemble-pgd3", 32 / 255, **QUIET)
     verdicts = report.runs[0].verdicts
     for correct, verdict in zip(report.correct, verdicts, strict=True):
         assert (verdict == MISCLASSIFIED) == (not correct)
@@ -62,34 +71,53 @@ def test_the_worst_case_is_the_worst_of_its_members(snn, digits):
 
 
 def test_verdicts_do_not_depend_on_batch_size_order_or_company(snn, digits):
-    some = digits.select(20)
-    expected = evaluate(snn, some, "ensemble-pgd3", 48 / 255, chunk=4).runs[0].verdicts
+    some = digits.select(12)
+    settings = {"attack": "ensemble-pgd2", "eps": 48 / 255, "chunk": 4, "checks": 0}
+    expected = evaluate(snn, some, **settings).runs[0].verdicts
     assert STANDS in expected and max(expected) >= 0
-    for size in (1, 7, 64):
-        assert evaluate(snn, some, "ensemble-pgd3", 48 / 255, chunk=4, batch_size=size).runs[0].verdicts == expected
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    shuffled = evaluate(snn, some.select(order), "ensemble-pgd3", 48 / 255, chunk=4, batch_size=13).runs[0].verdicts
+    assert evaluate(snn, some, **settings, batch_size=5).runs[0].verdicts == expected
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    shuffled = evaluate(snn, some.select(order), **settings, batch_size=7).runs[0].verdicts
     assert [expected[i] for i in order] == list(shuffled)
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+def test_the_whole_report_is_the_same_for_any_batch_size(spiking):
+    def report(**settings):
+        data = tiny.digits().select(100)
+        found = evaluate(tiny.network(spiking), data, "ensemble-pgd2", EPSILONS[1:4:2], chunk=25, checks=16, **settings)
+        return comparable(found.to_json())
+
+    expected = report()
+    assert len({verdict for run in expected["runs"] for verdict in run["verdicts"].split()}) > 2
+    for size in (7, 64, 500) if spiking else (1, 7, 64, 500):
+        assert report(batch_size=size) == expected
+
+
+def comparable(report):
+    """But for time."""
+    runs = [{key: value for key, value in run.items() if key != "seconds"} for run in report["runs"]]
+    return json.loads(json.dumps({**report, "runs": runs, "created": None, "git_revision": None}))
 
 
 def test_bfloat16_gradients_are_confirmed_by_the_exact_network(snn, digits, monkeypatch):
     confirmed = []
-    from rsnn_zoo import evaluation as module
+    from rsnn_zoo.attacks.victim import ModelVictim
 
-    original = module._Victim.fallen
+    original = ModelVictim.fallen
 
     def noted(self, x, y):
         confirmed.append(original(self, x, y))
         return confirmed[-1]
 
-    monkeypatch.setattr(module._Victim, "fallen", noted)
-    report = evaluate(snn, digits, "ensemble-pgd3", 16 / 255, precision="bfloat16")
-    felled = sum(v >= 0 for v in report.runs[0].verdicts)
-    assert felled and sum(int(c.sum()) for c in confirmed) == felled
+    monkeypatch.setattr(ModelVictim, "fallen", noted)
+    report = evaluate(snn, digits, "ensemble-pgd3", 16 / 255, precision="bfloat16", **QUIET)
+    down = sum(v != STANDS for v in report.runs[0].verdicts)
+    assert down > 3 and sum(int(c.sum()) for c in confirmed) == down  # those wrong without any attack among them
 
 
 def test_an_ann_has_one_way_to_be_differentiated(ann, digits):
-    report = evaluate(ann, digits, "ensemble-pgd3", 32 / 255)
+    report = evaluate(ann, digits, "ensemble-pgd3", 32 / 255, **QUIET)
     assert report.runs[0].members == (("pgd3", "own"),)
 
 
@@ -97,13 +125,33 @@ def test_any_module_can_be_evaluated(digits):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     report = evaluate(model, (digits.pixels(), digits.labels), "pgd3", 8 / 255)
-    assert report.model == "Sequential"
+    assert report.model == "Sequential" and report.dataset == "tensors"
+    double = evaluate(model, (digits.pixels().double(), digits.labels), "pgd3", 8 / 255)
+    assert double.runs[0].verdicts == report.runs[0].verdicts
 
 
+def test_several_protocols_run_one_after_another():
+    report = evaluate(tiny.network(), tiny.digits().select(40), ["fgsm", "pgd5"], [8 / 255, 16 / 255], **QUIET)
+    assert [(run.protocol, round(255 * run.eps)) for run in report.runs] == [
+        ("fgsm", 8),
+        ("fgsm", 16),
+        ("pgd5", 8),
+        ("pgd5", 16),
+    ]
+    for run in report.runs:
+        alone = evaluate(tiny.network(), tiny.digits().select(40), run.protocol, run.eps, **QUIET).runs[0]
+        assert alone.verdicts == run.verdicts
+
+
+@pytest.mark.slow
 def test_the_published_verdicts_are_reproduced(snn, digits):
     evidence = json.loads((rsnn_zoo.hub.entry_folder("resnet20_digits_trades_t4") / "evaluation.json").read_text())
     published = evidence["runs"][-1]
-    found = evaluate(snn, digits, published["protocol"], published["eps"], **evidence["settings"]).runs[0].verdicts
+    found = (
+        evaluate(snn, digits, published["protocol"], published["eps"], **evidence["settings"], checks=0)
+        .runs[0]
+        .verdicts
+    )
     same = sum(a == int(b) for a, b in zip(found, published["verdicts"].split(), strict=False))
     assert same >= 29  # another processor rounds otherwise
 
@@ -120,18 +168,18 @@ def test_torchattacks_runs_on_a_view_and_agrees(snn, digits, mode):
     torch.testing.assert_close(theirs, ours)
 
 
-def test_wilson_is_the_textbook_interval():
-    n, p, z = 50, 0.8, 1.959964
-    centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    expected = [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
-    assert wilson(40, 50) == pytest.approx(expected, abs=1e-6)
+def test_a_model_with_a_state_left_over_is_refused(digits):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    model.membrane = model(digits.pixels())
+    with pytest.raises(ValueError, match="Reset it"):
+        evaluate(model, digits, "fgsm")
 
 
 def test_nothing_is_touched(snn, digits):
     state = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
     snn.train()
     random_state = torch.get_rng_state()
-    evaluate(snn, digits.select(8), "ensemble-fgsm", 8 / 255)
+    evaluate(snn, digits.select(8), "ensemble-fgsm", 8 / 255, chunk=8)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training for module in snn.modules())
     assert all(torch.equal(tensor, state[name]) for name, tensor in snn.state_dict().items())
@@ -140,61 +188,136 @@ def test_nothing_is_touched(snn, digits):
 
 
 def test_what_is_evaluated_can_be_saved_with_its_evidence(snn, digits, tmp_path):
-    report = evaluate(snn, digits.select(4), "fgsm", 8 / 255)
+    report = evaluate(snn, digits.select(4), "fgsm", 8 / 255, **QUIET)
     assert report.weights_sha256 == snn.weights_sha256
     rsnn_zoo.save_pretrained(snn, tmp_path, name="resnet20_digits_trades_t4", evaluation=report.to_json())
     assert json.loads((tmp_path / "evaluation.json").read_text())["n"] == 4
 
 
-def test_the_report_is_evidence(snn, digits, tmp_path):
-    report = evaluate(snn, digits, "pgd2", [2 / 255, 8 / 255], seed=3)
-    report.save(tmp_path / "report.json")
-    content = json.loads((tmp_path / "report.json").read_text())
-    assert content["n"] == 30 and content["dataset"] == "digits" and content["split"] == "test"
-    assert content["settings"]["seed"] == 3 and "torch" in content["versions"]
-    for one in content["runs"]:
-        assert len(one["verdicts"].split()) == 30
-        assert one["ci95"][0] <= one["robust_accuracy"] <= one["ci95"][1]
-    assert "8/255" in report.table()
-
-
-RESUMED = """
-import sys, torch, rsnn_zoo
+PROGRAM = """
+import os, sys, torch
+import torch.distributed as dist
 from rsnn_zoo.evaluation import evaluate
+from tests import tiny
 torch.set_num_threads(1)
-snn = torch.load(sys.argv[1], weights_only=False)
-data = rsnn_zoo.load_dataset("digits", "test").select(30)
-evaluate(snn, data, "ensemble-pgd3", 32 / 255, batch_size=3, chunk=16, state=sys.argv[2]).save(sys.argv[3])
+several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+if several:
+    dist.init_process_group("gloo")
+attack, state, output, adversarial = sys.argv[1:5]
+data = tiny.digits().select(60)
+report = evaluate(tiny.network(True), data, attack, [8 / 255, 24 / 255], batch_size=5, chunk=16, state=state or None,
+                  adversarial=adversarial or None)
+if not several or dist.get_rank() == 0:
+    report.save(output)
+if several:
+    dist.destroy_process_group()
 """
 
 
+def start(ranks, *arguments):
+    """Starts an evaluation in so many processes, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {"RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return [
+        subprocess.Popen(command, env={**os.environ, **here, "RANK": str(rank)}, stderr=open("/tmp/w/sh/err", "a"))
+        for rank in range(ranks)
+    ]
+
+
+def known(state):
+    """How many verdicts a state holds."""
+    try:
+        with sqlite3.connect(f"file:{state}?mode=ro", uri=True) as database:
+            return database.execute("SELECT count(*) FROM samples WHERE job != 'clean'").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def contents(path):
+    """What is in a safetensors file, whose header has no fixed order."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
+
+
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_with_the_same_verdicts(snn, digits, tmp_path):
-    torch.save(snn, tmp_path / "snn.pt")
-    state, output = tmp_path / "state.json", tmp_path / "report.json"
-    command = [sys.executable, "-c", RESUMED, str(tmp_path / "snn.pt"), str(state), str(output)]
-    kills = 0
-    while not output.exists():
-        process = subprocess.Popen(command, env={**os.environ, "RSNN_ZOO_COMPILE": "0"})
-        before = len(json.loads(state.read_text())["verdicts"].get(repr(32 / 255), {})) if state.exists() else 0
-        while process.poll() is None and kills < 3:
-            time.sleep(0.02)
-            if state.exists() and len(json.loads(state.read_text())["verdicts"].get(repr(32 / 255), {})) > before + 6:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-        process.wait()
-    assert kills >= 1
-    expected = evaluate(snn, digits, "ensemble-pgd3", 32 / 255, chunk=16).runs[0].verdicts
-    assert json.loads(output.read_text())["runs"][0]["verdicts"] == " ".join(map(str, expected))
+def test_shards_and_one_process_make_the_same_report(tmp_path):
+    reports, files = [], []
+    for ranks in (1, 2, 3):
+        output, adversarial = tmp_path / f"{ranks}.json", tmp_path / f"{ranks}.safetensors"
+        assert [p.wait() for p in start(ranks, "ensemble-pgd5", "", output, adversarial)] == [0] * ranks
+        reports.append(comparable(json.loads(output.read_text())))
+        files.append(contents(adversarial))
+    assert reports[0] == reports[1] == reports[2] and reports[0]["flags"]
+    assert files[0] == files[1] == files[2]
 
 
-def test_a_foreign_state_is_refused(snn, digits, tmp_path):
-    evaluate(snn, digits.select(4), "fgsm", 8 / 255, state=tmp_path / "state.json")
-    before = (tmp_path / "state.json").read_bytes()
+@pytest.mark.slow
+def test_killed_and_resumed_with_other_ranks_it_makes_the_same_report(tmp_path):
+    names = ("state", "report.json", "adversarial.safetensors")
+    state, output, adversarial = (tmp_path / name for name in names)
+    for kill_all, ranks in ((True, 1), (False, 2), (True, 3)):
+        processes, before = start(ranks, "ensemble-pgd8", state, output, adversarial), known(state)
+        while known(state) < before + 10:
+            assert all(process.poll() is None for process in processes), "it ended before it was killed"
+            time.sleep(0.005)
+        processes[-1].send_signal(signal.SIGKILL)
+        time.sleep(0 if kill_all else 1)  # the others go on, until they wait for what will never come
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not output.exists() and not adversarial.exists()
+    assert [p.wait() for p in start(2, "ensemble-pgd8", state, output, adversarial)] == [0, 0]
+
+    straight = tmp_path / "straight.json", tmp_path / "straight.safetensors"
+    assert [p.wait() for p in start(1, "ensemble-pgd8", "", *straight)] == [0]
+    assert comparable(json.loads(output.read_text())) == comparable(json.loads(straight[0].read_text()))
+    assert contents(adversarial) == contents(straight[1])
+
+
+def test_a_finished_state_gives_the_report_without_any_attack(tmp_path, monkeypatch):
+    settings = {"attack": "pgd3", "eps": 16 / 255, "state": tmp_path / "state"}
+    first = evaluate(tiny.network(), tiny.digits(), **settings)
+    monkeypatch.setattr("rsnn_zoo.attacks.signed.SignAttack.__call__", None)
+    monkeypatch.setattr("rsnn_zoo.attacks.queries.Square.__call__", None)
+    again = evaluate(tiny.network(), tiny.digits(), **settings)
+    assert comparable(again.to_json()) == comparable(first.to_json())
+    assert again.runs[0].seconds == first.runs[0].seconds > 0
+
+
+def test_a_foreign_state_is_refused(tmp_path):
+    settings = {"attack": "fgsm", "state": tmp_path / "state", **QUIET}
+    evaluate(tiny.network(), tiny.digits().select(4), **settings)
+    before = (tmp_path / "state").read_bytes()
+    for changed in ({"seed": 1}, {"adversarial": tmp_path / "adversarial"}, {"precision": "bfloat16"}):
+        with pytest.raises(ValueError, match="another evaluation"):
+            evaluate(tiny.network(), tiny.digits().select(4), **settings, **changed)
     with pytest.raises(ValueError, match="another evaluation"):
-        evaluate(snn, digits.select(4), "fgsm", 8 / 255, seed=1, state=tmp_path / "state.json")
-    assert (tmp_path / "state.json").read_bytes() == before
+        evaluate(tiny.network(True), tiny.digits().select(4), **settings)
+    assert (tmp_path / "state").read_bytes() == before
+    (tmp_path / "state").write_text('{"verdicts": {}}')
+    with pytest.raises(ValueError, match="no state of an evaluation"):
+        evaluate(tiny.network(), tiny.digits().select(4), **settings)
+
+
+def test_time_left_and_robust_accuracy_so_far_are_shown(capsys):
+    evaluate(tiny.network(), tiny.digits().select(20), "pgd3", batch_size=5, progress=True)
+    shown = capsys.readouterr().err
+    assert "robust" in shown and "pgd3 8/255" in shown and "attack/s" in shown and "100%" in shown
+
+
+def test_the_documented_spikingjelly_example():
+    pytest.importorskip("spikingjelly")
+    import doctest
+
+    from rsnn_zoo import evaluation as module
+
+    (example,) = doctest.DocTestFinder().find(evaluate, globs=dict(vars(module)))
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(example).failed == 0 and runner.tries > 5
 
 
 def bad(images, value):
@@ -212,6 +335,10 @@ def bad(images, value):
         ({"attack": "pgd"}, ValueError, "ensemble-pgd20"),
         ({"attack": "ensemble-pgd0"}, ValueError, "unknown attack"),
         ({"batch_size": 0}, ValueError, "at least 1"),
+        ({"checks": -1}, ValueError, "at least 0"),
+        ({"draws": 0}, ValueError, "at least 1"),
+        ({"eps": []}, ValueError, "at least one"),
+        ({"attack": []}, ValueError, "at least one"),
         ({"images": lambda x: bad(x, float("nan"))}, ValueError, "NaN"),
         ({"images": lambda x: bad(x, 1.5)}, ValueError, r"\[0, 1\]"),
         ({"images": lambda x: x.repeat(1, 3, 1, 1)}, ValueError, "channels"),
@@ -226,7 +353,7 @@ def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, err
     images = change.pop("images", lambda x: x)(digits.pixels())
     labels = change.pop("labels", lambda y: y)(digits.labels)
     with pytest.raises(error, match=words):
-        evaluate(snn, (images, labels), **{"attack": "fgsm", **change}, state=tmp_path / "state.json")
+        evaluate(snn, (images, labels), **{"attack": "fgsm", **change}, state=tmp_path / "state")
     assert not list(tmp_path.iterdir())
 
 

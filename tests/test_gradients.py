@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from rsnn_zoo.attacks.gradients import InputGradient, fold, input_gradient
 from rsnn_zoo.models import ARCHITECTURES
-from rsnn_zoo.neurons import Rate, Relu, Surrogate, backward_mode
+from rsnn_zoo.modes import ASSG, HART, PDSG, RGA, Rate, Relu, Surrogate, backward_mode
 
 
 def network(architecture, timesteps=3, img_size=8, **kwargs):
@@ -56,7 +56,7 @@ def test_folding_changes_nothing_but_roundings(architecture, timesteps):
     assert architecture == "wrn16_4" or not norms
 
 
-@pytest.mark.parametrize("mode", [None, Surrogate("rect", 0.5), Rate(), Relu()], ids=str)
+@pytest.mark.parametrize("mode", [None, Surrogate("rect", 0.5), Rate(), Relu(), ASSG(), HART(), RGA(), PDSG()], ids=str)
 @pytest.mark.parametrize("settings", [{"folded": False}, {"folded": False, "pad": True}, {}], ids=str)
 def test_gradient_equals_the_plain_one(mode, settings):
     model = network("resnet20", surrogate=Surrogate("exp", 1.0)).double()
@@ -77,15 +77,42 @@ def test_unfolded_logits_are_the_models_to_the_bit_with_and_without_gradients():
     assert torch.equal(exact.logits(images), expected)
 
 
-def test_padded_chunks_do_not_depend_on_the_company():
+@pytest.mark.parametrize("mode", [None, ASSG(), PDSG()], ids=str)
+def test_padded_chunks_do_not_depend_on_the_company(mode):
     model = network("wrn16_4")
     images, labels = torch.rand(11, 2, 8, 8), torch.arange(11) % 7
-    exact = InputGradient(model, chunk=4, folded=False, pad=True)
-    together, logits = exact(images, labels)
+    exact = InputGradient(model, mode, chunk=4, folded=False, pad=True)
+    shared = {}
+    runs = [exact(images, labels, memory=shared) for _ in range(2)]
     for i in range(11):
-        alone, one = exact(images[i : i + 1], labels[i : i + 1])
-        assert torch.equal(alone[0], together[i])
-        assert torch.equal(one[0], logits[i])
+        own = {}
+        for together, logits in runs:
+            alone, one = exact(images[i : i + 1], labels[i : i + 1], memory=own)
+            assert torch.equal(alone[0], together[i])
+            assert torch.equal(one[0], logits[i])
+
+
+class Noisy(torch.nn.Module):
+    """A network whose answer is drawn anew at each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network("resnet20")
+
+    def forward(self, x):
+        return self.network(x * (0.5 + torch.rand(()))) * (0.5 + torch.rand(()))
+
+
+def test_draws_are_averaged():
+    images, labels = torch.rand(3, 2, 8, 8), torch.arange(3)
+    torch.manual_seed(1)
+    one = InputGradient(Noisy())
+    alone = [one(images, labels) for _ in range(4)]
+    torch.manual_seed(1)
+    found = InputGradient(Noisy(), draws=4)(images, labels)
+    assert (alone[0][0] - alone[1][0]).abs().max() > 1e-6
+    for k in range(2):
+        torch.testing.assert_close(found[k], torch.stack([each[k] for each in alone]).mean(0))
 
 
 def test_bfloat16_points_where_float32_points():
@@ -114,3 +141,5 @@ def test_bad_settings_are_refused():
         InputGradient(model, precision="int8")
     with pytest.raises(ValueError, match="at least 1"):
         InputGradient(model, chunk=0)
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        InputGradient(model, draws=0)

@@ -1,5 +1,8 @@
 """The grammar of model names."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,13 +10,14 @@ from hypothesis import strategies as st
 from rsnn_zoo import names
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, register_objective
+from rsnn_zoo.objectives import OBJECTIVES
 
 tags = st.none() | st.from_regex(r"[a-z0-9]+([_-][a-z0-9]+)?", fullmatch=True)
 grid = st.builds(
     ModelName,
     st.sampled_from(ARCHITECTURES),
     st.sampled_from(sorted(DATASETS)),
-    st.sampled_from(["natural", "at", "trades", "mart"]),
+    st.sampled_from(names.objectives()),
     st.none() | st.integers(1, MAX_TIMESTEPS),
     tags,
 )
@@ -60,6 +64,14 @@ def test_the_parts_of_a_name():
 def test_a_refusal_says_which_part_and_what_was_meant(text, said):
     with pytest.raises(UnknownNameError, match=said):
         ModelName.parse(text)
+
+
+def test_the_objectives_of_the_library_are_names_before_torch_is_imported():
+    script = (
+        "import sys; from rsnn_zoo.names import objectives; assert 'torch' not in sys.modules; print(*objectives())"
+    )
+    known = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert {"alp", "fast", "rat"} < set(known) and set(known) == set(OBJECTIVES)
 
 
 def test_a_registered_objective_joins_the_grammar(monkeypatch):

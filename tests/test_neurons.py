@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsnn_zoo import neurons
+from rsnn_zoo import kernels, neurons
+from rsnn_zoo.modes import ASSG
 from rsnn_zoo.neurons import (
     MIN_THRESHOLD,
     Rate,
@@ -130,6 +131,16 @@ def test_compiled_equals_eager(monkeypatch, dtype, repeated):
     assert torch.equal(results[0][0], results[1][0])
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(results[0][1], results[1][1], **tolerance)
+
+
+@pytest.mark.parametrize("mode", [Surrogate(), ASSG()], ids=str)
+def test_layers_of_any_size_and_layout_share_one_kernel(mode):
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch, channels, side in ((4, 16, 16), (16, 16, 16), (5, 64, 8), (5, 8, 15), (1, 32, 32)):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(4 * batch, channels, side, side).contiguous(memory_format=layout).requires_grad_()
+                integrate_and_fire(x, torch.tensor(0.5), 4, mode=mode).sum().backward()
+    assert not kernels._compiler_broken
 
 
 def test_no_gradient_gives_the_same_spikes():

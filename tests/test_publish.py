@@ -1,10 +1,8 @@
 """Saving an entry and pushing it, with the real client, to a Hub on this machine."""
 
 import hashlib
-import json
 import os
 import pickle
-import runpy
 import signal
 import subprocess
 import sys
@@ -15,14 +13,15 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-import rsnn_zoo  # noqa: F401  registers with timm
+import rsnn_zoo
 from rsnn_zoo import publish
 from rsnn_zoo.config import load_config
 from rsnn_zoo.files import ConfigError, load_json, to_json
 from rsnn_zoo.hub import HubError, NotPublishedError, resolve
+from rsnn_zoo.models import vgg11
 from rsnn_zoo.publish import EvidenceError, push_to_hub, save_pretrained, update_card
 from rsnn_zoo.weights import WeightsError, check_state_dict
-from tests.conftest import NAME, evidence_for, make_entry, small_network
+from tests.conftest import NAME, evidence_for, read_only, small_network
 from tests.hub_server import TOKEN, Repo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +65,16 @@ def test_timm_loads_the_folder_too(entry):
     assert torch.equal(network(images), small_network()(images))
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
     assert (network.pretrained_cfg["input_size"], len(transform.transforms)) == ((1, 8, 8), 4)
+
+
+def test_a_vgg_of_another_width_loads_as_it_was_saved(tmp_path, eager):
+    small = {"num_classes": 10, "in_chans": 1, "img_size": 8, "timesteps": 2}
+    network = vgg11(**small, hidden_features=24).eval()
+    assert save_pretrained(network, tmp_path / "x", name="x").hidden_features == 24
+    images = torch.rand(3, 1, 8, 8)
+    for create in (rsnn_zoo.create_model, timm.create_model):
+        loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
+        assert torch.equal(loaded(images), network(images))
 
 
 def test_saving_the_same_weights_again_keeps_their_evidence_valid(entry):
@@ -120,6 +129,14 @@ def test_a_full_disk_leaves_the_folder_as_it_was(entry):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
     ended = save_after(limit, entry)
     assert ended.returncode == 1 and "File too large" in ended.stderr
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_a_read_only_folder_is_an_error_and_stays_as_it_was(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    with read_only(entry) as drop_rights:
+        ended = save_after(drop_rights, entry)
+    assert ended.returncode == 1 and "PermissionError" in ended.stderr
     assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
 
 
@@ -210,6 +227,34 @@ def test_a_malformed_tag_is_refused(entry, hub, push):
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n": "360"}, "n is '360', must be an integer"),
+        ({"clean": ...}, "clean is missing"),
+        ({"clean": {"accuracy": 2.0, "ci95": [0, 1]}}, r"clean\.accuracy is 2\.0"),
+        ({"runs": {}}, "runs must be a list"),
+        ({"runs": [{"protocol": "pgd20", "eps": 8}]}, r"runs\[0\]\.eps is 8, must be a number from 0"),
+        (
+            {"runs": [{"protocol": "x", "eps": 0, "robust_accuracy": 1, "ci95": [0]}]},
+            r"runs\[0\]\.ci95 must be a list of 2",
+        ),
+        (
+            {"runs": [{"protocol": "x", "eps": 0, "attacks": [{"attack": "y"}]}]},
+            r"runs\[0\]\.attacks\[0\]\.felled is missing",
+        ),
+        ({"flags": {"far": {"raised": True}}}, r"flags\.far\.message is missing"),
+        ({"settings": []}, "settings must be a JSON object"),
+    ],
+)
+def test_evidence_that_no_card_can_be_made_of_is_refused(entry, hub, push, change, said):
+    evidence = load_json(entry / "evaluation.json") | change
+    (entry / "evaluation.json").write_bytes(to_json({key: v for key, v in evidence.items() if v is not ...}))
+    with pytest.raises(ConfigError, match=f"the evidence of {NAME}: {said}"):
+        push(entry)
+    assert not hub.requests
+
+
 def test_missing_evidence_is_refused(entry, hub, push):
     (entry / "evaluation.json").unlink()
     with pytest.raises(EvidenceError, match=rf"evaluation\.json is missing; evaluate {NAME}"):
@@ -294,42 +339,3 @@ def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypat
 def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
     with pytest.raises(NotPublishedError, match="vgg16_svhn_mart_t7 is not published"):
         push("vgg16_svhn_mart_t7")
-
-
-# The script
-
-
-@pytest.fixture
-def script(hub, monkeypatch, capsys):
-    main = runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["main"]
-
-    def call(*argv):
-        status = main([*map(str, argv), "--org", "acme", "--endpoint", hub.url])
-        return status, *capsys.readouterr()
-
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return call
-
-
-def test_the_script_pushes_several_by_wildcard(tmp_path, hub, script):
-    for name in ("resnet20_digits_at_t2", "resnet20_digits_mart_t2", "resnet20_digits_natural_t2"):
-        make_entry(tmp_path, name)
-    some = ("*_at_*", "*_mart_*", "--folder", tmp_path)
-    status, out, _ = script(*some, "--dry-run")
-    assert status == 0 and out.count("would push") == 2 and out.count("model.safetensors") == 2 and not hub.repos
-    status, out, _ = script(*some, "--json")
-    assert [(push["repo"], push["changed"]) for push in json.loads(out)] == [
-        ("acme/resnet20_digits_at_t2", True),
-        ("acme/resnet20_digits_mart_t2", True),
-    ]
-    _, out, _ = script("--all", "--folder", tmp_path)
-    assert out.count("already there: acme/") == 2 and out.count("pushed acme/resnet20_digits_natural_t2") == 1
-
-
-def test_the_script_reports_what_it_cannot_push(entry, hub, script, capsys):
-    (entry / "evaluation.json").unlink()
-    status, _, err = script("--all", "--folder", entry.parent)
-    assert status == 1 and err.startswith(f"{NAME}: ") and "is missing" in err and not hub.repos
-    with pytest.raises(SystemExit):
-        script("vgg*", "--folder", entry.parent)
-    assert f"no entry matches vgg* in {entry.parent}; there are: {NAME}" in capsys.readouterr().err

@@ -60,12 +60,12 @@ def test_a_flipped_bit_anywhere_is_refused(folder, bit):
         load(folder, bytes(flipped), INFO.sha256, INFO.size)
 
 
-@pytest.mark.parametrize("length", [*range(0, 17), *range(17, len(DATA), 41), len(DATA) - 1])
-def test_truncation_at_any_place_is_refused(folder, length):
-    with pytest.raises(WeightsError, match=f"has {length:,} bytes"):
-        load(folder, DATA[:length], INFO.sha256, INFO.size)
-    with pytest.raises(WeightsError):  # and also where the checksum is of the truncated file
-        load(folder, DATA[:length])
+def test_truncation_at_any_place_is_refused(folder):
+    for length in range(len(DATA)):
+        with pytest.raises(WeightsError, match=f"has {length:,} bytes"):
+            load(folder, DATA[:length], INFO.sha256, INFO.size)
+        with pytest.raises(WeightsError):  # and also where the checksum is of the truncated file
+            load(folder, DATA[:length])
 
 
 def test_a_swapped_file_of_the_same_size_is_refused(folder):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rsnn_zoo.neurons import BackwardMode
 
 __all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "project"]
 
@@ -68,6 +70,11 @@ class Batch:
         draws = [2 * torch.rand(*shape, generator=generator) - 1 for generator in self.generators()]
         return torch.stack(draws).to(self.images)
 
+    def rows(self, at: Tensor) -> Batch:
+        """The samples at these places, (n,)."""
+        index = tuple(self.index[i] for i in at.tolist())
+        return replace(self, images=self.images[at], labels=self.labels[at], index=index)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -78,13 +85,14 @@ def _generator(key: str) -> torch.Generator:
 
 
 class Victim(Protocol):
-    """The model under attack, under one backward mode.
+    """The model under attack, under one backward mode."""
 
-    Attributes:
-        module: The exact float32 network as an ``nn.Module`` under the mode, in evaluation mode, for attack libraries.
-    """
+    @property
+    def module(self) -> nn.Module:
+        """The exact float32 network as an ``nn.Module`` under the mode, in evaluation mode, for attack libraries."""
 
-    module: nn.Module
+    def under(self, mode: BackwardMode | None) -> Victim:
+        """The same under another mode; None for each neuron's own surrogate."""
 
     def gradient(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
@@ -111,18 +119,17 @@ class Victim(Protocol):
 
 
 class Attack(Protocol):
-    """Searches the ball around each image for one that the victim misclassifies.
+    """Searches the ball around each image for one that the victim misclassifies."""
 
-    Attributes:
-        name: As reports have it.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """As reports have it."""
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last tried)."""
 
 
+@dataclass(frozen=True)
 class GradientAttack(ABC):
     """An attack that follows gradients: subclasses say where it starts and how it steps.
 
@@ -130,11 +137,16 @@ class GradientAttack(ABC):
 
     Attributes:
         name: As reports have it.
-        steps: Gradient passes.
+        steps: Gradient passes, at least 1.
     """
 
     name: str
     steps: int
+
+    def __post_init__(self) -> None:
+        """Refuses an attack without steps."""
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 step, got {self.steps}")
 
     @abstractmethod
     def first(self, victim: Victim, batch: Batch) -> State:
@@ -148,24 +160,37 @@ class GradientAttack(ABC):
         """What it raises, (B,): of logits (B, K) and ``state["aim"]``, or the labels where there is none."""
         return F.cross_entropy(logits, aim, reduction="none")
 
+    def gradient(self, victim: Victim, state: State, labels: Tensor, memory: State) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient pass at ``state["x"]``: see :meth:`Victim.gradient`."""
+        return victim.gradient(state["x"], labels, self.loss, state.get("aim", labels), memory)
+
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last iterate)."""
+        fell, adversarial, _ = self.search(victim, batch)
+        return fell, adversarial
+
+    def search(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor, State]:
+        """What a call returns, and the last state of the samples that stand."""
         state = self.first(victim, batch)
         adversarial = state["x"].clone()
         fell = torch.zeros(len(batch), dtype=torch.bool, device=adversarial.device)
         left, clean, labels, memory = torch.arange(len(batch), device=fell.device), batch.images, batch.labels, State()
         for k in range(self.steps):
-            gradient, logits, down = victim.gradient(state["x"], labels, self.loss, state.get("aim", labels), memory)
+            gradient, logits, down = self.gradient(victim, state, labels, memory)
             if down.any():
                 fell[left[down]], adversarial[left[down]] = True, state["x"][down]
                 left, clean, labels, gradient, logits = _rows((left, clean, labels, gradient, logits), ~down)
-                state, memory = ({key: rows[~down] for key, rows in kept.items()} for kept in (state, memory))
+                state, memory = _kept(state, ~down), _kept(memory, ~down)
             if not len(left):
-                return fell, adversarial
+                return fell, adversarial, state
             state = self.step(k, state, gradient, logits, clean, batch.eps)
-        adversarial[left] = state["x"]
-        fell[left] = victim.fallen(state["x"], labels)
-        return fell, adversarial
+        down = victim.fallen(state["x"], labels)
+        adversarial[left], fell[left] = state["x"], down
+        return fell, adversarial, _kept(state, ~down)
+
+
+def _kept(state: State, keep: Tensor) -> State:
+    return {key: rows[keep] for key, rows in state.items()}
 
 
 def _rows(tensors: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, ...]:

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rsnn_zoo.kernels import wide
 from rsnn_zoo.layers import WeightedSum
-from rsnn_zoo.neurons import BackwardMode, backward_mode, wide
+from rsnn_zoo.memory import Memory, remembering
+from rsnn_zoo.modes import BackwardMode, backward_mode
 
 __all__ = ["LOSSES", "PRECISIONS", "InputGradient", "fold", "input_gradient"]
 
@@ -115,6 +117,11 @@ class InputGradient:
         folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
             to the bit.
         pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
+        draws: Forward and backward passes to average over, for a model that draws at random as it runs (expectation
+            over randomness: Athalye et al., ICML 2018).
+
+    Raises:
+        ValueError: For an unknown precision, or a chunk or draws below 1.
 
     Example:
         >>> gradient, logits = InputGradient(model, Rate())(images, labels)  # doctest: +SKIP
@@ -128,14 +135,17 @@ class InputGradient:
         chunk: int = 32,
         folded: bool = True,
         pad: bool = False,
+        draws: int = 1,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        for name, value in (("chunk", chunk), ("draws", draws)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.mode = mode
         self.chunk = chunk
         self.pad = pad
+        self.draws = draws
         self.model = (fold(model) if folded else copy.deepcopy(model).eval()).requires_grad_(False)
         # oneDNN reorders every operand of another layout, there and back
         self.layout = torch.channels_last if folded else torch.contiguous_format
@@ -149,18 +159,33 @@ class InputGradient:
         other.mode = mode
         return other
 
-    def __call__(self, images: Tensor, labels: Tensor, loss: str | Loss = "ce") -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, loss: str | Loss = "ce", memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradients (B, C, H, W) and logits (B, K), in float32, or in float64 for a float64 model.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,).
+            labels: (B,), or what else the loss takes, one row a sample.
             loss: A name of ``LOSSES``, or a function of logits (B, K) and labels (B,) to values (B,).
+            memory: What the mode remembers of these samples between calls, updated in place: an empty dictionary at
+                first. None to remember nothing.
+
+        Raises:
+            ValueError: For a memory of another number of samples.
         """
         function = LOSSES[loss] if isinstance(loss, str) else loss
-        pairs = zip(self._chunks(images), self._chunks(labels), strict=True)
-        with backward_mode(self.mode):
-            parts = [input_gradient(self.model, x, lambda z, y=y: function(_wide(z), y)) for x, y in pairs]
+        memory = {} if memory is None else memory
+        if any(len(rows) != len(images) for rows in memory.values()):
+            raise ValueError(f"the memory is not of {len(images)} samples: hand an empty one to a new batch")
+        parts = []
+        for number, (x, y) in enumerate(zip(self._chunks(images), self._chunks(labels), strict=True)):
+            draws = []
+            for draw in range(self.draws):
+                lent = remembering(memory, len(images), len(x), first=number * self.chunk, update=draw == 0)
+                with backward_mode(self.mode), lent:
+                    draws.append(input_gradient(self.model, x, lambda z, y=y: function(_wide(z), y)))
+            parts.append([torch.stack(each).mean(0) for each in zip(*draws, strict=True)])
         gradients, logits = zip(*parts, strict=True)
         return torch.cat(gradients)[: len(images)], _wide(torch.cat(logits)[: len(images)])
 

@@ -16,15 +16,11 @@ class SignAttack(GradientAttack):
     """x <- project(x + step * sign(gradient)), from a start in the ball.
 
     Attributes:
-        name: As reports have it.
-        steps: Gradient steps.
         size: Of a step, in units of eps.
         start: ``"none"`` (the image), ``"uniform"`` (anywhere in the ball) or ``"sign"`` (half of eps along a random
             sign in each pixel).
     """
 
-    name: str
-    steps: int
     size: float
     start: str
 

@@ -1,0 +1,205 @@
+"""Adversarial examples in a file that anyone can re-check with nothing but the model: see :func:`verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rsnn_zoo.attacks.base import Victim
+from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.data import ImageData
+from rsnn_zoo.files import replacing
+from rsnn_zoo.report import Run
+
+__all__ = ["TOLERANCE", "Examples", "Verification", "digest", "save_examples", "to_uint8", "verify"]
+
+TOLERANCE = 1e-6
+"""How far outside its ball or [0, 1] a pixel in float32 may lie."""
+
+FORMAT = "rsnn_zoo adversarial examples 1"
+TENSORS = ("images", "images_uint8", "uint8_fallen", "clean", "labels", "index", "eps", "run", "member")
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256, in hex, over names and bytes of the state dict."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def to_uint8(adversarial: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    """The nearest images of 8 bits that lie in the ball.
+
+    Args:
+        adversarial: (M, C, H, W) in [0, 1].
+        clean: Likewise, the centres of the balls.
+        eps: (M,), the radii.
+
+    Returns:
+        uint8 (M, C, H, W). A pixel whose ball holds no k / 255 gets the one nearest to the clean pixel, outside.
+    """
+    clean, radius, slack = 255 * clean.double(), 255 * eps.double().reshape(-1, 1, 1, 1), 255 * TOLERANCE / 2
+    low = (clean - radius - slack).ceil().clamp(min=0)
+    high = (clean + radius + slack).floor().clamp(max=255)
+    nearest = torch.minimum(torch.maximum((255 * adversarial.double()).round(), low), high)
+    return torch.where(low <= high, nearest, clean.round()).to(torch.uint8)
+
+
+def _in_ball(x: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    near = (x - clean).abs().flatten(1) <= (eps + TOLERANCE)[:, None]
+    return (near & ((x >= 0) & (x <= 1)).flatten(1)).all(1)  # in this form NaN lies outside
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Samples that fell, with the images that felled them, one row each.
+
+    Attributes:
+        images: (M, C, H, W) in [0, 1], float32.
+        clean: The images that they started from, likewise.
+        labels: (M,).
+        index: (M,), in the data set.
+        run: (M,), which run of the report they fell in.
+        member: (M,), which member of its protocol felled them.
+    """
+
+    images: Tensor
+    clean: Tensor
+    labels: Tensor
+    index: Tensor
+    run: Tensor
+    member: Tensor
+
+
+def save_examples(
+    path: str | os.PathLike[str],
+    examples: Examples,
+    victim: Victim,
+    runs: Sequence[Run],
+    *,
+    model: str,
+    digest: str,
+    chunk: int,
+) -> None:
+    """Writes adversarial examples as safetensors, under a temporary name that is then replaced.
+
+    Beside them goes a variant in 8 bits, as an image file would hold it, with a note of which of these lie in the ball
+    and are misclassified too.
+
+    Args:
+        path: The file.
+        examples: What fell.
+        victim: Judges the variant in 8 bits.
+        runs: Of the report.
+        model: Name of the model.
+        digest: Of its state dict: :func:`digest`.
+        chunk: Images that go through the network at once.
+    """
+    eps = torch.tensor([run.eps for run in runs], dtype=torch.float64)[examples.run]
+    rounded = to_uint8(examples.images, examples.clean, eps)
+    pixels = rounded.float() / 255
+    down = _in_ball(pixels, examples.clean, eps)
+    if down.any():
+        device = next(iter(victim.module.parameters()), torch.zeros(())).device
+        down[down.clone()] = victim.fallen(pixels[down].to(device), examples.labels[down].to(device)).cpu()
+    about = {
+        "format": FORMAT,
+        "model": model,
+        "state_dict_sha256": digest,
+        "chunk": str(chunk),
+        "runs": json.dumps([{"protocol": r.protocol, "eps": r.eps, "members": r.members} for r in runs]),
+    }
+    tensors = {**vars(examples), "images_uint8": rounded, "uint8_fallen": down, "eps": eps}
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=about)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        n: Examples in the file.
+        n_uint8: Those of them that the file claims to fell the model in 8 bits too.
+        faults: Indices of samples by what is wrong with them; empty where all claims hold.
+    """
+
+    n: int
+    n_uint8: int
+    faults: dict[str, list[int]]
+
+
+def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | None = None) -> Verification:
+    """Re-checks a file of adversarial examples with nothing but the model.
+
+    Each is to lie in its ball and in [0, 1] and to be misclassified, its clean image to be classified correctly; what
+    the file claims of the variants in 8 bits likewise.
+
+    Args:
+        model: The model that they are to fell; it is copied, not touched.
+        path: What ``evaluate(..., adversarial=path)`` wrote.
+        data: What the clean images and the labels of the file must be of.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a file, or made against other weights.
+
+    Example:
+        >>> verify(model, "adversarial.safetensors").faults  # doctest: +SKIP
+        {}
+    """
+    tensors, about = _read(path)
+    if about["state_dict_sha256"] != digest(model):
+        raise ValueError(
+            f"{path} was made against other weights ({about['model']}): load the model that it names, unchanged"
+        )
+    x, labels, eps, index = (tensors[name] for name in ("images", "labels", "eps", "index"))
+    pixels = tensors["images_uint8"].float() / 255
+    claimed = tensors["uint8_fallen"]
+    device = next(model.parameters(), torch.zeros(())).device
+    victim = ModelVictim(model, int(about["chunk"]))
+
+    def fallen(images: Tensor) -> Tensor:
+        return victim.fallen(images.to(device), labels.to(device)).cpu() if len(images) else claimed
+
+    wrong = {
+        "outside the ball or [0, 1]": ~_in_ball(x, tensors["clean"], eps),
+        "not misclassified": ~fallen(x),
+        "misclassified without any attack": fallen(tensors["clean"]),
+        "outside the ball in 8 bits": claimed & ~_in_ball(pixels, tensors["clean"], eps),
+        "not misclassified in 8 bits": claimed & ~fallen(pixels),
+    }
+    rows = torch.stack([tensors["run"], index], 1)
+    _, same, times = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    wrong["listed more than once"] = times[same] > 1
+    if data is not None:
+        place = {sample: position for position, sample in enumerate(data.index.tolist())}
+        at = torch.tensor([place.get(sample, -1) for sample in index.tolist()], dtype=torch.long)
+        others = (data.pixels(at).cpu() != tensors["clean"]).flatten(1).any(1) | (data.labels[at].cpu() != labels)
+        wrong["not of this data set"] = (at < 0) | others
+    faults = {name: index[rows].tolist() for name, rows in wrong.items() if rows.any()}
+    return Verification(len(x), int(claimed.sum()), faults)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise ValueError(f"{path} holds no adversarial examples of rsnn_zoo")
+            return {name: file.get_tensor(name) for name in TENSORS}, about
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error

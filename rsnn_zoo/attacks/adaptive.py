@@ -1,0 +1,167 @@
+"""The adaptive ensemble: steps go to the samples that are near to falling, under the modes that make them fall.
+
+Most of what a fixed ensemble spends goes to samples that no member comes near to felling. Here all samples run a short
+Auto-PGD; those that come near enough run one twice as long; those that come nearer still again twice as long ... Inside
+a run a sample turns to the next (loss, backward mode) pair where its loss stalls. What is near, and the order of the
+pairs, are learned on a pilot, the first samples of the data set: so a sample's fate depends on it and the pilot alone,
+not on batches, processes or time.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rsnn_zoo.attacks.apgd import APGD, LOSSES
+from rsnn_zoo.attacks.base import Batch, State, Victim
+from rsnn_zoo.modes import BackwardMode
+
+__all__ = ["PILOT", "Adaptive", "Pair", "Switching", "adaptive"]
+
+_log = logging.getLogger(__name__)
+
+PILOT = 32
+"""Samples in the pilot."""
+RACE_STEPS = 10
+"""Gradient steps of each pair and sample where the order is learned."""
+
+Pair = tuple[str, BackwardMode | None]
+"""A loss of ``LOSSES``, and the backward mode under which it is differentiated."""
+
+
+@dataclass(frozen=True)
+class Switching(APGD):
+    """Auto-PGD whose samples turn to the next pair whenever they halve their step size: where their loss stalls.
+
+    After the last pair comes the first again. Progress is the margin, whatever the loss of the pair.
+
+    Attributes:
+        pairs: In the order in which samples take them.
+    """
+
+    objective: str = "margin"
+    pairs: tuple[Pair, ...] = ()
+
+    def first(self, victim: Victim, batch: Batch) -> State:
+        """The first pair for all."""
+        return super().first(victim, batch) | {"pair": torch.zeros_like(batch.labels)}
+
+    def gradient(self, victim: Victim, state: State, labels: Tensor, memory: State) -> tuple[Tensor, Tensor, Tensor]:
+        """A gradient pass for each pair, of the samples that are at it."""
+        order = state["pair"].argsort(stable=True)
+        counts = state["pair"].bincount(minlength=len(self.pairs)).tolist()
+        found = [
+            victim.under(mode).gradient(state["x"][rows], labels[rows], LOSSES[loss], labels[rows], {})
+            for (loss, mode), rows in zip(self.pairs, order.split(counts), strict=True)
+            if len(rows)
+        ]
+        gradient, logits, down = (torch.cat(parts)[order.argsort()] for parts in zip(*found, strict=True))
+        return gradient, logits, down
+
+    def step(self, k: int, state: State, gradient: Tensor, logits: Tensor, images: Tensor, eps: float) -> State:
+        """A step of Auto-PGD; where it halved its size, the next pair."""
+        after = super().step(k, state, gradient, logits, images, eps)
+        stalled = (after["size"] < state["size"]).long()
+        return after | {"pair": (state["pair"] + stalled) % len(self.pairs)}
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Rounds of :class:`Switching`, each of twice the steps for half of the samples; see :func:`adaptive`.
+
+    Attributes:
+        name: As reports have it.
+        rounds: Gradient steps of each.
+        pairs: Round k begins with the k-th.
+        bars: After each round but the last, the largest best margin so far of a sample that goes on; without, all do.
+    """
+
+    name: str
+    rounds: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    bars: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of a sample that runs all rounds."""
+        return sum(self.rounds)
+
+    def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
+        """The same with the bars between its rounds and the order of its pairs learned on some samples.
+
+        They run the first round. Half of the margins that they come to go over the first bar, a quarter over the second
+        ... Those over the first are raced for: each pair attacks them alone for ten steps. The first pair stays the
+        first. Then comes, one by one, the pair that together with those before it fells most of them; of equals, the
+        one that leaves the smallest margins.
+
+        Args:
+            victim: The model under attack.
+            pilot: The first samples of the data set that are classified correctly.
+        """
+        if not len(pilot):
+            return self
+        down, _, margins = self._round(0, victim, pilot)
+        if down.all():
+            return self
+        bars = tuple(margins.quantile(0.5**number).item() for number in range(1, len(self.rounds)))
+        near = margins <= bars[0]
+        pairs = self._raced(victim, pilot.rows((~down).nonzero().flatten()[near]), margins[near])
+        order = ", ".join(f"{loss}/{mode or 'own'}" for loss, mode in pairs)
+        _log.info("%s learned on %d samples: bars %s; pairs %s", self.name, len(pilot), bars, order)
+        return replace(self, pairs=pairs, bars=bars)
+
+    def _raced(self, victim: Victim, batch: Batch, margins: Tensor) -> tuple[Pair, ...]:
+        """The pairs in the order of what they add, on samples that came to these margins under the first."""
+        reached = {}
+        for pair in self.pairs[1:]:
+            runner = Switching("race", RACE_STEPS, pairs=(pair,))
+            down, _, state = runner.search(victim, replace(batch, stream=f"race/{pair[0]}/{pair[1]}"))
+            reached[pair] = torch.zeros_like(margins).masked_scatter(~down, -state["best_loss"])
+        order = [self.pairs[0]]
+        while reached:
+            together = {pair: torch.minimum(margins, found) for pair, found in reached.items()}
+            best = max(together, key=lambda pair: ((together[pair] <= 0).sum().item(), -together[pair].mean().item()))
+            order.append(best)
+            margins = together[best]
+            del reached[best]
+        return tuple(order)
+
+    def _round(self, number: int, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Which samples fell in a round, (B,), the images (B, C, H, W), and the best margins of those that stand."""
+        turn = number % len(self.pairs)
+        run = Switching(self.name, self.rounds[number], pairs=self.pairs[turn:] + self.pairs[:turn])
+        down, images, state = run.search(victim, replace(batch, stream=f"{batch.stream}/{number}"))
+        return down, images, -state["best_loss"]
+
+    def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last tried)."""
+        fell = torch.zeros_like(batch.labels, dtype=torch.bool)
+        adversarial, left = batch.images.clone(), torch.arange(len(batch), device=fell.device)
+        nearest = batch.images.new_full((len(batch),), torch.inf)
+        for number, bar in enumerate((*self.bars, *[torch.inf] * (len(self.rounds) - len(self.bars)))):
+            if not len(left):
+                break
+            down, adversarial[left], margins = self._round(number, victim, batch.rows(left))
+            fell[left[down]] = True
+            left = left[~down]
+            nearest[left] = nearest[left].minimum(margins)
+            left = left[nearest[left] <= bar]
+        return fell, adversarial
+
+
+def adaptive(steps: int, modes: tuple[BackwardMode | None, ...]) -> Adaptive:
+    """The adaptive ensemble of both losses under these modes, in five rounds of together about ``steps`` steps.
+
+    Raises:
+        ValueError: For less than 31 steps: rounds of 1, 2, 4, 8 and 16.
+
+    Example:
+        >>> attack = adaptive(496, MODE_LISTS["adaptive"]).learned(victim, pilot)  # doctest: +SKIP
+    """
+    if steps < 31:
+        raise ValueError(f"the adaptive ensemble needs at least 31 steps (rounds of 1, 2, 4, 8 and 16), got {steps}")
+    rounds = tuple(steps // 31 * 2**number for number in range(5))
+    return Adaptive(f"adaptive{steps}", rounds, tuple((loss, mode) for mode in modes for loss in ("ce", "dlr")))

@@ -1,0 +1,190 @@
+"""Auto-PGD: momentum, and steps that halve where the loss no longer rises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rsnn_zoo.attacks.base import Batch, GradientAttack, State, Victim, project
+
+__all__ = ["APGD", "LOSSES", "apgd", "checkpoints", "dlr", "on_sphere", "targeted_dlr"]
+
+
+def checkpoints(steps: int) -> tuple[int, ...]:
+    """The steps (from 0) before which a step size may halve.
+
+    The first comes after 0.22 of all steps; each gap is 0.03 of all steps shorter, and never below 0.06.
+
+    Example:
+        >>> checkpoints(100)
+        (22, 41, 57, 70, 80, 87, 93, 99)
+    """
+    gap, shorter, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    found = []
+    at = gap
+    while at < steps:
+        found.append(at)
+        gap = max(gap - shorter, least)
+        at += gap
+    return tuple(found)
+
+
+def on_sphere(batch: Batch) -> Tensor:
+    """A random point on the surface of each ball, clipped to [0, 1], (B, C, H, W)."""
+    noise = batch.noise()
+    return project(
+        batch.images + batch.eps * noise / noise.abs().amax((1, 2, 3), keepdim=True), batch.images, batch.eps
+    )
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, (B,): -(z_y - max of the others) / (z_1 - z_3), z_1 >= z_2 >= ... the logits.
+
+    Spiking networks can give equal logits (no spike reaches the last layer): the divisor is never below 1e-12.
+
+    Args:
+        logits: (B, K), K at least 3.
+        labels: (B,).
+
+    Raises:
+        ValueError: For fewer than 3 classes.
+    """
+    first, _, third = _largest(logits, 3)
+    return LOSSES["margin"](logits, labels) / (first - third).clamp(min=1e-12)
+
+
+def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
+    """Targeted DLR, (B,): -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), guarded as :func:`dlr` is.
+
+    Args:
+        logits: (B, K), K at least 4.
+        aim: (B, 2), labels y and targets t.
+
+    Raises:
+        ValueError: For fewer than 4 classes.
+    """
+    first, _, third, fourth = _largest(logits, 4)
+    right, target = logits.gather(1, aim).unbind(1)
+    return (target - right) / (first - (third + fourth) / 2).clamp(min=1e-12)
+
+
+def _own(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
+    if logits.shape[1] < count:
+        raise ValueError(f"this loss needs at least {count} classes, got {logits.shape[1]}: use the cross-entropy")
+    return logits.topk(count, dim=1).values.unbind(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
+    "dlr": dlr,
+    "margin": lambda logits, labels: _others(logits, labels).amax(1) - _own(logits, labels),
+    "t": targeted_dlr,
+}
+"""Losses to maximise by name: logits (B, K) and labels (B,), or for "t" labels and targets (B, 2), to (B,)."""
+
+
+@dataclass(frozen=True)
+class APGD(GradientAttack):
+    """Auto-PGD from a random point of the sphere; see :func:`apgd`.
+
+    The step size starts at 2 eps. At each of :func:`checkpoints` it halves, and the sample goes back to its best point,
+    where the loss rose in at most 3/4 of the steps since the last one, or where neither size nor best loss changed.
+
+    Attributes:
+        objective: ``"ce"``, ``"dlr"``, ``"margin"`` or ``"t"`` (targeted DLR).
+        target: Of ``"t"``: 1 for the most likely wrong class of the clean image, 2 for the next ... (the last one
+            where there are fewer).
+
+    Source:
+        Croce & Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020, algorithm 1, with the published code's "at most" in the first condition.
+    """
+
+    objective: str
+    target: int = 1
+
+    def loss(self, logits: Tensor, aim: Tensor) -> Tensor:
+        """The objective, (B,)."""
+        return LOSSES[self.objective](logits, aim)
+
+    def first(self, victim: Victim, batch: Batch) -> State:
+        """Random starts, and nothing known yet."""
+        x, nothing = on_sphere(batch), batch.images.new_full((len(batch),), -torch.inf)
+        return {
+            "x": x,
+            "aim": self._aim(victim, batch),
+            "before": x,
+            "loss": nothing,
+            "rises": torch.zeros_like(nothing),
+            "size": torch.full_like(nothing, 2 * batch.eps),
+            "best": x,
+            "best_loss": nothing,
+            "best_gradient": torch.zeros_like(x),
+            "checked_loss": nothing,
+            "halved": torch.ones_like(nothing, dtype=torch.bool),
+        }
+
+    def _aim(self, victim: Victim, batch: Batch) -> Tensor:
+        if self.objective != "t":
+            return batch.labels
+        logits = victim.logits(batch.images)
+        ranked = _others(logits, batch.labels).argsort(dim=1, descending=True, stable=True)
+        return torch.stack([batch.labels, ranked[:, min(self.target, logits.shape[1] - 1) - 1]], 1)
+
+    def step(self, k: int, state: State, gradient: Tensor, logits: Tensor, images: Tensor, eps: float) -> State:
+        """One step with momentum, after a look back at a checkpoint."""
+        s = dict(state)
+        loss = self.loss(logits, s["aim"])
+        if k:
+            s["rises"] = s["rises"] + (loss > s["loss"])
+        s["loss"] = loss
+        better = loss > s["best_loss"]
+        s["best_loss"] = torch.where(better, loss, s["best_loss"])
+        s["best"] = torch.where(_wide(better), s["x"], s["best"])
+        s["best_gradient"] = torch.where(_wide(better), gradient, s["best_gradient"])
+        points = (0, *checkpoints(self.steps))
+        if k == 0:
+            s["checked_loss"] = loss
+        elif k in points:
+            gap = k - points[points.index(k) - 1]
+            stuck = ~s["halved"] & (s["checked_loss"] >= s["best_loss"])
+            halve = (s["rises"] <= 0.75 * gap) | stuck
+            s |= {"halved": halve, "checked_loss": s["best_loss"], "rises": torch.zeros_like(loss)}
+            s["size"] = torch.where(halve, s["size"] / 2, s["size"])
+            s["x"] = torch.where(_wide(halve), s["best"], s["x"])
+            gradient = torch.where(_wide(halve), s["best_gradient"], gradient)
+        x, share = s["x"], 0.75 if k else 1.0
+        z = project(x + _wide(s["size"]) * gradient.sign(), images, eps)
+        s["x"] = project(x + share * (z - x) + (1 - share) * (x - s["before"]), images, eps)
+        s["before"] = x
+        return s
+
+
+def _wide(values: Tensor) -> Tensor:
+    """(B,) to (B, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
+def apgd(steps: int, objective: str, target: int = 1) -> APGD:
+    """APGD under the name that reports use: ``apgd100-ce``, ``apgd100-dlr``, or ``apgd100-t1`` for the first target.
+
+    Raises:
+        ValueError: For no steps, an unknown objective, or a target below 1.
+    """
+    if target < 1:
+        raise ValueError(f"targets are counted from 1, the most likely wrong class, got {target}")
+    if objective not in LOSSES:
+        raise ValueError(f"unknown loss {objective!r}: choose one of {', '.join(LOSSES)}")
+    return APGD(f"apgd{steps}-{objective}{target if objective == 't' else ''}", steps, objective, target)

@@ -1,0 +1,94 @@
+"""Transfer: adversarial images made on one model, judged on another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from rsnn_zoo.attacks.base import Attack, Batch, State, Victim
+from rsnn_zoo.attacks.victim import ModelVictim, default_chunk
+from rsnn_zoo.hub import published_names
+from rsnn_zoo.modes import BackwardMode
+from rsnn_zoo.names import ModelName, UnknownNameError
+from rsnn_zoo.registry import create_model
+
+__all__ = ["Transfer", "unconverted"]
+
+
+@dataclass(frozen=True)
+class _Proxy:
+    """A victim whose gradients and logits are the source's, and whose verdicts are the target's."""
+
+    source: Victim
+    target: Victim
+
+    @property
+    def module(self) -> nn.Module:
+        return self.source.module
+
+    def under(self, mode: BackwardMode | None) -> _Proxy:
+        return replace(self, source=self.source.under(mode))
+
+    def gradient(
+        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        direction, logits, _ = self.source.gradient(x, labels, loss, aim, memory)
+        return direction, logits, self.fallen(x, labels)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.source.logits(x)
+
+    def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.target.fallen(x, labels)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Runs an attack on a source model; every iterate counts that the victim misclassifies.
+
+    A sample leaves when the victim falls, not when the source does.
+
+    Attributes:
+        source: Any module from images in [0, 1] to logits over the victim's classes; copied, never touched.
+        attack: What to run on it.
+        label: What reports call the source.
+
+    Example:
+        >>> ann = rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)  # doctest: +SKIP
+        >>> fell, adversarial = Transfer(ann, pgd(20), "ann")(victim, batch)  # doctest: +SKIP
+    """
+
+    source: nn.Module
+    attack: Attack
+    label: str
+
+    @property
+    def name(self) -> str:
+        """As reports have it."""
+        return f"transfer-{self.label}-{self.attack.name}"
+
+    def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W)."""
+        source = ModelVictim(copy.deepcopy(self.source).to(batch.images.device), default_chunk(batch.images))
+        return self.attack(_Proxy(source, victim), batch)
+
+
+def unconverted(model: nn.Module) -> nn.Module | None:
+    """The published network that a published SNN was converted from; None where there is none.
+
+    Raises:
+        HubError: If it is published and its weights cannot be had.
+
+    Example:
+        >>> unconverted(create_model("resnet20_digits_trades_t4", pretrained=True)).pretrained_name  # doctest: +SKIP
+        'resnet20_digits_trades_ann'
+    """
+    try:
+        name = ModelName.parse(getattr(model, "pretrained_name", None) or "")
+    except UnknownNameError:  # a model from elsewhere
+        return None
+    ann = str(replace(name, timesteps=None))
+    return create_model(ann, pretrained=True) if name.timesteps and ann in published_names() else None

@@ -1,0 +1,77 @@
+"""The model under attack: exact verdicts, and gradients to follow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from rsnn_zoo.attacks.base import State
+from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.neurons import BackwardMode, Relu, model_under
+
+__all__ = ["ModelVictim", "default_chunk"]
+
+
+def default_chunk(images: Tensor) -> int:
+    """How many of images (B, C, H, W) to send through a network at once: what stays in the caches of a CPU."""
+    if images.is_cuda:
+        return 256
+    return min(64, max(16, 16 * 32 * 32 // (images.shape[-1] * images.shape[-2])))
+
+
+class ModelVictim:
+    """A model as a :class:`rsnn_zoo.attacks.base.Victim`: under its own surrogates until :meth:`under` says another.
+
+    Args:
+        model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
+        chunk: Images that go through the network at once; the last chunk is padded, so each meets the same algorithms.
+        precision: Of the gradients, ``"float32"`` or ``"bfloat16"``; verdicts are the exact float32 network's.
+        draws: Passes over which logits and gradients are averaged, for a random model.
+
+    Example:
+        >>> fell, adversarial = pgd(20)(ModelVictim(model, 64), batch)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, chunk: int, precision: str = "float32", draws: int = 1):
+        self._exact = InputGradient(model, chunk=chunk, folded=False, pad=True, draws=draws)
+        exact = precision == "float32"
+        self._fast = self._exact if exact else InputGradient(model, None, precision, chunk=chunk, pad=True, draws=draws)
+        self.draws = draws
+        self.mode: BackwardMode | None = None
+
+    def under(self, mode: BackwardMode | None) -> ModelVictim:
+        """The same under another mode."""
+        other = copy.copy(self)
+        other.mode = mode
+        return other
+
+    @property
+    def module(self) -> nn.Module:
+        """The exact network under the mode, for attack libraries."""
+        return self._exact.model if self.mode is None else model_under(self._exact.model, self.mode)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of the exact network."""
+        logits = self._exact.logits(x)
+        for _ in range(1, self.draws):
+            logits = logits + self._exact.logits(x)
+        return logits / self.draws
+
+    def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Which images the exact network misclassifies, (B,) bool."""
+        return self.logits(x).argmax(1) != labels
+
+    def gradient(
+        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient pass: see :class:`rsnn_zoo.attacks.base.Victim`."""
+        direction, logits = self._fast.under(self.mode)(x, aim, loss, memory)
+        down = logits.argmax(1) != labels
+        # a verdict where this pass is the exact network's own, else a suspicion
+        if self._fast is not self._exact or isinstance(self.mode, Relu):
+            suspects = down.nonzero().flatten()
+            if len(suspects):
+                down[suspects] = self.fallen(x[suspects], labels[suspects])
+        return direction, logits, down

@@ -1,0 +1,218 @@
+"""The command line ``rsnn-zoo``: list, info, evaluate, verify and push, thin over the functions of the library.
+
+What a command does not need is not imported: ``rsnn-zoo list`` answers before torch would have been loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rsnn_zoo import __version__
+from rsnn_zoo.card import summary
+from rsnn_zoo.catalog import list_models
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, load_evidence
+from rsnn_zoo.hub import CONFIG, EVIDENCE, NotPublishedError, entries_folder, resolve
+from rsnn_zoo.names import ModelName
+
+__all__ = ["main"]
+
+_ABOUT = """\
+Adversarially robust spiking neural networks: find, inspect, attack, verify and publish them.
+
+  rsnn-zoo list --pretrained                        what is published
+  rsnn-zoo info resnet20_digits_trades_t4           what it is, and how robust
+  rsnn-zoo verify resnet20_digits_trades_t4         whether that is true
+  rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8    attack your own
+  rsnn-zoo push my_snn --org me --dry-run           publish it
+"""
+_STATUS = (
+    "Exit status: 0 done; 1 it cannot be done, or does not hold (the last line of stderr says why); 2 wrong usage."
+)
+_NAME = "a published name, hf-hub:org/name, hf-hub:org/name@revision, or local-dir:path"
+
+_ERRORS = (NotPublishedError, OSError, ValueError)  # what the library raises where something outside it is wrong
+_Outcome = tuple[str, Any, int]  # what is printed, what --json prints in its place, exit status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        text, content, status = args.run(args)
+        print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text, flush=True)
+    except BrokenPipeError:  # `rsnn-zoo list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _ERRORS as error:
+        return _complain(args.command, error)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _complain(about: str, error: Exception) -> int:
+    print(f"rsnn-zoo: {about}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+def _list(args: argparse.Namespace) -> _Outcome:
+    names = list_models(args.filter or "*", pretrained=args.pretrained, dataset=args.dataset, objective=args.objective)
+    return "\n".join(names), names, 0
+
+
+def _info(args: argparse.Namespace) -> _Outcome:
+    entry = resolve(args.name)
+    try:
+        evidence, missing = load_evidence(entry.get(EVIDENCE, MAX_EVIDENCE_BYTES), entry.config), None
+    except (OSError, ValueError) as error:
+        evidence, missing = None, f"No usable evidence: {error}"
+    content = {"name": args.name, "origin": entry.origin, "config": entry.config.to_json(), "evidence": evidence}
+    lines = [f"{args.name} ({entry.origin})", "", summary(entry.config, evidence), *([missing] if missing else [])]
+    return "\n".join(lines), content, 0
+
+
+def _evaluate(args: argparse.Namespace) -> _Outcome:
+    import rsnn_zoo
+    from rsnn_zoo.energy import energy
+
+    model = rsnn_zoo.create_model(args.name, pretrained=True).to(args.device)
+    name = str(model.pretrained_name)
+    dataset = ModelName.parse(name).dataset if rsnn_zoo.is_model(name) else None
+    if (source := args.data or dataset) is None:
+        raise ValueError(f"{name} names no data set: pass --data")
+    data = rsnn_zoo.load_dataset(source, args.split, dataset=dataset, root=args.data_root, download=args.download)
+    data = data if args.images is None else data.select(args.images)
+    state = args.output.with_name(f"{args.output.name}.partial") if args.output else None
+    report = rsnn_zoo.evaluate(
+        model, data, args.attack, [eps / 255 for eps in args.eps], state=state, progress=sys.stderr.isatty()
+    )
+    report.extra.update(energy(model, data.pixels(slice(0, 256)).to(args.device)))
+    if state:
+        report.save(args.output)
+        state.unlink(missing_ok=True)
+    return report.table(), report.to_json(), 0
+
+
+def _verify(args: argparse.Namespace) -> _Outcome:
+    from rsnn_zoo.verification import verify
+
+    checks = verify(
+        args.name,
+        None if args.all else args.images,
+        source=args.data,
+        root=args.data_root,
+        download=args.download,
+        device=args.device,
+        progress=sys.stderr.isatty(),
+    )
+    holds = all(check.holds for check in checks)
+    lines = [f"{'holds' if check.holds else 'FAILS'}  {check.what:<18} {check.said}" for check in checks]
+    lines += [f"{args.name} {'is what it claims to be' if holds else 'is NOT what it claims to be'}"]
+    return "\n".join(lines), {"name": args.name, "holds": holds, "checks": [*map(asdict, checks)]}, int(not holds)
+
+
+def _push(args: argparse.Namespace) -> _Outcome:
+    from rsnn_zoo.publish import Push, push_to_hub
+
+    options = {key: getattr(args, key) for key in ("org", "tag", "private", "dry_run", "endpoint")}
+    pushes: list[Push] = []
+    lines: list[str] = []
+    status = 0
+    for folder in _folders(args):
+        try:
+            push = push_to_hub(folder, **options)
+        except _ERRORS as error:  # what went up before it is said all the same
+            status = _complain(folder.name, error)
+            break
+        what = "would push" if push.commit is None else "pushed" if push.changed else "already there:"
+        lines.append(f"{what} {push.repo}{f' at {push.commit}' if push.commit else ''}")
+        lines += [f"  {size:>12,}  {name}" for name, size in push.files.items()]
+        pushes.append(push)
+    return "\n".join(lines), [asdict(push) for push in pushes], status
+
+
+def _folders(args: argparse.Namespace) -> list[Path]:
+    """The folders that the names, wildcards and paths of ``push`` mean."""
+    known = sorted(path.parent for path in args.folder.glob(f"*/{CONFIG}"))
+    found: list[Path] = []
+    for pattern in ["*"] if args.all else args.names:
+        own = Path(pattern)
+        matching = [folder for folder in known if fnmatchcase(folder.name, pattern)]
+        if not matching and not (own / CONFIG).is_file():
+            there = ", ".join(folder.name for folder in known) or "none"
+            raise NotPublishedError(f"no entry matches {pattern} in {args.folder}; there are: {there}")
+        found += matching or [own]
+    if not found:
+        raise NotPublishedError("name an entry, a folder, or --all")
+    return list(dict.fromkeys(found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("rsnn-zoo", description=_ABOUT, epilog=_STATUS, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], _Outcome], help: str, example: str) -> argparse.ArgumentParser:
+        about = f"{help[0].upper()}{help[1:]}.\n\n  {example}"
+        one = commands.add_parser(run.__name__[1:], help=help, description=about, epilog=_STATUS, formatter_class=raw)
+        one.add_argument("--json", action="store_true", help="print JSON")
+        one.set_defaults(run=run)
+        return one
+
+    def add_data(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--data", help="an .npz file or folder, in place of the data set's name")
+        one.add_argument("--data-root", default="data", help="folder of the data sets (%(default)s)")
+        one.add_argument("--download", action="store_true", help="let torchvision download the data set")
+        one.add_argument("--device", default="cpu", help="where to compute: cpu, cuda (%(default)s)")
+
+    one = command(_list, "list the names of the zoo", "rsnn-zoo list '*trades*' --pretrained --dataset digits")
+    one.add_argument("filter", nargs="*", help="wildcards, one of which must match")
+    one.add_argument("--pretrained", action="store_true", help="only those with published weights")
+    one.add_argument("--dataset", help="only this data set")
+    one.add_argument("--objective", help="only this training objective")
+
+    one = command(
+        _info, "say what an entry is, and how robust it was found", "rsnn-zoo info hf-hub:colleague/their_snn"
+    )
+    one.add_argument("name", help=_NAME)
+
+    example = "rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8 16 32 --output my_snn/evaluation.json"
+    one = command(_evaluate, "attack a model and report its robust accuracy, with evidence that push accepts", example)
+    one.add_argument("name", help=_NAME)
+    one.add_argument("--attack", default="ensemble-pgd20", help="protocol (%(default)s)")
+    one.add_argument("--eps", type=float, nargs="+", default=[8], metavar="K", help="radii in units of 1/255 (8)")
+    one.add_argument("--images", type=int, metavar="N", help="only the first N images")
+    one.add_argument("--split", default="test", choices=("test", "validation", "train"), help="(%(default)s)")
+    one.add_argument("--output", type=Path, help="write the report there; killed and called again, it goes on")
+    add_data(one)
+
+    one = command(_verify, "check files, evidence and card of an entry, and recompute verdicts", "rsnn-zoo verify NAME")
+    one.add_argument("name", help=_NAME)
+    one.add_argument("--images", type=int, default=64, metavar="N", help="recompute the first N at 8/255 (%(default)s)")
+    one.add_argument("--all", action="store_true", help="recompute every published verdict")
+    add_data(one)
+
+    example = "rsnn-zoo push 'resnet20_digits_*' --tag v1.0 --dry-run"
+    one = command(_push, "check entries and upload them to the Hugging Face Hub", example)
+    one.add_argument("names", nargs="*", help="names of entries, wildcards, or folders that save_pretrained wrote")
+    one.add_argument("--all", action="store_true", help="every entry")
+    one.add_argument("--folder", type=Path, default=entries_folder(), help="where the entries are (%(default)s)")
+    one.add_argument("--org", help="user or organisation (RSNN_ZOO_ORG, or rsnn-zoo)")
+    one.add_argument("--tag", help="mark the commit as this release, and pin it in the config")
+    one.add_argument("--private", action="store_true", help="make the repositories private")
+    one.add_argument("--dry-run", action="store_true", help="check, list every file and its size, upload nothing")
+    one.add_argument("--endpoint", help="address of the Hub (HF_ENDPOINT)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

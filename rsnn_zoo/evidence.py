@@ -1,0 +1,120 @@
+"""``evaluation.json`` of an entry, the evidence: read, checked, and held against the config. Free of torch."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from rsnn_zoo.config import ModelConfig
+from rsnn_zoo.files import load_json
+from rsnn_zoo.schema import Section
+
+MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
+
+_MAX_IMAGES = 10**7
+_TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
+
+
+class EvidenceError(ValueError):
+    """An entry whose evidence does not belong to its weights, or does not say what it claims to."""
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One protocol at one radius, as published.
+
+    Attributes:
+        protocol: Name of the protocol.
+        eps: Radius, in units of pixels in [0, 1].
+        verdicts: By image: number of the attack that felled it, -1 if it stands, -2 if wrong without any attack.
+    """
+
+    protocol: str
+    eps: float
+    verdicts: tuple[int, ...]
+
+
+def load_evidence(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, Any]:
+    """Read the ``evaluation.json`` that belongs to a config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it is not JSON, or ``check_evidence`` misses something.
+        EvidenceError: If it is of other weights, or older than they are.
+    """
+    evidence = load_json(path, MAX_EVIDENCE_BYTES)
+    check_evidence(config, evidence)
+    return evidence
+
+
+def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
+    """Check that the evidence was made with the weights of this config, after them, and that a card can be made of it.
+
+    Raises:
+        ConfigError: If it lacks what a card needs; names the key.
+        EvidenceError: If it is of other weights, or older than they are; says what to do.
+    """
+    top = Section(evidence, f"the evidence of {config.name}")
+    remedy = f"evaluate {config.name} again with scripts/evaluate.py"
+    if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
+        raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
+    if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
+        raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
+    n = top.integer("n", 1, _MAX_IMAGES)
+    top.text("dataset", _TEXT)
+    for key in ("settings", "versions", "spikes", "energy"):
+        top.section(key, optional=True)
+    flags = top.section("flags", optional=True)
+    for name in flags.content:
+        if (flag := flags.section(name)).value("raised"):
+            flag.text("message", _TEXT)
+    results = [(top.section("clean"), "accuracy")]
+    for run in top.sections("runs"):
+        run.text("protocol", _TEXT)
+        run.number("eps", 0.0, 1.0)
+        results.append((run, "robust_accuracy"))
+        for attack in run.sections("attacks"):
+            attack.text("attack", _TEXT)
+            attack.integer("felled", 0, n)
+    for section, key in results:
+        section.number(key, 0.0, 1.0)
+        section.numbers("ci95", 2, 0.0, 1.0)
+
+
+def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
+    """Return the runs with the verdict on each image, once the accuracies are seen to be those of the verdicts.
+
+    Raises:
+        EvidenceError: If verdicts are missing or contradict what is claimed.
+    """
+    runs = []
+    for run in evidence.get("runs", []):
+        place = f"run {run['protocol']} at eps {255 * run['eps']:.3g}/255"
+        listed = run.get("verdicts")
+        try:
+            verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
+        except (TypeError, ValueError):
+            raise EvidenceError(f"{place} holds no readable verdicts") from None
+        n = len(verdicts)
+        if n != evidence["n"]:
+            raise EvidenceError(f"{place} holds {n} verdicts for {evidence['n']} images")
+        claims = (
+            ("robust", run["robust_accuracy"], verdicts.count(-1) / n),
+            ("clean", evidence["clean"]["accuracy"], 1 - verdicts.count(-2) / n),
+        )
+        for what, claimed, counted in claims:
+            if abs(claimed - counted) > 1e-6:
+                raise EvidenceError(f"{place} claims {what} accuracy {claimed:.4f}, its verdicts say {counted:.4f}")
+        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts))
+    return runs
+
+
+def parse_time(text: Any) -> datetime:
+    """Return the time that ISO 8601 text stands for, in UTC where it names no zone; the beginning of time if none."""
+    try:
+        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

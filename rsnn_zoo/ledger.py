@@ -1,0 +1,149 @@
+"""Verdicts of an evaluation while it runs: on disk after every batch, and merged among processes.
+
+A sample has one verdict under each job (an attack at a radius); which process found it, and when, makes no difference.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from rsnn_zoo.distributed import Ranks
+
+__all__ = ["Ledger"]
+
+_log = logging.getLogger(__name__)
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, fingerprint TEXT)",
+    "CREATE TABLE IF NOT EXISTS batches (job TEXT, seconds REAL)",
+    "CREATE TABLE IF NOT EXISTS samples (job TEXT, sample INT, verdict INT, image BLOB, PRIMARY KEY (job, sample))",
+)
+
+
+class Ledger:
+    """A ledger of verdicts; every process of an evaluation opens it and makes the same calls in the same order.
+
+    Args:
+        path: SQLite file on a local disk; one for all processes of a machine. None keeps the verdicts in memory.
+        fingerprint: What the verdicts depend on, as JSON.
+
+    Raises:
+        ValueError: If the file is of another evaluation, or no such file.
+
+    Example:
+        >>> ledger = Ledger(None, {"seed": 0})
+        >>> ledger.begin("pgd20")
+        {}
+        >>> ledger.add("pgd20", [(7, -1, None)], seconds=0.5)
+        >>> ledger.merged("pgd20")
+        ({7: -1}, 0.5)
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):
+        self.ranks = Ranks.current()
+        self._own: dict[str, set[int]] = {}  # samples that this process answers for, by job
+        self._seconds: dict[str, float] = {}
+        resumed = path is not None and os.path.exists(path)
+        self._database = sqlite3.connect(path or ":memory:", timeout=600, isolation_level=None)
+        try:
+            self._open(json.dumps(fingerprint), path)
+        except BaseException:
+            self._database.close()
+            raise
+        if resumed and self.ranks.main:
+            _log.info("resuming from %s", path)
+        # gloo, since verdicts are on the CPU; and one process may be hours ahead of another
+        several = self.ranks.size > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
+
+    def _open(self, fingerprint: str, path: str | os.PathLike[str] | None) -> None:
+        try:
+            with self._transaction():
+                for table in _TABLES:
+                    self._run(table)
+                self._run("INSERT OR IGNORE INTO about VALUES (0, ?)", fingerprint)
+                ((found,),) = self._run("SELECT fingerprint FROM about")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{path} is no state of an evaluation ({error}): delete it, or name another file"
+            ) from None
+        if found != fingerprint:
+            raise ValueError(
+                f"{path} holds the state of another evaluation (model, data or settings differ): delete it, or name "
+                "another file"
+            )
+
+    def close(self) -> None:
+        """Closes the file and leaves the other processes."""
+        self._database.close()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def begin(self, job: str) -> dict[int, int]:
+        """The verdicts by sample that any process knows already."""
+        parts = self._gather(self._verdicts(job))
+        self._own[job] = set(parts[self.ranks.rank]).difference(*parts[: self.ranks.rank])
+        (seconds,) = self._run("SELECT total(seconds) FROM batches WHERE job = ?", job)[0]
+        self._seconds[job] = seconds if self.ranks.main else 0.0
+        return _union(parts)
+
+    def share(self, samples: Sequence[int]) -> Sequence[int]:
+        """This process's share of samples to judge."""
+        return samples[self.ranks.rank :: self.ranks.size]
+
+    def add(self, job: str, rows: Sequence[tuple[int, int, bytes | None]], seconds: float) -> None:
+        """Writes (sample, verdict, image) of a batch down, and what it took."""
+        with self._transaction():
+            for row in rows:
+                self._run("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)", job, *row)
+            self._run("INSERT INTO batches VALUES (?, ?)", job, seconds)
+        self._own[job].update(row[0] for row in rows)
+        self._seconds[job] += seconds
+
+    def merged(self, job: str) -> tuple[dict[int, int], float]:
+        """The verdicts by sample of all processes, and the seconds that they took together."""
+        own = {sample: verdict for sample, verdict in self._verdicts(job).items() if sample in self._own[job]}
+        parts, seconds = zip(*self._gather((own, self._seconds[job])), strict=True)
+        return _union(parts), sum(seconds)
+
+    def images(self, job: str) -> dict[int, bytes]:
+        """The images that were kept, by sample, of all processes."""
+        rows = self._run("SELECT sample, image FROM samples WHERE job = ? AND image IS NOT NULL", job)
+        return _union(self._gather({sample: image for sample, image in rows if sample in self._own[job]}))
+
+    def _verdicts(self, job: str) -> dict[int, int]:
+        return dict(self._run("SELECT sample, verdict FROM samples WHERE job = ?", job))
+
+    def _gather(self, own: Any) -> list[Any]:
+        """What each process passed, in the order of ranks."""
+        if self._group is None:
+            return [own]
+        parts = [None] * self.ranks.size
+        dist.all_gather_object(parts, own, self._group)
+        return parts
+
+    def _run(self, command: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._database.execute(command, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._run("ROLLBACK")
+            raise
+        self._run("COMMIT")
+
+
+def _union(parts: Sequence[dict[int, Any]]) -> dict[int, Any]:
+    return {sample: value for part in parts for sample, value in part.items()}

@@ -1,0 +1,154 @@
+"""Hold a published entry to its word: its files against each other, and its verdicts against attacks run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rsnn_zoo.card import check_card
+from rsnn_zoo.data import ImageData, load_dataset
+from rsnn_zoo.datasets import DATASETS
+from rsnn_zoo.evaluation import evaluate
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, EvidenceError, PublishedRun, load_evidence, published_runs
+from rsnn_zoo.files import MAX_JSON_BYTES
+from rsnn_zoo.hub import CARD, EVIDENCE, Entry, resolve
+from rsnn_zoo.registry import create_model
+
+__all__ = ["TOLERANCE", "Check", "verify"]
+
+TOLERANCE = 0.02
+"""Share of the verdicts that may differ: another processor rounds otherwise, and a spike can hang on a rounding."""
+
+_SETTINGS = ("seed", "precision", "chunk", "draws")  # what verdicts depend on; nothing else of the evidence is obeyed
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was verified.
+
+    Attributes:
+        what: ``"config"``, ``"weights"``, ``"evidence"``, ``"card"``, or ``"verdicts"`` and at which eps.
+        holds: Whether it is as published.
+        said: What was found.
+    """
+
+    what: str
+    holds: bool
+    said: str
+
+
+def verify(
+    name: str,
+    images: int | None = 64,
+    *,
+    source: str | Path | None = None,
+    root: str | Path = "data",
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    **where: Any,
+) -> list[Check]:
+    """Verify an entry: config, weights, evidence, card, and verdicts recomputed with the published settings.
+
+    Args:
+        name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
+        images: Recompute the first so many verdicts of the run at 8/255 (or next to it); None for all of all runs.
+        source: An ``.npz`` file or folder in place of the data set that the evidence names.
+        root: Folder of the named data sets on disk.
+        download: Whether a named data set may be downloaded.
+        device: Where to compute.
+        progress: Show a progress bar.
+        **where: ``revision``, ``cache_dir``, ``local_files_only``, ``endpoint``, as of ``create_model``.
+
+    Returns:
+        What was checked. Verdicts are recomputed only where everything before them holds.
+
+    Raises:
+        LookupError: If nobody published that name.
+        OSError: If the entry or the data set cannot be had.
+        ValueError: If the name, the config or ``images`` cannot be used.
+
+    Example:
+        >>> all(check.holds for check in verify("hf-hub:colleague/their_snn"))  # doctest: +SKIP
+        True
+    """
+    if images is not None and images < 1:
+        raise ValueError(f"images must be at least 1, got {images}")
+    entry = resolve(name, **where)
+    checks = [Check("config", True, entry.origin)]
+    checks += [_tried(what, check, entry) for what, check in _OF_FILES.items()]
+    if not all(check.holds for check in checks):
+        return checks
+    evidence = _evidence(entry)
+    dataset, split = evidence["dataset"], evidence.get("split", "test")
+    record = dataset if dataset in DATASETS else None
+    data = load_dataset(source or dataset, split, dataset=record, root=root, download=download)
+    model = create_model(name, pretrained=True, **where).to(device)
+    runs = published_runs(evidence)
+    chosen = runs if images is None else sorted(runs, key=lambda run: abs(run.eps - 8 / 255))[:1]
+    for run in chosen:
+        what = f"verdicts at {255 * run.eps:.3g}/255"
+        checks.append(_tried(what, _recompute, model, data, evidence, run, images, progress))
+    return checks
+
+
+def _tried(what: str, check: Callable[..., str], *args: Any) -> Check:
+    try:
+        return Check(what, True, check(*args))
+    except (OSError, ValueError) as error:
+        return Check(what, False, str(error))
+
+
+def _evidence(entry: Entry) -> dict[str, Any]:
+    return load_evidence(entry.get(EVIDENCE, MAX_EVIDENCE_BYTES), entry.config)
+
+
+def _check_weights(entry: Entry) -> str:
+    entry.load_weights()
+    return f"SHA-256 {entry.sha256}"
+
+
+def _check_evidence(entry: Entry) -> str:
+    evidence = _evidence(entry)
+    runs = published_runs(evidence)
+    return f"made with these weights; {len(runs)} runs on {evidence['n']} images, whose verdicts give the accuracies"
+
+
+def _check_card(entry: Entry) -> str:
+    text = entry.get(CARD, MAX_JSON_BYTES).read_text(encoding="utf-8")
+    check_card(text, entry.config, _evidence(entry))
+    return "every figure is the evidence's"
+
+
+_OF_FILES: dict[str, Callable[[Entry], str]] = {
+    "weights": _check_weights,
+    "evidence": _check_evidence,
+    "card": _check_card,
+}
+
+
+def _recompute(
+    model: nn.Module, data: ImageData, evidence: dict[str, Any], run: PublishedRun, images: int | None, progress: bool
+) -> str:
+    """Attack the first images as the evidence says, and compare verdict by verdict."""
+    published = run.verdicts[:images]
+    listed = evidence.get("index", "0..n-1")
+    wanted = range(len(run.verdicts)) if listed == "0..n-1" else listed
+    rows = {number: row for row, number in enumerate(data.index.tolist())}
+    try:
+        part = data.select([rows[number] for number in wanted[: len(published)]])
+    except (KeyError, TypeError):
+        raise EvidenceError(
+            f"the evidence is of other images than the {len(data)} at hand: name its data set"
+        ) from None
+    settings = {key: evidence["settings"][key] for key in _SETTINGS if key in evidence.get("settings", {})}
+    report = evaluate(model, part, run.protocol, run.eps, batch_size=len(part), checks=0, progress=progress, **settings)
+    differ = sum(a != b for a, b in zip(report.runs[0].verdicts, published, strict=True))
+    if differ > TOLERANCE * len(published):
+        raise EvidenceError(f"{differ} of the first {len(published)} verdicts differ")
+    return f"the first {len(published)} are equal" + (f" but for {differ}: a rounding each" if differ else "")

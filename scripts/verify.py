@@ -1,0 +1,43 @@
+"""Re-check a file of adversarial examples with nothing but the model.
+
+    python scripts/verify.py results/NAME.adversarial.safetensors --model NAME
+
+Each example is to lie in its ball and in [0, 1] and to be misclassified by the model, whose weights must be those that
+the file names; what it claims of the variants in 8 bits likewise. With --data the clean images are held against the
+data set too. Ends with an error where a claim is false.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import rsnn_zoo
+from rsnn_zoo.adversarial import verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="what evaluate(..., adversarial=FILE) wrote")
+    parser.add_argument(
+        "--model", required=True, help="the model that they are to fell: name, hf-hub:... or local-dir:..."
+    )
+    parser.add_argument("--data", help="data set or .npz file that the clean images must be of")
+    parser.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
+    parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
+    args = parser.parse_args()
+    try:
+        model = rsnn_zoo.create_model(args.model, pretrained=True)
+        data = rsnn_zoo.load_dataset(args.data, args.split, root=args.data_root) if args.data else None
+        found = verify(model, args.file, data)
+    except (LookupError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for fault, samples in found.faults.items():
+        shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
+        print(f"  {len(samples)} {fault}: samples {shown}")
+    if found.faults:
+        sys.exit(f"{args.file} does NOT hold what it claims")
+    print(f"all {found.n} examples fell {args.model} inside their balls, {found.n_uint8} of them in 8 bits too")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The command line: every command, as text and as JSON, and what it says where something is wrong."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rsnn_zoo
+from rsnn_zoo import cli
+from rsnn_zoo.files import load_json, to_json
+from rsnn_zoo.publish import save_pretrained, update_card
+from tests.conftest import NAME, make_entry, small_network
+from tests.hub_server import TOKEN
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = "resnet20_digits_trades_t4"
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command; gives exit status, output and errors."""
+
+    def call(*argv):
+        try:
+            status = cli.main([*map(str, argv)])
+        except SystemExit as wrong_usage:
+            status = wrong_usage.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """An entry whose evidence was made by the command itself."""
+    folder = tmp_path_factory.mktemp("entries") / NAME
+    save_pretrained(small_network(), folder, name=NAME)
+    options = f"--attack pgd2 --eps 8 16 --images 24 --output {folder / 'evaluation.json'}"
+    assert cli.main(["evaluate", f"local-dir:{folder}", *options.split()]) == 0
+    update_card(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluated(original, tmp_path):
+    return shutil.copytree(original, tmp_path / NAME)
+
+
+# --- list and info --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["list", "--pretrained"], ["info", PUBLISHED], ["--help"]])
+def test_what_only_reads_is_done_before_torch_would_be_imported(command):
+    script = f"""
+import sys
+from rsnn_zoo.cli import main
+try:
+    main({command})
+finally:
+    assert not {{"torch", "numpy", "timm"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert PUBLISHED in done.stdout
+
+
+def test_lists_are_those_of_the_library(run):
+    assert run("list")[1].split() == rsnn_zoo.list_models()
+    status, out, _ = run("list", "*trades*", "vgg*", "--dataset", "digits", "--objective", "trades", "--json")
+    assert status == 0
+    assert json.loads(out) == rsnn_zoo.list_models(["*trades*", "vgg*"], dataset="digits", objective="trades")
+    assert run("list", "nothing*", "--json")[1].strip() == "[]"
+
+
+def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
+    status, out, _ = run("info", PUBLISHED)
+    assert status == 0 and "A spiking ResNet-20" in out and "| ensemble-pgd20 | 8/255 | 85.0 % |" in out
+    content = json.loads(run("info", f"local-dir:{evaluated}", "--json")[1])
+    assert content["config"] == load_json(evaluated / "config.json")
+    assert content["evidence"] == load_json(evaluated / "evaluation.json")
+    (evaluated / "evaluation.json").unlink()
+    status, out, _ = run("info", f"local-dir:{evaluated}")
+    assert status == 0 and "Not evaluated yet." in out and "No usable evidence: " in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["info", "resnet20_digits_trade_t4"], "did you mean trades"),
+        (["info", "resnet20_digits_trades_t5"], "not published (did you mean resnet20_digits_trades_t4"),
+        (["info", "local-dir:/nowhere"], "/nowhere/config.json"),
+        (["list", "--dataset", "digit"], "did you mean digits"),
+        (["verify", "resnet20_svhn_at_t4"], "not published"),
+        (["verify", PUBLISHED, "--images", "0"], "at least 1"),
+        (["evaluate", PUBLISHED, "--attack", "pdg20"], "pdg20"),
+        (["evaluate", PUBLISHED, "--data", "/nowhere.npz"], "/nowhere.npz"),
+        (["push"], "name an entry, a folder, or --all"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_with_a_remedy(run, argv, said):
+    status, out, err = run(*argv)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"rsnn-zoo: {argv[0]}: ") and said in err
+
+
+@pytest.mark.parametrize("argv", [[], ["lst"], ["list", "--all"], ["evaluate", PUBLISHED, "--eps", "x"]])
+def test_wrong_usage_has_a_status_of_its_own(run, argv):
+    status, _, err = run(*argv)
+    assert status == 2 and "usage: rsnn-zoo" in err
+
+
+def test_every_command_teaches(run):
+    _, about, _ = run("--help")
+    for command in ("list", "info", "evaluate", "verify", "push"):
+        status, out, _ = run(command, "--help")
+        assert status == 0 and f"\n  rsnn-zoo {command} " in out and "--json" in out and "Exit status" in out
+        assert f"rsnn-zoo {command} " in about
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m rsnn_zoo.cli list | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "resnet20_cifar100_alp_ann\n", "")
+
+
+# --- evaluate and verify --------------------------------------------------------------------------------------------
+
+
+def test_evaluate_gives_evidence_that_may_be_pushed(run, evaluated):
+    evidence = load_json(evaluated / "evaluation.json")
+    assert (evidence["n"], [run["protocol"] for run in evidence["runs"]]) == (24, ["pgd2", "pgd2"])
+    assert "energy" in evidence and "spikes" in evidence
+    status, out, _ = run("evaluate", f"local-dir:{evaluated}", "--attack", "fgsm", "--images", 8)
+    assert status == 0 and f"{NAME} on 8 digits test images" in out and "8/255" in out
+    status, out, _ = run("push", evaluated, "--dry-run", "--json")
+    assert status == 0 and json.loads(out)[0]["files"]["evaluation.json"] == len(
+        (evaluated / "evaluation.json").read_bytes()
+    )
+    assert {path.name for path in evaluated.iterdir()} == {
+        "config.json",
+        "README.md",
+        "model.safetensors",
+        "evaluation.json",
+    }
+
+
+def test_a_name_without_a_data_set_needs_data(run, tmp_path):
+    save_pretrained(small_network(), tmp_path / "mine", name="my-snn")
+    assert "names no data set: pass --data" in run("evaluate", f"local-dir:{tmp_path / 'mine'}")[2]
+
+
+def test_an_honest_entry_holds(run, evaluated):
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 8)
+    assert status == 0, out
+    assert [line.split()[:2] for line in out.splitlines()[:-1]] == [
+        ["holds", what] for what in ("config", "weights", "evidence", "card", "verdicts")
+    ]
+    assert "the first 8 are equal" in out and out.endswith("is what it claims to be\n")
+    content = json.loads(run("verify", f"local-dir:{evaluated}", "--all", "--json")[1])
+    assert content["holds"] and [check["said"] for check in content["checks"][4:]] == ["the first 24 are equal"] * 2
+
+
+def change(path, edit):
+    content = load_json(path)
+    edit(content)
+    path.write_bytes(to_json(content))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def lie(verdict_of):
+    """Other verdicts, with accuracies that agree with them."""
+
+    def edit(evidence):
+        for run in evidence["runs"]:
+            verdicts = [verdict_of(int(verdict)) for verdict in run["verdicts"].split()]
+            run["verdicts"] = " ".join(map(str, verdicts))
+            run["robust_accuracy"] = verdicts.count(-1) / len(verdicts)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("tamper", "what", "said"),
+    [
+        (lambda entry: flip(entry / "model.safetensors"), "weights", "has SHA-256"),
+        (lambda entry: (entry / "evaluation.json").unlink(), "evidence", "No such file"),
+        (lambda entry: (entry / "README.md").unlink(), "card", "No such file"),
+        (lambda entry: change(entry / "evaluation.json", lambda e: e["runs"].clear()), "card", "differ, e.g. in"),
+        (
+            lambda entry: change(entry / "evaluation.json", lambda e: e["runs"][0].update(robust_accuracy=0.99)),
+            "evidence",
+            "claims robust accuracy 0.9900, its verdicts say",
+        ),
+        (
+            lambda entry: change(entry / "evaluation.json", lambda e: e["clean"].update(accuracy=0.99)),
+            "evidence",
+            "claims clean accuracy 0.9900, its verdicts say",
+        ),
+        (
+            lambda entry: change(entry / "evaluation.json", lambda e: e["runs"][0].update(verdicts="-1 -1")),
+            "evidence",
+            "holds 2 verdicts for 24 images",
+        ),
+        (
+            lambda entry: change(entry / "evaluation.json", lambda e: e["runs"][0].update(verdicts="x")),
+            "evidence",
+            "no readable verdicts",
+        ),
+        (
+            lambda entry: (entry / "README.md").write_text(
+                (entry / "README.md").read_text().replace("| pgd2 | 8/255 |", "| pgd2 | 9/255 |")
+            ),
+            "card",
+            "differ, e.g. in '| pgd2 | 9/255",
+        ),
+        (
+            lambda entry: [
+                change(entry / "evaluation.json", lie(lambda verdict: {-1: 0, 0: -1}.get(verdict, verdict))),
+                update_card(entry),
+            ],
+            "verdicts",
+            "of the first 24 verdicts differ",
+        ),
+    ],
+)
+def test_a_lie_is_found(run, evaluated, tamper, what, said):
+    tamper(evaluated)
+    status, out, _ = run("verify", f"local-dir:{evaluated}")
+    assert status == 1 and out.endswith("is NOT what it claims to be\n")
+    failed = next(line for line in out.splitlines() if line.startswith("FAILS"))
+    assert failed.split()[1] == what and said in failed
+
+
+def test_settings_of_a_stranger_name_no_files(run, evaluated, tmp_path):
+    change(evaluated / "evaluation.json", lambda e: e["settings"].update(state=str(tmp_path / "written"), batch_size=0))
+    assert run("verify", f"local-dir:{evaluated}", "--images", 4)[0] == 0
+    assert not (tmp_path / "written").exists()
+
+
+def test_evidence_of_other_images_is_not_compared(run, evaluated):
+    change(evaluated / "evaluation.json", lambda e: e.update(index=[10**6 + i for i in range(24)]))
+    status, out, _ = run("verify", f"local-dir:{evaluated}")
+    assert status == 1 and "of other images than the 360 at hand" in out
+
+
+@pytest.mark.slow
+def test_a_published_entry_is_what_it_claims_to_be(run):
+    status, out, _ = run("verify", PUBLISHED)
+    assert status == 0 and "the first 64 are" in out
+
+
+# --- push -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def push(hub, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return lambda *argv: run("push", *argv, "--org", "acme", "--endpoint", hub.url)
+
+
+def test_several_are_pushed_by_wildcard(tmp_path, hub, push):
+    for name in ("resnet20_digits_at_t2", "resnet20_digits_mart_t2", "resnet20_digits_natural_t2"):
+        make_entry(tmp_path, name)
+    some = ("*_at_*", "*_mart_*", "--folder", tmp_path)
+    status, out, _ = push(*some, "--dry-run")
+    assert status == 0 and out.count("would push") == 2 and out.count("model.safetensors") == 2 and not hub.repos
+    status, out, _ = push(*some, "--json")
+    assert [(push["repo"], push["changed"]) for push in json.loads(out)] == [
+        ("acme/resnet20_digits_at_t2", True),
+        ("acme/resnet20_digits_mart_t2", True),
+    ]
+    _, out, _ = push("--all", "--folder", tmp_path)
+    assert out.count("already there: acme/") == 2 and out.count("pushed acme/resnet20_digits_natural_t2") == 1
+
+
+def test_what_went_up_before_a_refusal_is_said(tmp_path, hub, push):
+    make_entry(tmp_path, "resnet20_digits_at_t2")
+    (make_entry(tmp_path, "resnet20_digits_mart_t2") / "evaluation.json").unlink()
+    status, out, err = push("--all", "--folder", tmp_path)
+    assert status == 1 and out.startswith("pushed acme/resnet20_digits_at_t2")
+    assert err.startswith("rsnn-zoo: resnet20_digits_mart_t2: ") and "is missing; evaluate" in err
+    status, _, err = push("vgg*", "--folder", tmp_path)
+    assert status == 1 and f"no entry matches vgg* in {tmp_path}; there are: resnet20_digits_at_t2" in err
+
+
+def test_the_script_is_the_command(monkeypatch, capsys, tmp_path):
+    make_entry(tmp_path, NAME)
+    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", NAME, "--folder", str(tmp_path), "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(os.fspath(ROOT / "scripts" / "push_to_hub.py"), run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"would push rsnn-zoo/{NAME}")

@@ -1,0 +1,144 @@
+"""Sanity flags: each is raised by a model that must trip it, and none by ordinary ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from rsnn_zoo import flags
+from rsnn_zoo.evaluation import evaluate
+from rsnn_zoo.report import Run
+from tests.tiny import Dense, digits, fit, network
+
+
+class Front(nn.Module):
+    """Something in front of a trained network."""
+
+    def __init__(self, front, network):
+        super().__init__()
+        self.front, self.network = front, network
+
+    def forward(self, x):
+        return self.network(self.front(x))
+
+
+class Trap(nn.Module):
+    """For black and white digits: wrong where the mean over pixels of a landscape of the change exceeds 0.6."""
+
+    def __init__(self, landscape):
+        super().__init__()
+        self.network, self.landscape = network(binary=True), landscape
+
+    def forward(self, x):
+        change = torch.where(x < 0.5, x, 1 - x)
+        return self.network(x.round()) / 20 * (0.6 - self.landscape(change).flatten(1).mean(1, keepdim=True))
+
+
+class Blind(nn.Module):
+    """Says the same about every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.arange(10.0))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 10) + 0 * x.mean()
+
+
+def hat(change):
+    return (1.001 - (change - 0.1).abs() / 0.1).clamp(min=0)
+
+
+def valley(change):
+    """Up to a bump at 0.01, down again, and only then up to 1 at 0.1: short steps do not come across."""
+    return torch.maximum(
+        0.2 * (1.001 - (change - 0.01).abs() / 0.01).clamp(min=0), ((change - 0.04) / 0.06).clamp(0, 1)
+    )
+
+
+def found(model, attack="pgd10", eps=16 / 255, data=None, **settings):
+    report = evaluate(model, data or digits().select(48), attack, eps, chunk=16, **settings)
+    return report, {flag.name for flag in report.raised}
+
+
+def binary_digits():
+    data = digits().select(48)
+    return data.pixels().round(), data.labels
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+def test_ordinary_networks_raise_none(spiking):
+    report, raised = found(network(spiking), "ensemble-pgd10", [8 / 255, 16 / 255])
+    assert not raised
+    assert {flag.name for flag in report.flags} == flags.MESSAGES.keys()
+    assert not any(flag.message for flag in report.flags)
+
+
+def test_quantised_input_masks_gradients():
+    _, raised = found(Front(lambda x: (16 * x).round() / 16, network()), eps=[16 / 255, 32 / 255])
+    assert {"zero_gradients", "gradient_free", "above_chance"} <= raised
+
+
+def test_saturated_input_masks_gradients():
+    _, raised = found(Front(lambda x: torch.sigmoid(200 * (x - 0.47)), network(binary=True)))
+    assert "zero_gradients" in raised
+
+
+def test_a_random_model_is_attacked_by_expectation():
+    model = Front(lambda x: x + 0.1 * torch.randn_like(x), network())
+    before = torch.get_rng_state()
+    report, raised = found(model)
+    assert "random_model" in raised and "16 draws (EOT)" in report.table()
+    assert report.settings["draws"] == 16
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found(model, draws=4)[0].settings["draws"] == 4
+    assert found(network())[0].settings["draws"] == 1
+
+
+def test_a_model_that_ignores_its_input():
+    _, raised = found(Blind())
+    assert "ignores_input" in raised
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_normalisation_outside(scale):
+    data = digits("train")
+    (mean,), (std,) = data.info.mean, data.info.std
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1, affine=False), Dense(nn.ReLU()))
+    fit(model[1], (data.pixels() - mean) / std * scale, data.labels)
+    inside = Front(lambda x: (x - mean) / std * scale, model[1])
+    assert "normalisation_outside" not in found(inside)[1]
+    gain = evaluate(model[1], digits(), "fgsm", 0.0, chunk=64).flags[2]
+    assert gain.name == "normalisation_outside" and gain.raised
+
+
+def test_a_larger_radius_that_helps_the_model():
+    report, raised = found(Trap(hat), "fgsm", [0.1, 0.2], binary_digits())
+    assert report.runs[0].robust_accuracy < 0.1 and "more_eps" in raised
+    # and with a single radius, against what stands at 64/255
+    assert "more_eps" in found(Trap(hat), "fgsm", 0.1, binary_digits())[1]
+
+
+def test_more_steps_that_help_the_model():
+    assert "more_steps" in found(Trap(valley), "pgd5", 0.1, binary_digits())[1]
+
+
+def test_what_fells_after_all_gradient_attacks_is_counted():
+    members = (("square100", "own"), ("pgd20", "own"), ("transfer-ann", "own"), ("uniform10", "own"))
+    run = Run("some", 0.1, members, (0, 0, 1, 2, 3, 3, -1, -2), 1.0)
+    assert flags.gradient_free([run]).value == 3
+    assert not flags.gradient_free([Run("some", 0.1, members[1:2], (0, -1), 1.0)]).raised
+
+
+def test_a_model_that_checks_its_range_normalises_by_itself():
+    def checked(x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("images must lie in [0, 1]")
+        return x
+
+    assert not found(Front(checked, network()))[1]
+
+
+def test_no_checks_no_flags():
+    report = evaluate(network(), digits().select(8), "fgsm", checks=0)
+    assert not report.flags and "flags" not in report.to_json() and "sanity" not in report.table()

@@ -1,0 +1,111 @@
+"""Protocols: which attacks a name stands for."""
+
+import pytest
+import torch
+
+import rsnn_zoo
+from rsnn_zoo.attacks.base import Batch
+from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, MODE_LISTS, PROTOCOLS, full_name, protocol
+from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.neurons import Rate, Relu, Surrogate
+
+
+@pytest.fixture(scope="module")
+def snn():
+    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def ann():
+    return rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
+
+
+def names(name, model):
+    return [str(member) for member in protocol(name, model)]
+
+
+def test_the_ensemble_is_the_published_one_in_its_order():
+    widths = {"pcw": (1, 2, 3, 0.5, 0.25), "exp_d": (0.5, 1, 2), "exp": (0.5, 1, 2), "rect": (0.25, 0.5, 1, 2, 4)}
+    surrogates = [Surrogate(kind, float(width)) for kind, row in widths.items() for width in row]
+    assert list(ENSEMBLE_MODES) == [*surrogates, Surrogate("ste"), Rate(), Relu()]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "rfgsm", "pgd20", "apgd100-ce", "sapgd100", "apgd5-t3"])
+def test_an_ensemble_is_one_attack_under_19_modes(snn, attack):
+    assert names(f"ensemble-{attack}", snn) == [f"{attack}/{mode}" for mode in ENSEMBLE_MODES]
+    assert names(f"{attack}@ensemble", snn) == names(f"ensemble-{attack}", snn)
+    assert names(attack, snn) == [f"{attack}/own"]
+
+
+def test_terms_join_and_count_restarts(snn):
+    assert names("pgd7x3@rate+square10", snn) == ["pgd7/rate", "pgd7#2/rate", "pgd7#3/rate", "square10/own"]
+    assert names("apgd9-ce@hart-2+apgd9-ce@hart-2", snn) == ["apgd9-ce/hart-2"]
+    assert len(protocol("ensemble-apgd100", snn)) == 38
+
+
+def test_restarts_begin_elsewhere_and_the_first_where_it_always_did(snn):
+    data = rsnn_zoo.load_dataset("digits", "test").select(2)
+    one, two = protocol("pgd2x2@rate", snn)
+    (alone,) = protocol("pgd2@rate", snn)
+    victim = ModelVictim(snn, 2)
+
+    def start(member):
+        batch = Batch(data.pixels(), data.labels, 8 / 255, (0, 1), stream=str(member))
+        return member.attack.first(victim, batch)["x"]
+
+    assert str(one) == str(alone) == "pgd2/rate"
+    assert torch.equal(start(one), start(alone)) and not torch.equal(start(one), start(two))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_named_protocols_have_each_member_once(snn, ann, name):
+    for model in (snn, ann):
+        found = names(name, model)
+        assert found and len(found) == len(set(found))
+    assert all(member.endswith("/own") for member in found)  # an ANN has but one way to be differentiated
+
+
+def test_the_worst_case_holds_what_it_is_the_worst_of(snn, ann):
+    found = names("worst-case", snn)
+    assert found[:19] == names("ensemble-pgd20", snn)
+    for mode in MODE_LISTS["strong"]:
+        assert {f"apgd100-ce/{mode}", f"apgd100-dlr/{mode}"} <= set(found)
+    wanted = {"sapgd100/assg", "square5000/own", "rays5000/own", "uniform-noise100/own", "apgd100-t9/rate"}
+    assert wanted | {"transfer-ann-apgd100-ce/own"} <= set(found)
+    for_ann = names("worst-case", ann)
+    assert {"pgd20/own", "apgd100-ce/own", "apgd100-dlr/own", "apgd100-t9/own", "rays5000/own"} <= set(for_ann)
+    assert not any("transfer" in member for member in for_ann)
+
+
+def test_a_name_without_version_means_the_newest(snn, monkeypatch):
+    assert full_name("worst-case") == "worst-case-v1" == full_name("worst-case-v1")
+    assert full_name("ensemble-pgd20") == "ensemble-pgd20"
+    assert names("quick", snn) == names("quick-v1", snn)
+    monkeypatch.setitem(PROTOCOLS, "quick-v10", ("fgsm",))
+    monkeypatch.setitem(PROTOCOLS, "quick-v9", ("rfgsm",))
+    assert full_name("quick") == "quick-v10" and names("quick", snn) == ["fgsm/own"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pgd", "unknown attack 'pgd'"),
+        ("pgd0", "unknown attack"),
+        ("", "unknown attack"),
+        ("pgd20+", "unknown attack"),
+        ("worstcase", "did you mean worst-case-v1"),
+        ("ensemble-pgd0", "unknown attack"),
+        ("worst-case-v2", "unknown attack"),
+        ("pgd20@relux", "unknown backward mode"),
+        ("square10x2", "no restarts"),
+        ("apgd10-l2", "unknown attack"),
+    ],
+)
+def test_unknown_names_are_refused(snn, name, words):
+    with pytest.raises(ValueError, match=words):
+        protocol(name, snn)
+
+
+def test_transfer_needs_a_source(ann):
+    with pytest.raises(ValueError, match="converted from"):
+        protocol("transfer-pgd20", ann)
