@@ -6,11 +6,28 @@ from typing import TYPE_CHECKING, Any
 from rsnn_zoo._timm import register_with_timm
 
 if TYPE_CHECKING:
+    from rsnn_zoo.catalog import is_model as is_model
+    from rsnn_zoo.catalog import list_models as list_models
     from rsnn_zoo.conversion import calibrate as calibrate
     from rsnn_zoo.conversion import convert as convert
     from rsnn_zoo.conversion import relearn_statistics as relearn_statistics
     from rsnn_zoo.data import load_dataset as load_dataset
     from rsnn_zoo.evaluation import evaluate as evaluate
+    from rsnn_zoo.modes import (
+        ASSG as ASSG,
+    )
+    from rsnn_zoo.modes import (
+        HART as HART,
+    )
+    from rsnn_zoo.modes import (
+        PDSG as PDSG,
+    )
+    from rsnn_zoo.modes import (
+        RGA as RGA,
+    )
+    from rsnn_zoo.modes import (
+        parse_mode as parse_mode,
+    )
     from rsnn_zoo.neurons import (
         Rate as Rate,
     )
@@ -33,8 +50,6 @@ if TYPE_CHECKING:
     from rsnn_zoo.publish import push_to_hub as push_to_hub
     from rsnn_zoo.publish import save_pretrained as save_pretrained
     from rsnn_zoo.registry import create_model as create_model
-    from rsnn_zoo.registry import is_model as is_model
-    from rsnn_zoo.registry import list_models as list_models
     from rsnn_zoo.registry import register_architecture as register_architecture
     from rsnn_zoo.research import from_research_checkpoint as from_research_checkpoint
 
@@ -47,15 +62,20 @@ _PUBLIC = {
     "SpikingNeuron": "neurons",
     "Surrogate": "neurons",
     "backward_mode": "neurons",
+    "ASSG": "modes",
+    "HART": "modes",
+    "PDSG": "modes",
+    "RGA": "modes",
     "calibrate": "conversion",
     "convert": "conversion",
     "create_model": "registry",
     "evaluate": "evaluation",
     "from_research_checkpoint": "research",
-    "is_model": "registry",
-    "list_models": "registry",
+    "is_model": "catalog",
+    "list_models": "catalog",
     "load_dataset": "data",
     "model_under": "neurons",
+    "parse_mode": "modes",
     "push_to_hub": "publish",
     "register_architecture": "registry",
     "register_objective": "objectives",

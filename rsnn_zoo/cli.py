@@ -33,9 +33,7 @@ Adversarially robust spiking neural networks: find, inspect, attack, verify and 
   rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8    attack your own
   rsnn-zoo push my_snn --org me --dry-run           publish it
 """
-_STATUS = (
-    "Exit status: 0 done; 1 it cannot be done, or does not hold (the last line of stderr says why); 2 wrong usage."
-)
+_STATUS = "Exit status: 0 done; 1 it cannot be done (one line on stderr says why), or does not hold; 2 wrong usage."
 _NAME = "a published name, hf-hub:org/name, hf-hub:org/name@revision, or local-dir:path"
 
 _ERRORS = (NotPublishedError, OSError, ValueError)  # what the library raises where something outside it is wrong

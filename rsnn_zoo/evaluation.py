@@ -34,12 +34,12 @@ from rsnn_zoo.data import ImageData, check_images, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import environment
-from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
 
-EPSILONS = tuple(k / 255 for k in (2, 4, 8, 16, 32))
+EPSILONS = tuple(k / 255 for k in (2, 4, 8, 16, 32, 64))
 """The radii of a published curve of robust accuracy."""
 
 DRAWS = 16
@@ -99,6 +99,7 @@ class _Engine:
     def __post_init__(self) -> None:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
         self.classes = self.victim.logits(self.samples.images[:1]).shape[1]
+        self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
 
     def judge(self, job: str, positions: Sequence[int], judge: Judge, each: int) -> tuple[dict[int, int], float]:
         """Verdicts by sample, of those at ``positions`` at least, and the seconds that they took.
@@ -123,7 +124,7 @@ class _Engine:
             ]
             self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), time.perf_counter() - started)
             known.update(zip(batch, verdicts, strict=True))
-            robust = sum(verdict == STANDS for verdict in known.values()) / len(known)
+            robust = self.accuracy * sum(verdict == STANDS for verdict in known.values()) / len(known)
             self.bar.set_postfix_str(f"{job.partition('|')[0]}: robust {100 * robust:.1f} % of {len(known)}")
         return self.ledger.merged(job)
 
@@ -140,7 +141,9 @@ class _Engine:
             return torch.where(down, MISCLASSIFIED, STANDS).tolist(), None
 
         verdicts, _ = self.judge("clean", range(len(self.samples.index)), judge, 0)
-        return [verdicts[sample] for sample in self.samples.index]
+        found = [verdicts[sample] for sample in self.samples.index]
+        self.accuracy = found.count(STANDS) / len(found)
+        return found
 
     def attack(
         self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int], keep: bool = False
@@ -329,9 +332,10 @@ def evaluate(
                 for name, members in protocols.items()
                 for radius in radii
             )
-            found = [is_random] if checks else []
+            found: list[Flag] = []
             if checks:
-                found += [*_model_flags(engine, protocols), *_run_flags(engine, protocols, runs, correct, checks)]
+                found = [is_random, *_model_flags(engine, protocols)]
+                found += _run_flags(engine, protocols, runs, correct, checks)
             called = str(
                 getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
             )
@@ -411,9 +415,13 @@ def _run_flags(
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
     square = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), left)
     curves = [[verdicts[one, eps].count(STANDS) / len(index) for eps in radii] for one in protocols]
+    longer = [
+        [run.robust_accuracy for _, run in sorted(one.items())]
+        for one in by_steps((run.protocol, run.eps, run) for run in runs).values()
+    ]
     return [
         flags.above_chance(len(far) / seen, engine.classes),
         flags.gradient_free(runs, also=len(left) - len(square)),
         flags.more_eps([*curves, [len(left) / seen, len(far) / seen]] if radii[-1] < flags.FAR else curves),
-        flags.more_steps(len(few) / seen, len(many) / seen),
+        flags.more_steps([*longer, [len(few) / seen, len(many) / seen]]),
     ]

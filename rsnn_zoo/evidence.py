@@ -57,7 +57,7 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         EvidenceError: If it is of other weights, or older than they are; says what to do.
     """
     top = Section(evidence, f"the evidence of {config.name}")
-    remedy = f"evaluate {config.name} again with scripts/evaluate.py"
+    remedy = f"evaluate {config.name} again with `rsnn-zoo evaluate`"
     if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
         raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
     if config.created and parse_time(evidence.get("created")) < parse_time(config.created):

@@ -59,7 +59,7 @@ MESSAGES = {
     "mislead. Add backward modes or restarts, and quote the accuracy under worst-case.",
     "more_eps": "robust accuracy rises by {:.1%} with a larger radius: the attack is far from its optimum. Use more "
     "steps, restarts or modes.",
-    "more_steps": "robust accuracy rises by {:.1%} with four times the steps: the attack is far from its optimum. "
+    "more_steps": "robust accuracy rises by {:.1%} with more steps: the attack is far from its optimum. "
     "Use more restarts or modes.",
 }
 """What each flag says where it is raised, given its value."""
@@ -141,10 +141,16 @@ def gradient_free(runs: Iterable[Run], also: int = 0) -> Flag:
 
 def more_eps(curves: Iterable[Sequence[float]]) -> Flag:
     """Whether more stand at a larger radius, given robust accuracies on the same samples in the order of radii."""
-    rise = max((after - before for curve in curves for before, after in combinations(curve, 2)), default=0.0)
-    return _flag("more_eps", rise > 0, max(rise, 0.0))
+    rise = _rise(curves)
+    return _flag("more_eps", rise > 0, rise)
 
 
-def more_steps(few: float, many: float) -> Flag:
-    """Whether more stand after many steps than after few, given their shares."""
-    return _flag("more_steps", many > few, max(many - few, 0.0))
+def more_steps(curves: Iterable[Sequence[float]]) -> Flag:
+    """Whether more stand after more steps, given robust accuracies on the same samples in the order of steps."""
+    rise = _rise(curves)
+    return _flag("more_steps", rise > 0, rise)
+
+
+def _rise(curves: Iterable[Sequence[float]]) -> float:
+    rises = (after - before for curve in curves for before, after in combinations(curve, 2))
+    return max(0.0, *rises)

@@ -6,13 +6,12 @@ import base64
 import html
 import io
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo.files import replacing
-from rsnn_zoo.report import in_255, wilson
+from rsnn_zoo.report import by_steps, in_255, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["plot_accuracy", "save_page"]
 
 Evidence = Mapping[str, Any]
-_PGD = re.compile(r"(.*?pgd)(\d+)(.*)")
 
 
 def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) -> Path:
@@ -76,7 +74,8 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
             for label, points in panel(report):
                 _curve(axes, f"{report['model']}, {label}", points)
         axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
-        axes.tick_params("x", rotation=90 if panel is _by_attack else 0)
+        if panel is _by_attack:
+            axes.tick_params("x", rotation=90, labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     first = evidence[0]
@@ -114,10 +113,7 @@ def _by_attack(report: Evidence) -> Iterator[tuple[str, _Points]]:
 
 
 def _by_steps(report: Evidence) -> Iterator[tuple[str, _Points]]:
-    families: dict[tuple[str, float], dict[int, Any]] = {}
-    for run in report["runs"]:
-        if match := _PGD.fullmatch(run["protocol"]):
-            families.setdefault((f"{match[1]}K{match[3]}", run["eps"]), {})[int(match[2])] = run
+    families = by_steps((run["protocol"], run["eps"], run) for run in report["runs"])
     for (family, eps), runs in families.items():
         if len(runs) > 1:
             points = [(steps, runs[steps]["robust_accuracy"], runs[steps]["ci95"]) for steps in sorted(runs)]

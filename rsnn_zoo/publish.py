@@ -181,7 +181,7 @@ def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, A
         config = parse_config(content, f"{folder / CONFIG} with the new tag")
     load_weights(folder / weights.file, weights.sha256, weights.size)
     if not (folder / EVIDENCE).is_file():
-        raise EvidenceError(f"{folder / EVIDENCE} is missing; evaluate {config.name} with scripts/evaluate.py")
+        raise EvidenceError(f"{folder / EVIDENCE} is missing; evaluate {config.name} with `rsnn-zoo evaluate`")
     return config, weights, content, load_evidence(folder / EVIDENCE, config)
 
 

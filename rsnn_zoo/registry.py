@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rsnn_zoo.catalog import is_model, list_models
 from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.hub import published_names, resolve
+from rsnn_zoo.hub import resolve
 from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
-from rsnn_zoo.names import ModelName, UnknownNameError, near_matches, objectives
+from rsnn_zoo.names import ModelName
 from rsnn_zoo.names import register_architecture as register_name
 from rsnn_zoo.weights import check_state_dict
 
 __all__ = ["create_model", "is_model", "list_models", "register_architecture"]
-
-# T of the names that list_models shows for what nobody has published; any other T can be built too.
-_LISTED_TIMESTEPS = (None, 4, 8)
 
 
 def create_model(
@@ -138,59 +134,3 @@ def register_architecture(name: str) -> Callable[[Builder], Builder]:
         return build
 
     return register
-
-
-def is_model(name: str) -> bool:
-    """Whether ``name`` is of the grid, so that :func:`create_model` can build it.
-
-    Example:
-        >>> is_model("resnet20_cifar10_trades_t6"), is_model("resnet21_cifar10_trades_t6")
-        (True, False)
-    """
-    try:
-        ModelName.parse(name)
-    except UnknownNameError:
-        return False
-    return True
-
-
-def list_models(
-    filter: str | Sequence[str] = "*",
-    *,
-    pretrained: bool = False,
-    dataset: str | None = None,
-    objective: str | None = None,
-) -> list[str]:
-    """Names of the zoo, sorted.
-
-    Args:
-        filter: A wildcard such as ``"*cifar10*trades*"``, or several of which one must match.
-        pretrained: Only names with published weights. Without it the grid is listed with T = 4 and 8, though any T
-            can be built.
-        dataset: Only this data set.
-        objective: Only this training objective.
-
-    Raises:
-        UnknownNameError: For an unknown data set or objective.
-
-    Example:
-        >>> list_models("resnet20_digits*", pretrained=True, objective="trades")  # doctest: +SKIP
-        ['resnet20_digits_trades_ann', 'resnet20_digits_trades_t4']
-    """
-    for what, value, known in (("data set", dataset, DATASETS), ("objective", objective, objectives())):
-        if value is not None and value not in known:
-            raise UnknownNameError(f"unknown {what} {value!r}{near_matches(value, known)}")
-    names = [ModelName.parse(name) for name in published_names()]
-    if not pretrained:
-        grid = product(ARCHITECTURES, DATASETS, objectives(), _LISTED_TIMESTEPS)
-        names += [ModelName(*parts) for parts in grid]
-    patterns = [filter] if isinstance(filter, str) else filter
-    return sorted(
-        {
-            str(name)
-            for name in names
-            if dataset in (None, name.dataset)
-            and objective in (None, name.objective)
-            and any(fnmatchcase(str(name), pattern) for pattern in patterns)
-        }
-    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rsnn_zoo.files import replacing, to_json
 
-__all__ = ["MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "in_255", "wilson", "write_csv"]
+__all__ = ["MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "by_steps", "in_255", "wilson", "write_csv"]
 
 STANDS, MISCLASSIFIED = -1, -2
 """Verdicts beside the number of the member that felled the sample: robust; wrong without any attack."""
@@ -29,6 +30,27 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def in_255(eps: float) -> str:
     """A radius as papers write it, e.g. ``"8/255"``."""
     return f"{round(255 * eps, 2):g}/255"
+
+
+_STEPS = re.compile(r"(.*?pgd)(\d+)(.*)")
+_AnyRun = TypeVar("_AnyRun")
+
+
+def by_steps(runs: Iterable[tuple[str, float, _AnyRun]]) -> dict[tuple[str, float], dict[int, _AnyRun]]:
+    """Runs that differ in nothing but the steps of PGD, by steps.
+
+    Args:
+        runs: Protocol, radius and what belongs to them.
+
+    Example:
+        >>> by_steps([("ensemble-pgd5", 0.1, "five"), ("ensemble-pgd20", 0.1, "twenty"), ("fgsm", 0.1, "one")])
+        {('ensemble-pgdK', 0.1): {5: 'five', 20: 'twenty'}}
+    """
+    found: dict[tuple[str, float], dict[int, _AnyRun]] = {}
+    for protocol, eps, run in runs:
+        if match := _STEPS.fullmatch(protocol):
+            found.setdefault((f"{match[1]}K{match[3]}", eps), {})[int(match[2])] = run
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ published model's report can be held against its evidence, hub_configs/NAME/eval
 import argparse
 import csv
 import logging
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", nargs="+", required=True, help="names or wildcards, hf-hub:org/name, local-dir:path")
     p.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights (one model)")
+    p.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures first")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
@@ -141,6 +143,8 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def run() -> None:
     args = parser().parse_args()
+    if args.plugin is not None:
+        runpy.run_path(str(args.plugin))
     logging.getLogger("rsnn_zoo").setLevel(logging.INFO)
     chosen = names(args)
     args.output.mkdir(parents=True, exist_ok=True)

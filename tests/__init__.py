@@ -9,7 +9,9 @@ import tempfile
 if "RSNN_ZOO_TESTS" not in os.environ:
     for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "RSNN_ZOO_ORG"):
         os.environ.pop(_variable, None)
-    os.environ["RSNN_ZOO_TESTS"] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="rsnn_zoo_tests_")
+    # Not made here: what is killed leaves nothing behind, since hardly a test writes there.
+    os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), f"rsnn_zoo_tests_{os.getpid()}")
+    os.environ["RSNN_ZOO_TESTS"] = "1"
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
     os.environ["HF_HUB_DISABLE_XET"] = "1"  # the Hub of the tests has no xet storage
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -230,7 +230,7 @@ def test_too_few_classes_are_said(attack, classes):
     ],
 )
 def test_bad_settings_are_refused(make):
-    with pytest.raises(ValueError, match=r"at least 1|unknown loss|from 1"):
+    with pytest.raises(ValueError, match=r"needs at least|unknown loss|from 1"):
         make()
 
 
@@ -253,7 +253,7 @@ def rows(images, labels, order, eps):
 
 
 @pytest.mark.parametrize("mode", [Surrogate("pcw", 2.0), Rate()], ids=str)
-@pytest.mark.parametrize("attack", [pgd(4), apgd(10, "ce"), sapgd(10), adaptive(31, MODES)], ids=lambda a: a.name)
+@pytest.mark.parametrize("attack", [pgd(4), apgd(10, "ce"), apgd(10, "t"), sapgd(10)], ids=lambda a: a.name)
 def test_the_fate_of_a_sample_does_not_depend_on_its_company(snn, digits, attack, mode):
     victim = ModelVictim(snn, 4).under(mode)
     fell, adversarial = attack(victim, rows(*digits, torch.arange(12), 40 / 255))

@@ -49,13 +49,14 @@ def test_the_ensemble_is_the_published_one():
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "rfgsm", "ensemble-fgsm", "ensemble-pgd3"])
-def test_more_eps_and_more_members_never_help(snn, digits, attack):
-    report = evaluate(snn, digits, attack, [0.0, 16 / 255, 64 / 255], **QUIET)
+def test_more_eps_and_more_members_never_help(attack):
+    snn, data = tiny.network(True), tiny.digits().select(100)
+    report = evaluate(snn, data, attack, [0.0, 16 / 255, 64 / 255], **QUIET)
     none, small, large = report.runs
     assert none.robust_accuracy <= report.clean_accuracy
-    assert large.robust_accuracy <= small.robust_accuracy + 0.05
+    assert large.robust_accuracy <= small.robust_accuracy < none.robust_accuracy
     if attack.startswith("ensemble"):
-        alone = evaluate(snn, digits, attack.removeprefix("ensemble-"), 16 / 255, **QUIET).runs[0]
+        alone = evaluate(snn, data, attack.removeprefix("ensemble-"), 16 / 255, **QUIET).runs[0]
         # pcw-1, the model's own surrogate, leads the ensemble: what it fells, the ensemble fells
         assert small.robust_accuracy <= alone.robust_accuracy + 0.05
 
@@ -222,10 +223,7 @@ def start(ranks, *arguments):
     here = {"RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return [
-        subprocess.Popen(command, env={**os.environ, **here, "RANK": str(rank)}, stderr=open("/tmp/w/sh/err", "a"))
-        for rank in range(ranks)
-    ]
+    return [subprocess.Popen(command, env={**os.environ, **here, "RANK": str(rank)}) for rank in range(ranks)]
 
 
 def known(state):
@@ -261,11 +259,11 @@ def test_killed_and_resumed_with_other_ranks_it_makes_the_same_report(tmp_path):
     state, output, adversarial = (tmp_path / name for name in names)
     for kill_all, ranks in ((True, 1), (False, 2), (True, 3)):
         processes, before = start(ranks, "ensemble-pgd8", state, output, adversarial), known(state)
-        while known(state) < before + 10:
+        while known(state) < before + 6:
             assert all(process.poll() is None for process in processes), "it ended before it was killed"
             time.sleep(0.005)
         processes[-1].send_signal(signal.SIGKILL)
-        time.sleep(0 if kill_all else 1)  # the others go on, until they wait for what will never come
+        time.sleep(0 if kill_all else 0.3)  # the others go on, until they wait for what will never come
         for process in processes:
             process.kill()
             process.wait()

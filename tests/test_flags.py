@@ -121,6 +121,10 @@ def test_a_larger_radius_that_helps_the_model():
 
 def test_more_steps_that_help_the_model():
     assert "more_steps" in found(Trap(valley), "pgd5", 0.1, binary_digits())[1]
+    # and among the runs, where the attacks of the check itself see nothing
+    runs, none = ["pgd5", "pgd20"], {"checks": 1}
+    report, raised = found(Trap(valley), runs, 0.1, binary_digits(), **none)
+    assert report.runs[1].robust_accuracy > report.runs[0].robust_accuracy and "more_steps" in raised
 
 
 def test_what_fells_after_all_gradient_attacks_is_counted():

@@ -109,3 +109,12 @@ def test_unknown_names_are_refused(snn, name, words):
 def test_transfer_needs_a_source(ann):
     with pytest.raises(ValueError, match="converted from"):
         protocol("transfer-pgd20", ann)
+
+
+def test_quick_fells_what_its_members_fell(snn):
+    data = rsnn_zoo.load_dataset("digits", "test").select(6)
+    report = rsnn_zoo.evaluate(snn, data, "quick", 48 / 255, checks=0)
+    verdicts = report.runs[0].verdicts
+    (first, *_) = protocol("quick", snn)
+    alone = rsnn_zoo.evaluate(snn, data, str(first).replace("/", "@"), 48 / 255, checks=0).runs[0].verdicts
+    assert 0 in alone and all(verdict == 0 for verdict, one in zip(verdicts, alone, strict=True) if one == 0)

@@ -28,8 +28,8 @@ def test_a_changed_figure_is_noticed(tmp_path):
 def test_scripts_and_models_that_it_names_exist():
     for script in set(re.findall(r"scripts/[a-z_]+\.py", README)):
         assert (ROOT / script).is_file(), script
-    for name in set(re.findall(r'create_model\("([a-z0-9_.]+)"', README)):
-        assert name.startswith("rsnn_") or rsnn_zoo.is_model(name), name
+    for name in set(re.findall(r'rsnn_zoo\.create_model\("([a-z0-9_.]+)"', README)):
+        assert rsnn_zoo.is_model(name), name
     for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

@@ -270,14 +270,15 @@ def script(name, *arguments):
 @pytest.mark.slow
 def test_models_by_wildcard_into_one_file_and_verified(tmp_path):
     table = tmp_path / "all.csv"
-    options = ("--attack", "fgsm", "pgd3", "--eps", 8, 16, "-n", 30, "--checks", 8, "--output", tmp_path)
-    options += ("--results-file", table, "--adversarial", "--html", "--robustbench", "--plot", tmp_path / "all.png")
-    done = script("evaluate.py", "--model", "resnet20_digits_*_ann", *options)
+    into = ("--output", tmp_path, "--results-file", table)
+    options = ("--attack", "fgsm", "pgd3", "--eps", 8, 16, "-n", 30, "--checks", 8)
+    options += ("--adversarial", "--html", "--robustbench", "--plot", tmp_path / "all.png")
+    done = script("evaluate.py", "--model", "resnet20_digits_*_ann", *into, *options)
     assert done.returncode == 0, done.stderr
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == rsnn_zoo.list_models("resnet20_digits_*_ann", pretrained=True)
-    again = script("evaluate.py", "--model", NAME, "--attack", "fgsm", "-n", 10, "--checks", 0, *options[9:13])
+    again = script("evaluate.py", "--model", NAME, "--attack", "fgsm", "-n", 10, "--checks", 0, *into)
     assert again.returncode == 0, again.stderr
     with open(table, newline="") as file:
         assert len(list(csv.DictReader(file))) == len(rows)

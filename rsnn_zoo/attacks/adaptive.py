@@ -10,6 +10,7 @@ not on batches, processes or time.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,9 +24,13 @@ __all__ = ["PILOT", "Adaptive", "Pair", "Switching", "adaptive"]
 
 _log = logging.getLogger(__name__)
 
-PILOT = 32
+PILOT = 64
 """Samples in the pilot."""
-RACE_STEPS = 10
+SHARE = 0.6
+"""Of the samples that stand after the first round, those that go on to the second; to the third half as many ..."""
+FEW = 8
+"""Fewer margins tell nothing about how they are distributed."""
+RACE_STEPS = 5
 """Gradient steps of each pair and sample where the order is learned."""
 
 Pair = tuple[str, BackwardMode | None]
@@ -92,26 +97,36 @@ class Adaptive:
     def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
         """The same with the bars between its rounds and the order of its pairs learned on some samples.
 
-        They run the first round. Half of the margins that they come to go over the first bar, a quarter over the second
-        ... Those over the first are raced for: each pair attacks them alone for ten steps. The first pair stays the
-        first. Then comes, one by one, the pair that together with those before it fells most of them; of equals, the
-        one that leaves the smallest margins.
+        They run the rounds themselves. The bar after the first lets ``SHARE`` of those that stand then go on, that
+        after the second half as many ... or all that still stand, where they are fewer. Those that go on after the
+        first are raced for: each pair attacks them alone for five steps. The first pair stays the first. Then comes,
+        one by one, the pair that together with those before it fells most of them; of equals, the one that leaves the
+        smallest margins.
+
+        Where fewer than eight stand after the first round, there is no telling who is near: all go on, to the third.
 
         Args:
             victim: The model under attack.
             pilot: The first samples of the data set that are classified correctly.
         """
-        if not len(pilot):
-            return self
-        down, _, margins = self._round(0, victim, pilot)
-        if down.all():
-            return self
-        bars = tuple(margins.quantile(0.5**number).item() for number in range(1, len(self.rounds)))
-        near = margins <= bars[0]
-        pairs = self._raced(victim, pilot.rows((~down).nonzero().flatten()[near]), margins[near])
-        order = ", ".join(f"{loss}/{mode or 'own'}" for loss, mode in pairs)
+        attack, bars = replace(self, bars=()), list[float]()
+        left, nearest, stood = pilot, pilot.images.new_full((len(pilot),), torch.inf), 0
+        for number in range(len(self.rounds) - 1):
+            if len(left):
+                down, _, margins = attack._round(number, victim, left)
+                left, nearest = left.rows((~down).nonzero().flatten()), nearest[~down].minimum(margins)
+            stood = stood or len(left)
+            if stood < FEW:
+                return replace(self, rounds=self.rounds[:3])
+            going = math.ceil(SHARE * stood / 2**number)
+            bars.append(nearest.sort().values[going - 1].item() if going < len(left) else torch.inf)
+            near = nearest <= bars[-1]
+            left, nearest = left.rows(near.nonzero().flatten()), nearest[near]
+            if number == 0:
+                attack = replace(attack, pairs=attack._raced(victim, left, nearest))
+        order = ", ".join(f"{loss}/{mode or 'own'}" for loss, mode in attack.pairs)
         _log.info("%s learned on %d samples: bars %s; pairs %s", self.name, len(pilot), bars, order)
-        return replace(self, pairs=pairs, bars=bars)
+        return replace(attack, bars=tuple(bars))
 
     def _raced(self, victim: Victim, batch: Batch, margins: Tensor) -> tuple[Pair, ...]:
         """The pairs in the order of what they add, on samples that came to these margins under the first."""
@@ -159,7 +174,7 @@ def adaptive(steps: int, modes: tuple[BackwardMode | None, ...]) -> Adaptive:
         ValueError: For less than 31 steps: rounds of 1, 2, 4, 8 and 16.
 
     Example:
-        >>> attack = adaptive(496, MODE_LISTS["adaptive"]).learned(victim, pilot)  # doctest: +SKIP
+        >>> attack = adaptive(434, MODE_LISTS["adaptive"]).learned(victim, pilot)  # doctest: +SKIP
     """
     if steps < 31:
         raise ValueError(f"the adaptive ensemble needs at least 31 steps (rounds of 1, 2, 4, 8 and 16), got {steps}")

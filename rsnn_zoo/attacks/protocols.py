@@ -34,13 +34,13 @@ MODE_LISTS: dict[str, tuple[BackwardMode, ...]] = {
     "ensemble": ENSEMBLE_MODES,
     "strong": tuple(map(parse_mode, ("pcw-1", "pcw-2", "exp_d-1", "rate", "assg", "hart-1", "rga", "pdsg"))),
     "few": tuple(map(parse_mode, ("pcw-1", "assg", "rate"))),
-    "adaptive": tuple(map(parse_mode, ("pcw-1", "pcw-2", "exp_d-1", "pcw-0.5", "rate", "pdsg"))),
+    "adaptive": tuple(map(parse_mode, ("pcw-2", "hart-1", "pcw-1", "exp_d-1", "pcw-0.5", "rate"))),
 }
 """Modes under one name: the 19 published ones; those that fell most and those published since; a few of these; what the
 adaptive ensemble chooses from."""
 
 PROTOCOLS: dict[str, tuple[str, ...]] = {
-    "adaptive-v1": ("adaptive496",),
+    "adaptive-v1": ("adaptive434",),
     "ensemble-apgd100": ("apgd100-ce@ensemble", "apgd100-dlr@ensemble"),
     "quick-v1": ("pgd10@pcw-1", "apgd30-ce@pcw-2", "apgd30-dlr@pcw-1", "sapgd30@assg", "pgd10@rate"),
     "worst-case-v1": (
