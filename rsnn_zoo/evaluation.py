@@ -203,7 +203,7 @@ def _weights_sha256(model: nn.Module) -> str | None:
 def evaluate(
     model: nn.Module,
     data: ImageData | tuple[Tensor, Tensor],
-    attack: str | Sequence[str] = "ensemble-pgd20",
+    attack: str | Sequence[str] | Mapping[str, float | Sequence[float]] = "ensemble-pgd20",
     eps: float | Sequence[float] = 8 / 255,
     *,
     seed: int = 0,
@@ -226,7 +226,8 @@ def evaluate(
             inside. It is copied, never touched; the copy runs in evaluation mode, on the model's device, in float32.
             It must keep nothing from one forward pass to the next.
         data: An :class:`ImageData`, or images (N, C, H, W) in [0, 1] and labels (N,).
-        attack: A protocol: see :func:`rsnn_zoo.attacks.protocols.protocol`; or several, each run on its own.
+        attack: A protocol: see :func:`rsnn_zoo.attacks.protocols.protocol`; or several, each run on its own;
+            or a mapping of several, each to an eps of its own or to several.
         eps: Radius of the L-infinity ball in units of pixels in [0, 1], or several, each run on its own.
         seed: Of all that is drawn.
         batch_size: Samples between two writes of the state; no influence on the verdicts.
@@ -282,8 +283,13 @@ def evaluate(
     Source:
         Özdenizci & Legenstein, TMLR 2024, section 4.2, with any iterate counting.
     """
-    radii = [check_eps(e) for e in (eps if isinstance(eps, Sequence) else [eps])]
-    protocols = {full_name(name): protocol(name, model) for name in ([attack] if isinstance(attack, str) else attack)}
+    if not isinstance(attack, Mapping):
+        attack = dict.fromkeys([attack] if isinstance(attack, str) else attack, eps)
+    protocols = {full_name(name): protocol(name, model) for name in attack}
+    radii = {
+        full_name(name): [check_eps(e) for e in (mine if isinstance(mine, Sequence) else [mine])]
+        for name, mine in attack.items()
+    }
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("checks", checks, 0),
@@ -291,7 +297,7 @@ def evaluate(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not radii or not protocols:
+    if not radii or not all(radii.values()):
         raise ValueError("name at least one attack and one eps")
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
@@ -326,11 +332,12 @@ def evaluate(
             engine = _Engine(samples, victim, ledger, bar, seed, batch_size)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
-            bar.total = len(radii) * engine.batches(len(correct)) * sum(map(len, protocols.values()))
+            members = sum(len(radii[name]) * len(members) for name, members in protocols.items())
+            bar.total = engine.batches(len(correct)) * members
             runs = tuple(
                 _run(engine, name, radius, members, correct, adversarial is not None)
                 for name, members in protocols.items()
-                for radius in radii
+                for radius in radii[name]
             )
             found: list[Flag] = []
             if checks:
@@ -397,16 +404,17 @@ def _run_flags(
 ) -> list[Flag]:
     """What attacks on the first ``n`` samples show: from far away, with more steps, and without gradients."""
     name, members = max(protocols.items(), key=lambda item: len(item[1]))
-    index, radii = engine.samples.index, sorted({run.eps for run in runs})
+    index = engine.samples.index
     probe = [position for position in correct if position < n]
-    verdicts = {(run.protocol, run.eps): run.verdicts for run in runs}
+    verdicts = {run.eps: run.verdicts for run in runs if run.protocol == name}
+    radii = sorted(verdicts)
 
     def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
         engine.bar.total += engine.batches(len(positions))
         found, _ = engine.attack(f"check {name} {what}", eps, [member], positions)
         return [position for position in positions if found[index[position]] == STANDS]
 
-    seen, last = min(n, len(index)), verdicts[name, radii[-1]]
+    seen, last = min(n, len(index)), verdicts[radii[-1]]
     left = [position for position in probe if last[position] == STANDS]
     far, enough = probe, min(seen / engine.classes, len(left))
     for number, member in enumerate(members):
@@ -414,7 +422,10 @@ def _run_flags(
             far = standing(f"far {number}", flags.FAR, member, far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
     square = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), left)
-    curves = [[verdicts[one, eps].count(STANDS) / len(index) for eps in radii] for one in protocols]
+    curves = [
+        [run.robust_accuracy for run in sorted(runs, key=lambda run: run.eps) if run.protocol == one]
+        for one in protocols
+    ]
     longer = [
         [run.robust_accuracy for _, run in sorted(one.items())]
         for one in by_steps((run.protocol, run.eps, run) for run in runs).values()

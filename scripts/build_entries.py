@@ -23,7 +23,10 @@ from rsnn_zoo.names import ModelName
 from rsnn_zoo.publish import EVIDENCE, save_pretrained
 
 SCRIPTS = Path(__file__).parent
-ATTACK = "ensemble-pgd20"
+
+EVIDENCE_RUNS = {"digits": {"ensemble-pgd20": EPSILONS}}
+"""Protocols and their radii, by data set."""
+EVIDENCE_RUNS_ELSE = {"ensemble-pgd20": tuple(k / 255 for k in (2, 4, 16)), "worst-case": 8 / 255}
 
 
 def names_of(patterns: list[str]) -> list[ModelName]:
@@ -47,8 +50,9 @@ def publish(run: Path, name: ModelName, data: str | None, n: int | None, command
     model = rsnn_zoo.create_model(f"local-dir:{run}", pretrained=True)
     images = rsnn_zoo.load_dataset(data or name.dataset, "test", dataset=name.dataset)
     images = images if n is None else images.select(n)
-    state = run / "evaluation.partial.json"
-    report = rsnn_zoo.evaluate(model, images, ATTACK, EPSILONS, state=state, progress=True)
+    state = run / "evaluation.partial"
+    attacks = EVIDENCE_RUNS.get(name.dataset, EVIDENCE_RUNS_ELSE)
+    report = rsnn_zoo.evaluate(model, images, attacks, state=state, progress=True)
     report.extra.update(energy(model, images.pixels(slice(0, 256))))
     print(report.table())
     training = {"command": command, **load_json(run / "run.json")}

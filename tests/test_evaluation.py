@@ -71,6 +71,20 @@ def test_the_worst_case_is_the_worst_of_its_members(snn, digits):
     assert sum(a["felled"] for a in content["attacks"]) + verdicts.count(STANDS) == sum(report.correct)
 
 
+def test_each_protocol_may_have_radii_of_its_own():
+    snn, data = tiny.network(True), tiny.digits().select(40)
+    report = evaluate(snn, data, {"fgsm": [8 / 255, 32 / 255], "pgd5@rate": 16 / 255}, checks=16, chunk=16)
+    assert [(run.protocol, round(255 * run.eps)) for run in report.runs] == [
+        ("fgsm", 8),
+        ("fgsm", 32),
+        ("pgd5@rate", 16),
+    ]
+    alone = evaluate(snn, data, "pgd5@rate", 16 / 255, **QUIET)
+    assert report.runs[2].verdicts == alone.runs[0].verdicts
+    with pytest.raises(ValueError, match="at least one attack and one eps"):
+        evaluate(snn, data, {"fgsm": []}, **QUIET)
+
+
 def test_verdicts_do_not_depend_on_batch_size_order_or_company(snn, digits):
     some = digits.select(12)
     settings = {"attack": "ensemble-pgd2", "eps": 48 / 255, "chunk": 4, "checks": 0}
