@@ -233,8 +233,9 @@ def evaluate(
         batch_size: Samples between two writes of the state; no influence on the verdicts.
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
-        precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster);
-            verdicts are always those of the exact float32 network.
+        precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster).
+            Verdicts are always the exact float32 network's; but with the latter it only judges the iterates that the
+            16-bit network has misclassify, and the last, so fewer samples may fall.
         draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.flags`); 0 for no flags.
         state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number

@@ -43,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
     p.add_argument("--split", default="test", choices=("test", "validation", "train"))
     p.add_argument("-n", type=int, help="evaluate the first N images only")
-    p.add_argument("--attack", nargs="+", default=["ensemble-pgd20"], help="protocols (default: ensemble-pgd20)")
+    p.add_argument(
+        "--attack",
+        nargs="+",
+        default=["ensemble-pgd20"],
+        help="protocols: quick, adaptive, worst-case, pgd20@rate+square1000 ... (default: ensemble-pgd20)",
+    )
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--batch-size", type=int, default=256, help="images between two writes of the state")

@@ -35,13 +35,12 @@ BUILDERS = {
 
 
 @pytest.fixture
-def registered(eager, monkeypatch):
-    monkeypatch.setattr(names, "ARCHITECTURES", list(names.ARCHITECTURES))
-    monkeypatch.setattr("rsnn_zoo.config.ARCHITECTURES", names.ARCHITECTURES)
-    before = dict(models.ARCHITECTURES)
+def registered(eager):
+    known, before = list(names.ARCHITECTURES), dict(models.ARCHITECTURES)
     for name, build in BUILDERS.items():
         rsnn_zoo.register_architecture(name)(build)
     yield
+    names.ARCHITECTURES[:] = known
     models.ARCHITECTURES.clear()
     models.ARCHITECTURES.update(before)
 

@@ -45,9 +45,7 @@ class ForeignNetwork(Network):
             self.train()
         layers = {kind: [n for n, m in self.named_modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.Linear)}
         if not all(layers.values()):
-            raise ValueError(
-                f"{architecture} has no convolution, or no linear layer to be its classifier"
-            )
+            raise ValueError(f"{architecture} has no convolution, or no linear layer to be its classifier")
         self.first_conv, self.classifier_name = layers[nn.Conv2d][0], layers[nn.Linear][-1]
         self.num_features = self.get_classifier().in_features
         self.pretrained_cfg |= {"first_conv": self.first_conv, "classifier": self.classifier_name}
@@ -64,6 +62,4 @@ class ForeignNetwork(Network):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Refuses: the classifier is the builder's."""
-        raise ValueError(
-            f"{self.architecture} is built as it is: build it with num_classes={num_classes}"
-        )
+        raise ValueError(f"{self.architecture} is built as it is: build it with num_classes={num_classes}")
