@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
