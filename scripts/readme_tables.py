@@ -3,7 +3,8 @@
     python scripts/readme_tables.py            # writes README.md
     python scripts/readme_tables.py --check    # only says whether it is stale
 
-Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark.json (scripts/benchmark.py wrote it).
+Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark.json and
+scripts/benchmark_training.json (the scripts of these names wrote them).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from rsnn_zoo.publish import EVIDENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = Path(__file__).with_name("benchmark.json")
+TRAINING = Path(__file__).with_name("benchmark_training.json")
 
 
 def results() -> str:
@@ -50,7 +52,20 @@ def benchmark() -> str:
     return ratios_table(load_json(BENCHMARK))
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": results, "benchmark": benchmark}
+def training() -> str:
+    """Throughput of our training loop and of a plain one."""
+    found = load_json(TRAINING)
+    lines = ["| training | plain loop, images/s | ours, images/s | ratio |", "|---|---|---|---|"]
+    for result in found["results"]:
+        speeds = result["images_per_second"]
+        lines.append(f"| {result['case']} | {speeds['plain']:.1f} | {speeds['ours']:.1f} | {result['ratio']:.2f} |")
+    versions = found["environment"]["versions"]
+    return "\n".join(
+        [*lines, "", f"{found['environment']['cpu']}, {found['threads']} threads; torch {versions['torch']}."]
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"results": results, "benchmark": benchmark, "training": training}
 
 
 def filled(text: str) -> str:
