@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rsnn_zoo.attacks.base import Victim
+from rsnn_zoo.attacks.gradients import LOSSES
 from rsnn_zoo.neurons import BackwardMode
 from rsnn_zoo.report import Flag, Run, wilson
 
@@ -110,11 +110,9 @@ def _right(victim: Victim, images: Tensor, labels: Tensor) -> int:
 
 def zero_gradients(victim: Victim, images: Tensor, labels: Tensor, modes: Iterable[BackwardMode | None]) -> Flag:
     """How much of the input gradient is zero under the mode that has least of it."""
-
-    def loss(logits: Tensor, aim: Tensor) -> Tensor:
-        return F.cross_entropy(logits, aim, reduction="none")
-
-    gradients = (victim.under(mode).gradient(images, labels, loss, labels, {})[0] for mode in dict.fromkeys(modes))
+    gradients = (
+        victim.under(mode).gradient(images, labels, LOSSES["ce"], labels, {})[0] for mode in dict.fromkeys(modes)
+    )
     share = min((gradient == 0).double().mean().item() for gradient in gradients)
     return _flag("zero_gradients", share > ZEROS, share)
 

@@ -109,11 +109,7 @@ def register_objective(name: str) -> None:
     Raises:
         ValueError: If the name is malformed or taken.
     """
-    if not re.fullmatch("[a-z][a-z0-9]*", name):
-        raise ValueError(f"Objective {name!r} must be lower-case letters and digits, starting with a letter")
-    if name in _objectives:
-        raise ValueError(f"Objective {name!r} is already registered; choose another name")
-    _objectives.append(name)
+    _add("Objective", name, _objectives, "[a-z][a-z0-9]*", "lower-case letters and digits, starting with a letter")
 
 
 def register_architecture(name: str) -> None:
@@ -125,11 +121,16 @@ def register_architecture(name: str) -> None:
     Raises:
         ValueError: If the name is malformed or taken.
     """
-    if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ValueError(f"Architecture {name!r} must be lower-case letters and digits joined by single underscores")
-    if name in ARCHITECTURES:
-        raise ValueError(f"Architecture {name!r} is already registered; choose another name")
-    ARCHITECTURES.append(name)
+    pattern = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
+    _add("Architecture", name, ARCHITECTURES, pattern, "lower-case letters and digits joined by single underscores")
+
+
+def _add(what: str, name: str, known: list[str], pattern: str, described: str) -> None:
+    if not re.fullmatch(pattern, name):
+        raise ValueError(f"{what} {name!r} must be {described}")
+    if name in known:
+        raise ValueError(f"{what} {name!r} is already registered; choose another name")
+    known.append(name)
 
 
 def near_matches(value: str, known: Iterable[str]) -> str:

@@ -18,9 +18,7 @@ from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy
 from rsnn_zoo.publish import EVIDENCE
-
-TOLERANCE = 0.02
-"""Another processor rounds otherwise, and a spike that hangs on a rounding flips."""
+from rsnn_zoo.verification import TOLERANCE
 
 
 def main() -> None:

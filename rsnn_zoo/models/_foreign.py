@@ -56,6 +56,10 @@ class ForeignNetwork(Network):
         x = self.normalize(x)
         return self.over_time(self.network(x if self.stem_once else x.repeat(self.steps, 1, 1, 1)), per_step)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Refuses: where the features end is the builder's."""
+        raise ValueError(f"{self.architecture} comes from elsewhere: call its own module, .network, for its features")
+
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.get_submodule(self.classifier_name)
