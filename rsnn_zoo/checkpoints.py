@@ -38,13 +38,20 @@ class RunFolder:
         folder: Made if absent.
         settings: All that the run depends on, as JSON.
         environment: What it runs on, as JSON.
+        defaults: What tables of the settings hold where a run of an older version says nothing.
         writes: Whether this process writes; of several, one does.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], environment: Mapping[str, Any], *, writes: bool = True
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        writes: bool = True,
     ):
-        self.folder, self.writes = folder, writes
+        self.folder, self.defaults, self.writes = folder, defaults or {}, writes
         self.settings: dict[str, Any] = json.loads(to_json(settings))
         self.environment: dict[str, Any] = json.loads(to_json(environment))
 
@@ -62,7 +69,9 @@ class RunFolder:
         if (state := load_checkpoint(self.folder)) is None:
             self.write_record(None)
             return None
-        if differing := _differences(state["settings"], self.settings):
+        before = state["settings"]
+        before = {**before, **{table: {**known, **before.get(table, {})} for table, known in self.defaults.items()}}
+        if differing := _differences(before, self.settings):
             raise OtherRunError(
                 f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
             )

@@ -59,12 +59,12 @@ def check_images(images: Tensor, channels: int | None = None, size: int | None =
         raise ValueError(f"Images span {low:.4g} to {high:.4g}, not [0, 1]; do not normalise: the models do it inside")
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
     """Refuse what is not a vector of class numbers: integers (B,) from 0 to ``num_classes - 1``.
 
     Args:
         labels: The labels.
-        num_classes: Number of classes.
+        num_classes: Number of classes; None where it is not known.
 
     Raises:
         TypeError: If ``labels`` is no tensor of integers.
@@ -74,10 +74,14 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}")
     if labels.ndim != 1:
         raise ValueError(f"Labels must be a vector (B,), not {tuple(labels.shape)}; flatten them")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    if not len(labels):
+        return
+    low, high = (bound.item() for bound in labels.aminmax())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        classes = "classes" if num_classes is None else f"{num_classes} classes"
+        last = "" if num_classes is None else f" to {num_classes - 1}"
         raise ValueError(
-            f"Labels span {labels.min()} to {labels.max()}, but {num_classes} classes are numbered from 0 to"
-            f" {num_classes - 1}; are they of another data set?"
+            f"Labels span {low} to {high}, but {classes} are numbered from 0{last}; are they of another data set?"
         )
 
 

@@ -109,6 +109,8 @@ class Stage(_Checked):
         ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.
         precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory layout of the images and weights.
+        compile: Whether ``torch.compile`` makes one program of the training passes, and not just of each layer of
+            neurons: a minute or more before the first step. Attacks run as ever.
         augmentation: Random crop, mirroring, cutout.
         validation_eps: Radius of the attack that selects the epoch.
         validation_steps: Its PGD steps; 0 to select by clean accuracy.
@@ -139,6 +141,7 @@ class Stage(_Checked):
     ema: float = _number(0.0, 0.0, 0.99999)
     precision: str = _one_of("float32", PRECISIONS)
     channels_last: bool = False
+    compile: bool = False
     augmentation: Augmentation = _UNCHANGED
     validation_eps: float = _number(0.0, 0.0, 1.0)
     validation_steps: int = _number(0, 0, 1000)

@@ -378,7 +378,8 @@ class _Run:
         for name, part in (("train", self.data), ("validation", self.validation)):
             settings[f"{name}_images"], settings[f"{name}_sha256"] = len(part), part.sha256
         surroundings = environment(self.device) | {"processes": self.ranks.size}
-        self.folder = RunFolder(folder, settings, surroundings, writes=self.ranks.main)
+        defaults = {"stage": asdict(Stage())}
+        self.folder = RunFolder(folder, settings, surroundings, defaults=defaults, writes=self.ranks.main)
         self.interval, self.saved = interval, time.monotonic()
         if (state := self.folder.open()) is not None:
             for key, part in self.parts().items():

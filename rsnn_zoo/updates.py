@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rsnn_zoo.attacks.gradients import PRECISIONS
@@ -55,6 +56,8 @@ class Updates:
         if stage.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
         self.parallel = parallel(model, ranks)
+        if stage.compile:
+            self.parallel = torch.compile(self.parallel)
         self.device = next(model.parameters()).device
         spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
         self.attack_options = {
@@ -89,6 +92,7 @@ class Updates:
 
         Raises:
             FloatingPointError: If the loss is no number; the weights are as before.
+            OSError: If the stage wants the network compiled, and that fails.
         """
         stage, count = self.stage, self.stage.accumulate
         eps = stage.eps * _grown(done, stage.eps_warmup)
@@ -142,7 +146,11 @@ class Updates:
         """Logits, convolutions in the stage's precision."""
         dtype = PRECISIONS[self.stage.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.parallel(images)
+            try:
+                logits = self.parallel(images)
+            except TorchDynamoException as error:
+                cause = str(error).strip().split("\n")[0]
+                raise OSError(f"torch.compile fails here ({cause}): set compile = false in the recipe") from error
         return logits.to(wide(logits.dtype))
 
     def _schedule(self, done: float, step: float) -> float:

@@ -1,7 +1,7 @@
 """Counts and times what evaluations cost, on the same images of the same models.
 
-    python scripts/benchmark_evaluation.py --model 'resnet20_digits_*_t4' --eps 8 16 32 --output steps.json
-    python scripts/benchmark_evaluation.py --model resnet20_cifar10_trades_t4 --data cifar10 -n 256 --plain
+    python scripts/benchmark_evaluation.py --model 'resnet20_digits_*_t4' --eps 8 16 32 --seeds 0 1 --output steps.json
+    python scripts/benchmark_evaluation.py --model resnet20_cifar10_trades_t4 --split validation -n 256 --plain
 
 Three ways to a worst case: the published ensemble (PGD-20 under 19 backward modes), the adaptive ensemble, and with
 ``--plain`` the published ensemble the published way: torchattacks' PGD, one mode after another, every image through all
@@ -13,6 +13,7 @@ count.
 import argparse
 import copy
 import fnmatch
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from typing import Any
 import torch
 import torchattacks
 from _malloc import tune_malloc
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rsnn_zoo
@@ -132,19 +132,19 @@ def counted() -> Iterator[dict[str, int]]:
         ModelVictim.gradient, ModelVictim.fallen = gradient, fallen
 
 
-def measure(model: nn.Module, data: ImageData, eps: float, options: argparse.Namespace) -> dict[str, Any]:
+def measure(model: nn.Module, data: ImageData, eps: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Robust samples, gradient steps and seconds of each way."""
     found: dict[str, Any] = {}
+    how = {"seed": seed, "precision": options.precision, "batch_size": options.batch_size}
     for attack in (f"ensemble-pgd{STEPS}", full_name("adaptive")):
         started = time.perf_counter()
         with counted() as counts:
-            report = rsnn_zoo.evaluate(
-                model, data, attack, eps, precision=options.precision, batch_size=options.batch_size, checks=0
-            )
+            report = rsnn_zoo.evaluate(model, data, attack, eps, checks=0, **how)
         seconds = time.perf_counter() - started
         robust = round(report.runs[0].robust_accuracy * len(data.labels))
         found[attack] = {"robust": robust, **counts, "seconds": round(seconds, 1)}
     if options.plain:
+        torch.manual_seed(seed)
         started = time.perf_counter()
         robust = int(plain_ensemble(model, data, eps, options.plain_batch_size).sum())
         steps = len(data.labels) * STEPS * len(ENSEMBLE_MODES)
@@ -154,12 +154,13 @@ def measure(model: nn.Module, data: ImageData, eps: float, options: argparse.Nam
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", nargs="+", required=True, help="names or wildcards of models")
-    p.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights (one model)")
+    p.add_argument("--model", nargs="+", required=True, help="names or wildcards, local-dir:path")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
-    p.add_argument("-n", type=int, help="the first N test images only")
+    p.add_argument("--split", default="test", choices=("test", "validation"))
+    p.add_argument("-n", type=int, help="the first N images only")
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of all that is drawn (default: 0)")
     p.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of our attack gradients")
     p.add_argument("--batch-size", type=int, default=256, help="samples that we attack at once")
     p.add_argument("--plain", action="store_true", help="time the published way as well: the slowest by far")
@@ -175,14 +176,14 @@ def main() -> None:
     names = [n for pattern in options.model for n in fnmatch.filter(published, pattern) or [pattern]]
     results = []
     for name in names:
-        model = rsnn_zoo.create_model(name, pretrained=options.weights is None).eval()
-        if options.weights:
-            model.load_state_dict(load_file(options.weights))
-        data = rsnn_zoo.load_dataset(options.data or ModelName.parse(name).dataset, "test", root=options.data_root)
+        model = rsnn_zoo.create_model(name, pretrained=True).eval()
+        known = ModelName.parse(getattr(model, "pretrained_name", None) or name)
+        source = options.data or known.dataset
+        data = rsnn_zoo.load_dataset(source, options.split, dataset=known.dataset, root=options.data_root)
         data = data.select(options.n) if options.n else data
-        for radius in options.eps:
-            found = measure(model, data, radius / 255, options)
-            results.append({"model": name, "n": len(data.labels), "eps": radius, **found})
+        for radius, seed in itertools.product(options.eps, options.seeds):
+            about = {"model": str(known), "split": options.split, "n": len(data.labels), "eps": radius, "seed": seed}
+            results.append(about | {"precision": options.precision} | measure(model, data, radius / 255, seed, options))
             print(results[-1], flush=True)
             with replacing(options.output) as temporary:
                 about = {"created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **environment()}

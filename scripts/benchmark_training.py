@@ -6,7 +6,7 @@ Two trainings on CIFAR-sized images: TRADES of the ANN (PGD, 10 steps), and robu
 R+FGSM). The plain loop is what the papers' code does: float32, a DataLoader with torchvision's transforms in worker
 processes, batch norm by the training flag, and a neuron that loops over time in autograd. Ours is rsnn_zoo.train's:
 bfloat16, data and augmentation in memory, folded attack gradients, one kernel a layer, and malloc tuned as
-scripts/train.py does it.
+scripts/train.py does it; once more with torch.compile of the whole network, the recipe's ``compile``.
 Every case runs alone in a fresh process, with the same network, batch size, steps of the attack and threads.
 """
 
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def images() -> tuple[Tensor, Tensor]:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def ours(case: str) -> Iterator[None]:
+def ours(case: str, compile: bool = False) -> Iterator[None]:
     tune_malloc()
-    what = stage(case)
+    what = replace(stage(case), compile=compile)
     model = network(case).to(memory_format=torch.channels_last).train()
     updates, augment, generator = Updates(model, what, Ranks()), Augment(what.augmentation), torch.Generator()
     pixels, labels = images()
@@ -165,7 +166,11 @@ def plain(case: str) -> Iterator[None]:
             yield
 
 
-LOOPS: dict[str, Callable[[str], Iterator[None]]] = {"plain": plain, "ours": ours}
+LOOPS: dict[str, Callable[[str], Iterator[None]]] = {
+    "plain": plain,
+    "ours": ours,
+    "ours, compiled": partial(ours, compile=True),
+}
 CASES = {"ann": "ResNet-20, TRADES, PGD-10", "snn": "its SNN, T = 4, R+FGSM"}
 
 
@@ -199,7 +204,8 @@ def main() -> None:
         batch = stage(case).batch_size
         speeds = {loop: batch / statistics.median(seconds) for loop, seconds in found[case].items()}
         results.append({"case": title, "images_per_second": speeds, "ratio": speeds["ours"] / speeds["plain"]})
-        print(f"{title}: plain {speeds['plain']:.0f}, ours {speeds['ours']:.0f} images/s, {results[-1]['ratio']:.2f}x")
+        shown = ", ".join(f"{loop} {speed:.0f}" for loop, speed in speeds.items())
+        print(f"{title}: {shown} images/s, {results[-1]['ratio']:.2f}x")
     if args.output:
         with replacing(args.output) as temporary:
             record = {"results": results, "seconds": found, "threads": args.threads, "environment": environment()}

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmark import ratios_table
 
@@ -19,6 +20,7 @@ from rsnn_zoo.config import load_config
 from rsnn_zoo.files import load_json, replacing
 from rsnn_zoo.hub import CONFIG, entries_folder, published_names
 from rsnn_zoo.publish import EVIDENCE
+from rsnn_zoo.report import in_255
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = Path(__file__).with_name("benchmark.json")
@@ -26,17 +28,27 @@ TRAINING = Path(__file__).with_name("benchmark_training.json")
 
 
 def results() -> str:
-    """One row an entry: accuracy without attack and under each radius, with the half-width of its interval."""
+    """A table a data set: accuracy without attack and under each protocol and radius, with its interval."""
     reports = {name: load_json(entries_folder() / name / EVIDENCE) for name in published_names()}
-    radii = sorted({run["eps"] for report in reports.values() for run in report["runs"]})
-    header = ["entry", "parameters", "n", "clean", *(f"{255 * eps:.3g}/255" for eps in radii), "energy / ANN's"]
+    datasets = dict.fromkeys(report["dataset"] for report in reports.values())
+    return "\n\n".join(
+        results_on({name: report for name, report in reports.items() if report["dataset"] == dataset})
+        for dataset in datasets
+    )
+
+
+def results_on(reports: dict[str, Any]) -> str:
+    """One row an entry, one column a protocol and radius."""
+    columns = sorted({(run["eps"], run["protocol"]) for report in reports.values() for run in report["runs"]})
+    attacks = [f"{protocol}, {in_255(eps)}" for eps, protocol in columns]
+    header = ["entry", "parameters", "n", "clean", *attacks, "energy / ANN's"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, report in reports.items():
         config = load_config(entries_folder() / name / CONFIG)
-        runs = {run["eps"]: run for run in report["runs"]}
+        runs = {(run["eps"], run["protocol"]): percent(run["robust_accuracy"], run["ci95"]) for run in report["runs"]}
         cells = [f"`{name}`", f"{config.weights.num_parameters / 1e6:.2f} M", f"{report['n']:,}"]
         cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
-        cells += [percent(runs[eps]["robust_accuracy"], runs[eps]["ci95"]) if eps in runs else "" for eps in radii]
+        cells += [runs.get(column, "") for column in columns]
         cells += [f"{report['energy']['ratio']:.3f}" if config.timesteps else "1"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -55,10 +67,11 @@ def benchmark() -> str:
 def training() -> str:
     """Throughput of our training loop and of a plain one."""
     found = load_json(TRAINING)
-    lines = ["| training | plain loop, images/s | ours, images/s | ratio |", "|---|---|---|---|"]
+    loops = list(found["results"][0]["images_per_second"])
+    lines = [f"| images/s | {' | '.join(loops)} | ours / plain |", "|---" * (len(loops) + 2) + "|"]
     for result in found["results"]:
-        speeds = result["images_per_second"]
-        lines.append(f"| {result['case']} | {speeds['plain']:.1f} | {speeds['ours']:.1f} | {result['ratio']:.2f} |")
+        speeds = " | ".join(f"{result['images_per_second'][loop]:.1f}" for loop in loops)
+        lines.append(f"| {result['case']} | {speeds} | {result['ratio']:.2f} |")
     versions = found["environment"]["versions"]
     return "\n".join(
         [*lines, "", f"{found['environment']['cpu']}, {found['threads']} threads; torch {versions['torch']}."]

@@ -67,6 +67,29 @@ def test_attacks_keep_to_the_ball_and_the_pixels(attack, eps, batch, channels, s
     assert all(x.min() >= 0 and x.max() <= 1 for x in victim.seen)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": torch.rand(2, 1, 2, 2) * 255}, ValueError, "not \\[0, 1\\]"),
+        ({"images": torch.full((2, 1, 2, 2), torch.nan)}, ValueError, "NaN"),
+        ({"images": torch.zeros(2, 4)}, ValueError, "must be \\(B, C, H, W\\)"),
+        ({"images": torch.zeros(2, 1, 2, 2, dtype=torch.uint8)}, TypeError, "divide uint8 by 255"),
+        ({"labels": torch.zeros(2)}, TypeError, "tensor of integers"),
+        ({"labels": torch.tensor([0, -1])}, ValueError, "numbered from 0"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, ValueError, "2 images, 3 labels and 2 indices"),
+        ({"index": (0,)}, ValueError, "2 images, 2 labels and 1 indices"),
+        ({"eps": 8}, ValueError, "e.g. 8 / 255"),
+        ({"eps": -0.1}, ValueError, "must lie in \\[0, 1\\]"),
+        ({"eps": float("nan")}, ValueError, "must lie in \\[0, 1\\]"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused_before_any_work(change, error, message):
+    good = {"images": torch.rand(2, 1, 2, 2), "labels": torch.zeros(2, dtype=torch.long), "eps": 0.1, "index": (0, 1)}
+    Batch(**good)
+    with pytest.raises(error, match=message):
+        Batch(**{**good, **change})
+
+
 def test_sign_attacks_start_and_step_as_defined():
     images, noise = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[0.5, -0.25]]]])
     assert torch.equal(FGSM.begin(images, 0.1, noise), images)

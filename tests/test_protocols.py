@@ -77,6 +77,16 @@ def test_the_worst_case_holds_what_it_is_the_worst_of(snn, ann):
     assert not any("transfer" in member for member in for_ann)
 
 
+def test_autoattack_is_the_standard_version(snn, ann):
+    targeted = [f"apgd100-t{target}/own" for target in range(1, 10)]
+    fab = "torchattacks.FAB(steps=100,multi_targeted=True)/own"
+    assert names("autoattack", ann) == ["apgd100-ce/own", *targeted, fab, "square5000/own"]
+    assert names("fab3-t@rate+torchattacks.DeepFool", snn) == [
+        "torchattacks.FAB(steps=3,multi_targeted=True)/rate",
+        "torchattacks.DeepFool/own",
+    ]
+
+
 def test_a_name_without_version_means_the_newest(snn, monkeypatch):
     assert full_name("worst-case") == "worst-case-v1" == full_name("worst-case-v1")
     assert full_name("ensemble-pgd20") == "ensemble-pgd20"
@@ -99,6 +109,8 @@ def test_a_name_without_version_means_the_newest(snn, monkeypatch):
         ("pgd20@relux", "unknown backward mode"),
         ("square10x2", "no restarts"),
         ("apgd10-l2", "unknown attack"),
+        ("torchattacks.Fab", "no attack 'Fab' that needs only a model"),
+        ("fab10-tx2", "no restarts"),
     ],
 )
 def test_unknown_names_are_refused(snn, name, words):

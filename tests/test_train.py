@@ -361,6 +361,27 @@ def test_bfloat16_and_channels_last_train_nearly_alike(tmp_path, data, validatio
     assert fast.history[0]["train_loss"] == pytest.approx(exact.history[0]["train_loss"], rel=0.1)
 
 
+def test_where_nothing_can_be_compiled_the_remedy_is_named(tmp_path, data, validation, monkeypatch):
+    def broken(module):
+        def call(images):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(OSError, match=r"fails here \(no compiler\): set compile = false"):
+        run(data, validation, tmp_path, replace(STAGE, compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [None, 2])
+def test_a_network_compiled_as_a_whole_trains_alike(tmp_path, data, validation, timesteps):
+    stage = replace(ROBUST, epochs=1)
+    _, eager = run(data, validation, tmp_path / "eager", stage, timesteps)
+    _, compiled = run(data, validation, tmp_path / "compiled", replace(stage, compile=True), timesteps)
+    assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], rel=1e-3)
+
+
 def test_only_validation_images_asked_for_select(tmp_path, data, validation):
     _, result = run(data, validation, tmp_path, replace(STAGE, epochs=3, validate_every=2, validation_images=7))
     assert result.record["validation_images"] == 7
@@ -392,6 +413,17 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path, data, 
         run(data, validation, tmp_path, replace(STAGE, epochs=1, lr=0.1), seed=1)
     with pytest.raises(OtherRunError, match="train_sha256"):
         run(data.select(range(1, 64)), validation, tmp_path, replace(STAGE, epochs=1))
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path, data, validation):
+    run(data, validation, tmp_path, replace(STAGE, epochs=1))
+    state = load_checkpoint(tmp_path)
+    for key in ("compile", "clip"):
+        del state["settings"]["stage"][key]
+    save_checkpoint(tmp_path, state)
+    run(data, validation, tmp_path, replace(STAGE, epochs=1))
+    with pytest.raises(OtherRunError, match=r"stage\.clip is 0\.0 there, 1\.0 here"):
+        run(data, validation, tmp_path, replace(STAGE, epochs=1, clip=1.0))
 
 
 def test_a_finished_run_gives_its_result_at_once(tmp_path, data, validation):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo.data import check_images, check_labels
 from rsnn_zoo.neurons import BackwardMode
 
 __all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "project"]
@@ -51,6 +52,11 @@ class Batch:
         index: Of each sample in its data set.
         seed: Of all that is drawn.
         stream: What else tells draws apart: the member of the ensemble.
+
+    Raises:
+        TypeError: For images or labels that are no tensors of the right kind.
+        ValueError: For images that are not (B, C, H, W) in [0, 1], labels or an index of another number, or an eps
+            outside [0, 1].
     """
 
     images: Tensor
@@ -59,6 +65,17 @@ class Batch:
     index: tuple[int, ...]
     seed: int = 0
     stream: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses what no attack can work on, before any work."""
+        if len(self.images):
+            check_images(self.images)
+        check_labels(self.labels)
+        check_eps(self.eps)
+        if not len(self.images) == len(self.labels) == len(self.index):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.labels)} labels and {len(self.index)} indices: must be one each"
+            )
 
     def generators(self) -> list[torch.Generator]:
         """One for each sample, seeded by seed, index and stream alone; on the CPU, so alike on any device."""

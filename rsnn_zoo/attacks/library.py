@@ -82,11 +82,16 @@ class TorchAttack:
         return victim.fallen(adversarial, batch.labels), adversarial
 
 
-def torchattack(name: str) -> TorchAttack:
-    """An attack of torchattacks by the name of its class, with its default options.
+def torchattack(name: str, **options: Any) -> TorchAttack:
+    """An attack of torchattacks by the name of its class.
+
+    Args:
+        name: Of the class.
+        **options: Other arguments of the class than its defaults.
 
     Raises:
         ValueError: For a name that is not there, or of a class that needs more than a model.
+        TypeError: For an option that the class does not take.
 
     Example:
         >>> torchattack("AutoAttack").name  # doctest: +SKIP
@@ -97,7 +102,7 @@ def torchattack(name: str) -> TorchAttack:
     known = [key for key, found in vars(torchattacks).items() if _needs_only_a_model(found)]
     if name not in known:
         raise ValueError(f"torchattacks has no attack {name!r} that needs only a model{near_matches(name, known)}")
-    return TorchAttack(getattr(torchattacks, name))
+    return TorchAttack(getattr(torchattacks, name), **options)
 
 
 def _needs_only_a_model(found: Any) -> bool:

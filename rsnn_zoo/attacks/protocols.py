@@ -15,6 +15,7 @@ from torch import nn
 from rsnn_zoo.attacks.adaptive import Adaptive, adaptive
 from rsnn_zoo.attacks.apgd import apgd
 from rsnn_zoo.attacks.base import Attack, Batch, GradientAttack, Victim
+from rsnn_zoo.attacks.library import torchattack
 from rsnn_zoo.attacks.queries import Noise, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
@@ -41,6 +42,12 @@ adaptive ensemble chooses from."""
 
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "adaptive-v1": ("adaptive434",),
+    "autoattack-v1": (
+        "apgd100-ce",
+        *(f"apgd100-t{target}" for target in range(1, 10)),
+        "fab100-t",
+        "square5000",
+    ),
     "ensemble-apgd100": ("apgd100-ce@ensemble", "apgd100-dlr@ensemble"),
     "quick-v1": ("pgd10@pcw-1", "apgd30-ce@pcw-2", "apgd30-dlr@pcw-1", "sapgd30@assg", "pgd10@rate"),
     "worst-case-v1": (
@@ -56,7 +63,10 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
         "gaussian-noise100",
     ),
 }
-"""The named protocols, from the strong and cheap to the dear: a sample that has fallen is not attacked again."""
+"""The named protocols, from the strong and cheap to the dear: a sample that has fallen is not attacked again.
+
+``autoattack`` is the standard version of Croce & Hein, ICML 2020: what to hold an ANN to, or an SNN's own gradients.
+"""
 
 
 def _transfer(model: nn.Module, attack: str) -> Attack | None:
@@ -75,6 +85,8 @@ _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "square{n}": lambda model, queries: Square(int(queries)),
     "rays{n}": lambda model, queries: RayS(int(queries)),
     "(uniform|gaussian)-noise{n}": lambda model, kind, queries: Noise(int(queries), kind),
+    "fab{n}-t": lambda model, steps: torchattack("FAB", steps=int(steps), multi_targeted=True),
+    "torchattacks.(.+)": lambda model, name: torchattack(name),
     "transfer-(.+)": _transfer,
 }
 """Attacks by what their names look like ({n}: a positive number), from the model and what the name says in brackets."""
@@ -125,9 +137,10 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
     Args:
         name: A key of ``PROTOCOLS``, with its version or without, or terms joined by ``+``. Attacks are ``fgsm``,
             ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th likely wrong class),
-            ``sapgdK`` (all of K steps), ``squareK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K
-            queries) and ``transfer-ATTACK`` (on the network that the model was converted from). Modes are a key of
-            ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own without any.
+            ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``squareK``, ``raysK``,
+            ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a class of that library with
+            its default options) and ``transfer-ATTACK`` (on the network that the model was converted from). Modes are a
+            key of ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own without any.
         model: The model to attack. One without spiking neurons has but one way to be differentiated, so it meets each
             attack once.
 

@@ -1,0 +1,104 @@
+"""Try changes of a recipe's fine-tuning on a share of the training data, and judge them on validation images.
+
+    python scripts/ablate.py resnet20_cifar10_trades_t4 --set snn.epochs=1 \\
+        --try snn.weight=6 --try snn.lr=0.03 --try 'snn.lr=0.03 snn.weight=6' --output docs/ablation.json
+
+The recipe as it is (with --set) is run too. Each run is a fine-tuning of its own from the same ANN, and ends with an
+attack on the first validation images. Results are added to those in --output, where what is there already is not run
+again, and drawn beside it. Test images are never touched.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from _training import main, parsed, parser, resolve
+from convert import add_ann, converted
+from matplotlib.figure import Figure
+
+import rsnn_zoo
+from rsnn_zoo.attacks.protocols import full_name
+from rsnn_zoo.data import ImageData
+from rsnn_zoo.files import load_json, replacing, to_json
+from rsnn_zoo.provenance import environment
+from rsnn_zoo.recipe import Recipe
+from rsnn_zoo.train import train
+
+EPS = 8 / 255
+
+
+def measured(args: argparse.Namespace, recipe: Recipe, data: ImageData, validation: ImageData) -> dict[str, Any]:
+    """Fine-tunes an SNN in a folder that is not kept, and attacks it."""
+    snn, about = converted(args, recipe, data)
+    with TemporaryDirectory() as folder:
+        options = {"seed": args.seed, "device": args.device, "progress": not args.quiet}
+        result = train(snn, data.select(args.images), validation, recipe.snn, folder, about=about, **options)
+    report = rsnn_zoo.evaluate(snn.cpu(), validation.select(args.n), args.attack, EPS, seed=args.seed, checks=0)
+    (run,) = report.runs
+    return {
+        "clean": report.clean_accuracy,
+        "robust": run.robust_accuracy,
+        "robust_ci95": list(run.ci95),
+        "history": result.history,
+        "ann_sha256": about["ann_sha256"],
+        "evaluation_seconds": round(run.seconds, 1),
+        **environment(args.device),
+    }
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Clean and robust accuracy of each run, with intervals."""
+    figure = Figure(figsize=(8, 1 + 0.3 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(found))
+    robust = [100 * one["robust"] for one in found]
+    spans = [[100 * abs(one["robust"] - bound) for one in found for bound in [one["robust_ci95"][k]]] for k in (0, 1)]
+    axes.errorbar(robust, rows, xerr=spans, fmt="o", capsize=3, label="robust, 95 % interval")
+    axes.plot([100 * one["clean"] for one in found], rows, "s", label="clean")
+    labels = [f"{one['name']}, {one['change'] or 'recipe as it is'}" for one in found]
+    axes.set(xlabel="accuracy on validation images (%)", yticks=list(rows), yticklabels=labels)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def run() -> None:
+    """Runs all that is asked for and not there yet."""
+    p = add_ann(parser(__doc__))
+    p.add_argument("--try", dest="changes", action="append", default=[], metavar="'KEY=VALUE ...'", help="one more run")
+    p.add_argument("--images", type=int, default=9600, help="training images (%(default)s)")
+    p.add_argument("--attack", default="quick", help="protocol that judges, at 8/255 (%(default)s)")
+    p.add_argument("-n", type=int, default=256, help="validation images that are attacked (%(default)s)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parsed(p)
+    path, base = args.output or Path("results/ablation.json"), args.set
+    found = load_json(path)["runs"] if path.is_file() else []
+    for change in ["", *args.changes]:
+        args.set = [*base, *change.split()]
+        recipe, data, validation = resolve(args)
+        about = {
+            "name": str(args.name),
+            "recipe": recipe.name,
+            "base": base,
+            "change": change,
+            "images": args.images,
+            "attack": full_name(args.attack),
+            "eps": EPS,
+            "n": args.n,
+            "seed": args.seed,
+        }
+        if any(about == {key: one.get(key) for key in about} for one in found):
+            continue
+        found.append(about | measured(args, recipe, data, validation))
+        with replacing(path) as temporary:
+            temporary.write_bytes(to_json({"runs": found}))
+        print(json.dumps({key: found[-1][key] for key in ("name", "change", "clean", "robust")}), flush=True)
+    draw(found, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(run)
