@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 # Below this size a compiled kernel saves less than its dispatch costs.
 _COMPILE_FROM = 1 << 13
+# Loops are unrolled: minutes of compilation for the hundred steps of a calibration, which run once.
+_UNROLL_AT_MOST = 32
 _compiler_broken = False
 
 
@@ -50,17 +52,19 @@ def _pattern(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return equal, tuple(tensor.is_contiguous() for tensor in tensors)
 
 
-def run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple[Any, ...]) -> Any:
+def run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple[Any, ...], *, steps: int = 1) -> Any:
     """Calls a loop: compiled where that pays and a compiler is found, else eager with the same numbers.
 
     Args:
         function: Of the tensors, then the static arguments.
         tensors: The first says how large the work is, and its first dimension (the steps) is compiled in.
         static: Hashable; each combination is compiled once.
+        steps: That the loop goes through.
     """
     global _compiler_broken
     x = tensors[0]
-    if not torch.compiler.is_compiling() and x.numel() >= _COMPILE_FROM and _compile_wanted():
+    pays = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
+    if pays and not torch.compiler.is_compiling() and _compile_wanted():
         try:
             key = (x.dtype, x.device.type, x.shape[0], _pattern(tensors), *static)
             plain = (tensor.data for tensor in tensors)  # views no more: dynamo would look at what they are views of

@@ -169,7 +169,7 @@ class _IntegrateAndFire(torch.autograd.Function):
     ) -> Tensor:
         rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
         compared = threshold.to(wide(x.dtype))
-        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft))
+        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft), steps=timesteps)
         batch = x.shape[0] if repeated else x.shape[0] // timesteps
         firing = Firing(rows, excess, compared, leak, (batch, *x.shape[1:]), ctx.channels_last)
         if isinstance(mode, ThroughRate):
@@ -194,7 +194,7 @@ class _IntegrateAndFire(torch.autograd.Function):
         else:
             excess, threshold, width = ctx.saved_tensors
             static = (ctx.mode.kind, timesteps, leak, soft, repeated, ctx.mode.averaged, ctx.needs_input_grad[1])
-            grad_x, grad_threshold = run(_backward, (grad, excess, threshold, width), static)
+            grad_x, grad_threshold = run(_backward, (grad, excess, threshold, width), static, steps=timesteps)
             if grad_threshold is not None:
                 grad_threshold = grad_threshold.to(ctx.threshold_dtype)
         return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None
@@ -263,7 +263,7 @@ def integrate_and_fire(
     if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
         return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, repeated, mode or Surrogate())
     rows, channels_last = _rows(x, 1 if repeated else timesteps)
-    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft))
+    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft), steps=timesteps)
     return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rsnn_zoo.attacks.gradients import PRECISIONS
-from rsnn_zoo.attacks.inner import ATTACKS
+from rsnn_zoo.attacks.inner import ATTACKS, STARTS
 from rsnn_zoo.datasets import Augmentation
+from rsnn_zoo.modes import parse_mode
 from rsnn_zoo.names import near_matches
 from rsnn_zoo.neurons import MIN_THRESHOLD, RESETS, Surrogate
 from rsnn_zoo.objectives import OBJECTIVES, get_objective
@@ -94,6 +95,10 @@ class Stage(_Checked):
         attack: Inner attack, a name of ``rsnn_zoo.attacks.inner.ATTACKS``.
         attack_steps: Of PGD.
         attack_step: Size of PGD's step in units of eps / steps.
+        attack_start: Where PGD starts, a key of ``rsnn_zoo.attacks.inner.STARTS``, or ``"objective"`` for the start
+            that the objective was published with.
+        attack_mode: Backward mode of the attacks in training and validation, as ``rsnn_zoo.modes.parse_mode`` reads it,
+            or ``"own"`` for the surrogate that the weights learn by.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
@@ -126,6 +131,8 @@ class Stage(_Checked):
     attack: str = _one_of("pgd", ATTACKS)
     attack_steps: int = _number(10, 1, 1000)
     attack_step: float = _number(2.5, 0.0, 1000.0)
+    attack_start: str = _one_of("objective", ("objective", *STARTS))
+    attack_mode: str = "own"
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)
@@ -157,6 +164,11 @@ class Stage(_Checked):
             raise RecipeError("validation_steps attack at validation_eps, which must be more than 0")
         if self.nesterov and not self.momentum:
             raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
+        if self.attack_mode != "own":
+            try:
+                parse_mode(self.attack_mode)
+            except (ValueError, AttributeError, TypeError) as error:
+                raise RecipeError(f"attack_mode: {error}; or \"own\"") from error
         for key, pixels in (("crop_padding", self.augmentation.crop_padding), ("cutout", self.augmentation.cutout)):
             if not isinstance(pixels, int) or pixels < 0:
                 raise RecipeError(f"augmentation.{key} is {pixels!r}, must be a number of pixels")

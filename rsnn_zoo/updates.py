@@ -15,6 +15,7 @@ from rsnn_zoo.attacks.gradients import PRECISIONS
 from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, perturb, start_noise
 from rsnn_zoo.constraints import hold_thresholds, retract
 from rsnn_zoo.distributed import Ranks, parallel
+from rsnn_zoo.modes import parse_mode
 from rsnn_zoo.neurons import SpikingNeuron, wide
 from rsnn_zoo.objectives import get_objective
 from rsnn_zoo.recipe import Stage
@@ -63,6 +64,7 @@ class Updates:
         self.attack_options = {
             "precision": stage.precision,
             "chunk": CHUNK if spiking and self.device.type == "cpu" else None,
+            "mode": None if stage.attack_mode == "own" else parse_mode(stage.attack_mode),
         }
 
     @property
@@ -97,7 +99,8 @@ class Updates:
         stage, count = self.stage, self.stage.accumulate
         eps = stage.eps * _grown(done, stage.eps_warmup)
         steps = 1 + int((stage.attack_steps - 1) * _grown(done, stage.steps_warmup))
-        attack = ATTACKS[stage.attack](steps, stage.attack_step, self.objective.start)
+        start = self.objective.start if stage.attack_start == "objective" else stage.attack_start
+        attack = ATTACKS[stage.attack](steps, stage.attack_step, start)
         noise = start_noise(attack, images, generator) if self.objective.inner else images
         shares = zip(*(self.ranks.share(whole, count) for whole in (images, labels, noise)), strict=True)
         self.optimizer.zero_grad()

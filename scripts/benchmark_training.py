@@ -47,9 +47,10 @@ WARM_UP = 2
 
 
 def stage(case: str) -> Stage:
-    """What is trained: the recipe's ANN, or its SNN, with equal batches."""
+    """What is trained: the recipe's ANN, or its SNN with the published attack, with equal batches."""
     recipe = load_recipe("cifar10_linf8", "trades")
-    return replace(recipe.ann if case == "ann" else recipe.snn, batch_size=64, attack_steps=10, steps_warmup=0.0)
+    what = recipe.ann if case == "ann" else replace(recipe.snn, attack="rfgsm")
+    return replace(what, batch_size=64, attack_steps=10, steps_warmup=0.0)
 
 
 def network(case: str) -> Network:

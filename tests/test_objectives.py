@@ -12,6 +12,7 @@ from torch import nn
 from rsnn_zoo import names
 from rsnn_zoo.attacks.inner import ATTACKS, INNER_LOSSES, perturb, start_noise
 from rsnn_zoo.models import resnet20
+from rsnn_zoo.neurons import Rate, backward_mode
 from rsnn_zoo.objectives import OBJECTIVES, get_objective, register_objective
 
 
@@ -179,6 +180,20 @@ def test_pgd_equals_the_written_out_one(start, loss):
     first = images + noise if start == "gaussian" else torch.clamp(images + eps * noise, 0, 1)
     expected = written_out_pgd(model, images, labels, eps, 10, first, loss)
     assert torch.equal(found, expected)
+
+
+def test_the_attack_follows_the_backward_mode():
+    model = small_model(timesteps=4).double().eval()
+    images, labels, generator = batch()
+    images, attack = images.double(), ATTACKS["pgd"](3, 2.5, "uniform")
+    noise = start_noise(attack, images, generator)
+    options = {"attack": attack, "eps": 0.1, "noise": noise}
+    found = perturb(model, images, labels, mode=Rate(), **options)
+    with backward_mode(Rate()):
+        first = torch.clamp(images + 0.1 * noise, 0, 1)
+        expected = written_out_pgd(model, images, labels, 0.1, 3, first, "ce")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+    assert (found - perturb(model, images, labels, **options)).abs().max() > 0.1
 
 
 def test_nfgsm_leaves_the_ball_and_does_not_come_back():

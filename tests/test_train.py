@@ -25,7 +25,7 @@ from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import load_dataset
 from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import resnet20
-from rsnn_zoo.neurons import MIN_THRESHOLD
+from rsnn_zoo.neurons import MIN_THRESHOLD, Rate, Surrogate
 from rsnn_zoo.objectives import OBJECTIVES, Objective
 from rsnn_zoo.recipe import RecipeError, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, estimate, train
@@ -111,6 +111,9 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann]\nnesterov = 1", "nesterov is 1, must be true or false"),
         ("[ann]\nprecision = 'float16'", "precision is 'float16'"),
         ("[ann]\nattack = 'pdg'", "did you mean pgd"),
+        ("[ann]\nattack_start = 'uniforn'", "did you mean uniform"),
+        ("[ann]\nattack_mode = 'pcv-1'", 'attack_mode: unknown backward mode.*or "own"'),
+        ("[ann]\nattack_mode = 3", "attack_mode"),
         ("[ann]\nmomentum = 0", "Nesterov"),
         ("[ann]\nvalidation_steps = 3", "validation_eps"),
         ("[ann.augmentation]\ncrop_padding = -1", "crop_padding"),
@@ -299,6 +302,30 @@ def test_the_steps_of_the_attack_grow_over_their_warmup(tmp_path, data, validati
     monkeypatch.setattr("rsnn_zoo.updates.perturb", lambda *a, **k: seen.append(k["attack"].steps) or real(*a, **k))
     run(data, validation, tmp_path, replace(ROBUST, attack="pgd", attack_steps=3, steps_warmup=1.0, validation_steps=0))
     assert seen == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "mode"),
+    [
+        ({}, "gaussian", None),
+        ({"attack_start": "uniform", "attack_mode": "pcw-2"}, "uniform", Surrogate("pcw", 2.0)),
+        ({"attack_start": "sign", "attack_mode": "rate"}, "sign", Rate()),
+    ],
+)
+def test_the_recipe_says_where_pgd_starts_and_how_it_differentiates(
+    tmp_path, data, validation, monkeypatch, changes, start, mode
+):
+    seen = []
+    real = updates.perturb
+
+    def watched(*arguments, **options):
+        seen.append((options["attack"].start, options["mode"]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("rsnn_zoo.updates.perturb", watched)
+    stage = replace(ROBUST, attack="pgd", attack_steps=2, epochs=1, validation_steps=0, **changes)
+    run(data, validation, tmp_path, stage, timesteps=2)
+    assert set(seen) == {(start, mode)}
 
 
 def test_retraction_is_the_published_step(tmp_path, data, validation):

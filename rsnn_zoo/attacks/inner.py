@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, SignAttack
+from rsnn_zoo.memory import Memory
+from rsnn_zoo.modes import BackwardMode
 
 __all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "InnerAttack", "perturb", "start_noise"]
 
@@ -91,6 +93,7 @@ def perturb(
     loss: str = "ce",
     precision: str = "float32",
     chunk: int | None = None,
+    mode: BackwardMode | None = None,
 ) -> Tensor:
     """Adversarial images for a training step.
 
@@ -104,6 +107,7 @@ def perturb(
         loss: ``"ce"`` for the cross-entropy with the labels, ``"kl"`` for the divergence from the clean output.
         precision: Of the convolutions: ``"float32"`` or ``"bfloat16"``.
         chunk: Images that go through the network at once; None for all.
+        mode: How to differentiate the spike; None for each neuron's own surrogate.
 
     Returns:
         (B, C, H, W) in [0, 1], at most eps from ``images`` (times the attack's reach).
@@ -113,10 +117,10 @@ def perturb(
         >>> noise = start_noise(attack, images, torch.Generator().manual_seed(0))  # doctest: +SKIP
         >>> adversarial = perturb(model, images, labels, attack=attack, eps=8 / 255, noise=noise)  # doctest: +SKIP
     """
-    gradient = InputGradient(model, precision=precision, chunk=chunk or len(images))
+    gradient = InputGradient(model, mode, precision=precision, chunk=chunk or len(images))
     target = gradient.logits(images).softmax(1) if loss == "kl" else labels
-    x = attack.begin(images, eps, noise)
+    x, memory = attack.begin(images, eps, noise), Memory()
     for _ in range(attack.steps):
-        direction, _ = gradient(x, target, INNER_LOSSES[loss])
+        direction, _ = gradient(x, target, INNER_LOSSES[loss], memory)
         x = project(x + attack.size * eps * direction.sign(), images, attack.reach * eps)
     return x
