@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class _Engine:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
         self.classes = self.victim.logits(self.samples.images[:1]).shape[1]
         self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
+        self.met: defaultdict[tuple[str, float], dict[int, bool]] = defaultdict(dict)  # who fell to a member at an eps
 
     def judge(self, job: str, positions: Sequence[int], judge: Judge, each: int) -> tuple[dict[int, int], float]:
         """Verdicts by sample, of those at ``positions`` at least, and the seconds that they took.
@@ -148,14 +150,23 @@ class _Engine:
     def attack(
         self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int], keep: bool = False
     ) -> tuple[dict[int, int], float]:
-        """Verdicts by sample of the worst case over the members; one that has fallen is not attacked again."""
+        """Verdicts by sample of the worst case over the members; one that has fallen is not attacked again.
+
+        Nor is one that met the same member at the same eps in an earlier protocol, unless images are to be kept.
+        """
 
         def judge(at: Tensor) -> tuple[list[int], Tensor | None]:
             at = at.to(self.samples.labels.device)
             images, labels = self.samples.images[at], self.samples.labels[at]
             verdicts, adversarial = torch.full_like(labels, STANDS), images.clone()
             for number, member in enumerate(members):
-                left = (verdicts == STANDS).nonzero().flatten()
+                if not len(left := (verdicts == STANDS).nonzero().flatten()):
+                    self.bar.update(len(members) - number)
+                    break
+                met = {} if keep else self.met[str(member), eps]
+                known = [met.get(self.samples.index[i]) for i in at[left].tolist()]
+                verdicts[left[torch.tensor([fell is True for fell in known])]] = number
+                left = left[torch.tensor([fell is None for fell in known])]
                 if len(left):
                     index = tuple(self.samples.index[i] for i in at[left].tolist())
                     batch = Batch(images[left], labels[left], eps, index, self.seed, str(member))
@@ -164,7 +175,11 @@ class _Engine:
                 self.bar.update()
             return verdicts.tolist(), adversarial if keep else None
 
-        return self.judge(_job(name, eps), positions, judge, len(members))
+        verdicts, seconds = self.judge(_job(name, eps), positions, judge, len(members))
+        for sample, verdict in verdicts.items():
+            for number, member in enumerate(members[: verdict + 1] if verdict >= 0 else members):
+                self.met[str(member), eps][sample] = number == verdict
+        return verdicts, seconds
 
     def pilot(self, eps: float, positions: Sequence[int]) -> Batch:
         """The first of these samples by index: the same for any order, batch size and number of processes."""

@@ -168,7 +168,7 @@ class Stage(_Checked):
             try:
                 parse_mode(self.attack_mode)
             except (ValueError, AttributeError, TypeError) as error:
-                raise RecipeError(f"attack_mode: {error}; or \"own\"") from error
+                raise RecipeError(f'attack_mode: {error}; or "own"') from error
         for key, pixels in (("crop_padding", self.augmentation.crop_padding), ("cutout", self.augmentation.cutout)):
             if not isinstance(pixels, int) or pixels < 0:
                 raise RecipeError(f"augmentation.{key} is {pixels!r}, must be a number of pixels")

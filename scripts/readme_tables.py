@@ -1,16 +1,18 @@
-"""Write the tables of README.md anew from the result files that scripts wrote: no figure in it is typed by hand.
+"""Write the tables of README.md and docs/ anew from the result files that scripts wrote: no figure is typed by hand.
 
-    python scripts/readme_tables.py            # writes README.md
-    python scripts/readme_tables.py --check    # only says whether it is stale
+    python scripts/readme_tables.py            # writes the pages
+    python scripts/readme_tables.py --check    # only says whether they are stale
 
-Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark.json and
-scripts/benchmark_training.json (the scripts of these names wrote them).
+Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (the scripts of these names wrote
+them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py), and
+experiments from docs/ablation.json (by ablate.py).
 """
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rsnn_zoo.publish import EVIDENCE
 from rsnn_zoo.report import in_255
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 BENCHMARK = Path(__file__).with_name("benchmark.json")
 TRAINING = Path(__file__).with_name("benchmark_training.json")
 
@@ -78,31 +81,66 @@ def training() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": results, "benchmark": benchmark, "training": training}
+def runs() -> str:
+    """One row a training: its time, and what the attack left standing on validation images."""
+    header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for folder in sorted((DOCS / "runs").iterdir()):
+        run, report = load_json(folder / "run.json"), load_json(folder / "validation.json")
+        history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        cells = [f"`{run['name']}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
+        cells += [f"{history[-1]['images_per_second']:.0f}", f"{report['n']:,}"]
+        cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
+        for one in report["runs"]:
+            attacked = [f"{one['protocol']}, {in_255(one['eps'])}", percent(one["robust_accuracy"], one["ci95"])]
+            lines.append(f"| {' | '.join([*cells, *attacked])} |")
+    return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """The README with each table between its two markers written anew."""
-    for name, table in TABLES.items():
+def ablation() -> str:
+    """One row an experiment."""
+    header = ["SNN", "change", "images", "images/s", "clean", "attack", "robust"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for run in load_json(DOCS / "ablation.json")["runs"]:
+        change = ", ".join(f"`{part}`" for part in [*run["base"], *run["change"].split()]) or "none"
+        cells = [f"`{run['name']}`", change, f"{run['images']:,}", f"{run['history'][-1]['images_per_second']:.0f}"]
+        cells += [f"{100 * run['clean']:.1f}", f"{run['attack']}, n = {run['n']}"]
+        lines.append(f"| {' | '.join([*cells, percent(run['robust'], run['robust_ci95'])])} |")
+    return "\n".join(lines)
+
+
+PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
+    ROOT / "README.md": (results, benchmark, training),
+    DOCS / "cifar10.md": (runs, ablation),
+}
+"""Tables by page; a table stands between markers with the name of its function."""
+
+
+def filled(text: str, tables: Iterable[Callable[[], str]]) -> str:
+    """A page with each table between its two markers written anew."""
+    for table in tables:
+        name = table.__name__
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end {name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, table=table: f"{m[1]}{table()}\n{m[2]}", text)
         if found != 1:
-            raise ValueError(f"README.md needs the markers of the table {name!r} once, and has them {found} times")
+            raise ValueError(
+                f"the markers of the table {name!r} are needed once on its page, and are there {found} times"
+            )
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where README.md is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is stale")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = filled(before)
-    if args.check and after != before:
-        sys.exit("README.md is stale: run python scripts/readme_tables.py")
-    if after != before:
-        with replacing(path) as temporary:
-            temporary.write_text(after, encoding="utf-8")
+    for path, tables in PAGES.items():
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, tables)
+        if args.check and after != before:
+            sys.exit(f"{path.relative_to(ROOT)} is stale: run python scripts/readme_tables.py")
+        if after != before:
+            with replacing(path) as temporary:
+                temporary.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

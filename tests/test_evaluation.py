@@ -19,6 +19,7 @@ import rsnn_zoo
 import rsnn_zoo.hub
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
+from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import EPSILONS, evaluate
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
 from rsnn_zoo.report import MISCLASSIFIED, STANDS
@@ -156,6 +157,28 @@ def test_several_protocols_run_one_after_another():
     for run in report.runs:
         alone = evaluate(tiny.network(), tiny.digits().select(40), run.protocol, run.eps, **QUIET).runs[0]
         assert alone.verdicts == run.verdicts
+
+
+def test_who_met_a_member_in_an_earlier_protocol_does_not_meet_it_again(monkeypatch):
+    def gradient(self, x, *rest):
+        seen.append(len(x))
+        return real(self, x, *rest)
+
+    seen, real = [], ModelVictim.gradient
+    monkeypatch.setattr(ModelVictim, "gradient", gradient)
+
+    def cost(attacks):
+        seen.clear()
+        return evaluate(snn, data, attacks, **QUIET).runs, sum(seen)
+
+    snn, data = tiny.network(True), tiny.digits().select(60)
+    first, second = {"ensemble-pgd3": 0.06}, {"pgd3@pcw-1+pgd3@rate+fgsm": [0.06, 0.03]}
+    (ensemble,), costs = cost(first)
+    mixed, more = cost(second)
+    assert {0, 1, STANDS} <= set(mixed[0].verdicts)
+    both, less = cost(first | second)
+    assert [run.verdicts for run in both] == [run.verdicts for run in (ensemble, *mixed)]
+    assert less < costs + 0.75 * more  # nothing is known at 0.03, little is new at 0.06
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The README says what the result files say, and its commands and names exist."""
+"""README and docs say what the result files say, and their commands and names exist."""
 
 import re
 import subprocess
@@ -9,6 +9,7 @@ import rsnn_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_tables_are_those_of_the_result_files():
@@ -20,15 +21,15 @@ def test_tables_are_those_of_the_result_files():
 def test_a_changed_figure_is_noticed(tmp_path):
     script = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import readme_tables as t; "
     script += f"text = open({str(ROOT / 'README.md')!r}).read(); i = text.index('<!-- end results'); "
-    script += "print(t.filled(text[: i - 3] + '9' + text[i - 2 :]) == text)"
+    script += "print(t.filled(text[: i - 3] + '9' + text[i - 2 :], t.PAGES[t.ROOT / 'README.md']) == text)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
 
 
 def test_scripts_and_models_that_it_names_exist():
-    for script in set(re.findall(r"scripts/[a-z_]+\.py", README)):
+    for script in set(re.findall(r"scripts/[a-z_]+\.py", PAGES)):
         assert (ROOT / script).is_file(), script
-    for name in set(re.findall(r'rsnn_zoo\.create_model\("([a-z0-9_.]+)"', README)):
+    for name in set(re.findall(r'rsnn_zoo\.create_model\("([a-z0-9_.]+)"', PAGES)):
         assert rsnn_zoo.is_model(name), name
     for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
