@@ -4,8 +4,7 @@
     python scripts/readme_tables.py --check    # only says whether they are stale
 
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (the scripts of these names wrote
-them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py), and
-experiments from docs/ablation.json (by ablate.py).
+them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py).
 """
 
 import argparse
@@ -122,21 +121,9 @@ def runs() -> str:
     return "\n".join(lines)
 
 
-def ablation() -> str:
-    """One row an experiment."""
-    header = ["SNN", "change", "images", "images/s", "clean", "attack", "robust"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for run in load_json(DOCS / "ablation.json")["runs"]:
-        change = ", ".join(f"`{part}`" for part in [*run["base"], *run["change"].split()]) or "none"
-        cells = [f"`{run['name']}`", change, f"{run['images']:,}", f"{run['history'][-1]['images_per_second']:.0f}"]
-        cells += [f"{100 * run['clean']:.1f}", f"{run['attack']}, n = {run['n']}"]
-        lines.append(f"| {' | '.join([*cells, percent(run['robust'], run['robust_ci95'])])} |")
-    return "\n".join(lines)
-
-
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results, evaluation, benchmark, training),
-    DOCS / "cifar10.md": (runs, ablation),
+    DOCS / "cifar10.md": (runs,),
 }
 """Tables by page; a table stands between markers with the name of its function."""
 
