@@ -156,7 +156,7 @@ def test_square_never_asks_about_its_best_image_again():
     images, eps = torch.full((20, 1, 4, 4), 0.5), 0.1
     best = images + eps * torch.randint(2, images.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
     state = {"x": best, "best": images, "margin": torch.full((20,), torch.inf)}
-    generators = Batch(images, torch.zeros(20), eps, tuple(range(20))).generators()
+    generators = Batch(images, torch.zeros(20, dtype=torch.long), eps, tuple(range(20))).generators()
     attack = Square(100)
     for k in (0, 50, 99):
         after = attack.step(k, state, torch.zeros(20), images, eps, generators)
