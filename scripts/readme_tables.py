@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BENCHMARK = Path(__file__).with_name("benchmark.json")
 TRAINING = Path(__file__).with_name("benchmark_training.json")
-EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 
 def results() -> str:
@@ -81,30 +80,6 @@ def training() -> str:
     )
 
 
-def evaluation() -> str:
-    """Samples that stand, gradient steps and seconds of the published ensemble, the adaptive one, and the plain way."""
-    header = ["model", "n", "eps", "seed", "ensemble: standing", "steps", "adaptive: standing", "steps / ensemble's"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    plain = []
-    for found in map(load_json, EVALUATION):
-        for result in found["results"]:
-            (_, ensemble), (_, adaptive) = ((k, v) for k, v in result.items() if k.startswith(("ensemble", "adaptive")))
-            cells = [f"`{result['model']}`", result["n"], f"{result['eps']:g}/255", result["seed"]]
-            cells += [ensemble["robust"], f"{ensemble['gradient_steps']:,}"]
-            cells += [adaptive["robust"], f"{adaptive['gradient_steps'] / ensemble['gradient_steps']:.2f}"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-            if "plain" in result:
-                way = {"ensemble": ensemble, "adaptive": adaptive}
-                ratios = [f"{result['plain']['seconds'] / one['seconds']:.1f} x ({name})" for name, one in way.items()]
-                plain.append(
-                    f"The plain loop left {result['plain']['robust']} of {result['n']} standing for "
-                    f"`{result['model']}` at {result['eps']:g}/255, in {result['plain']['seconds']:.0f} s: "
-                    f"{', '.join(ratios)} of our time. {found['cpu']}, {found['threads']} threads, "
-                    f"torch {found['versions']['torch']}."
-                )
-    return "\n".join([*lines, *(f"\n{line}" for line in plain)])
-
-
 def runs() -> str:
     """One row a training: its time, and what the attack left standing on validation images."""
     header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
@@ -122,7 +97,7 @@ def runs() -> str:
 
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (results, evaluation, benchmark, training),
+    ROOT / "README.md": (results, benchmark, training),
     DOCS / "cifar10.md": (runs,),
 }
 """Tables by page; a table stands between markers with the name of its function."""
