@@ -38,12 +38,15 @@ class Objective:
         clean: Whether it needs the logits of the clean images.
         inner: What the inner attack maximises, a key of ``INNER_LOSSES``; None if it needs no adversarial images.
         start: Where PGD inside it starts, a key of ``STARTS``.
+        teacher: Whether loss and inner attack are given, in place of the labels, the probabilities (B, K) that a
+            teacher has for the clean images.
     """
 
     loss: Loss
     clean: bool = True
     inner: str | None = None
     start: str = "uniform"
+    teacher: bool = False
 
 
 OBJECTIVES: dict[str, Objective] = {}
@@ -51,15 +54,16 @@ OBJECTIVES: dict[str, Objective] = {}
 
 
 def register_objective(
-    name: str, *, clean: bool = True, inner: str | None = None, start: str = "uniform"
+    name: str, *, clean: bool = True, inner: str | None = None, start: str = "uniform", teacher: bool = False
 ) -> Callable[[Loss], Loss]:
-    """Decorator that makes a loss an objective, and its name a part of the grammar of model names.
+    """Decorator that makes a loss an objective, and its name a part of the grammar of model names (but with a teacher).
 
     Args:
         name: Lower-case letters and digits.
         clean: Whether it needs the logits of the clean images.
-        inner: What the inner attack maximises: ``"ce"``, ``"kl"``, or None for no attack.
+        inner: What the inner attack maximises: ``"ce"``, ``"kl"``, ``"teacher"``, or None for no attack.
         start: Where PGD starts: ``"uniform"`` in the ball, or ``"gaussian"``, 0.001 randn off the image.
+        teacher: Whether loss and attack are given a teacher's probabilities (B, K) in place of the labels.
 
     Raises:
         ValueError: If the name is malformed or taken, or an option unknown.
@@ -67,11 +71,13 @@ def register_objective(
     for what, value, known in (("inner loss", inner, (None, *INNER_LOSSES)), ("start", start, STARTS)):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}{near_matches(str(value), map(str, known))}")
-    if name in OBJECTIVES or name not in objectives():  # the grammar knows the names of the papers' four beforehand
+    if teacher and name in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is already registered")
+    if not teacher and (name in OBJECTIVES or name not in objectives()):  # the names of the papers' four are known
         register_name(name)
 
     def register(loss: Loss) -> Loss:
-        OBJECTIVES[name] = Objective(loss, clean, inner, start)
+        OBJECTIVES[name] = Objective(loss, clean, inner, start, teacher)
         return loss
 
     return register
@@ -152,3 +158,17 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoo
     kl = F.kl_div(torch.log(probabilities + 1e-12), p, reduction="none").sum(1)
     doubt = 1.0000001 - p.gather(1, labels[:, None]).squeeze(1)
     return boosted + weight * (kl * doubt).mean()
+
+
+@register_objective("rslad", inner="teacher", teacher=True)
+def robust_soft_labels(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
+    """(1 - weight) * KL(teacher || clean) + weight * KL(teacher || adversarial); weight 5/6 as published.
+
+    The teacher is a robust network that sees the clean images: here the ANN that the SNN was converted from. The attack
+    inside leads away from it. The smoothing has no place in it.
+
+    Zi, Zhao, Ma & Jiang, "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better", ICCV
+    2021.
+    """
+    near, far = (F.kl_div(F.log_softmax(z, 1), labels, reduction="batchmean") for z in (clean, adversarial))
+    return (1 - weight) * near + weight * far

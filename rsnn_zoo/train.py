@@ -92,6 +92,7 @@ def train(
     stage: Stage,
     folder: str | Path,
     *,
+    teacher: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     about: Mapping[str, Any] | None = None,
@@ -114,6 +115,7 @@ def train(
         validation: Validation images, which select the epoch.
         stage: Every number of the run.
         folder: Where the run is kept; made if absent.
+        teacher: A trained network, where the objective is taught by one: say which in ``about``.
         seed: Draws the order, the augmentation and the attacks' starts. The initial weights are the caller's.
         device: Where to train; that of the model by default.
         about: What else the run depends on, as JSON: recorded, and compared when the run is taken up again.
@@ -132,7 +134,7 @@ def train(
     Example:
         >>> train(model, data, validation, load_recipe("digits", "trades").ann, "runs/mine")  # doctest: +SKIP
     """
-    run = _Run(model, data, validation, stage, seed, device)
+    run = _Run(model, data, validation, stage, seed, device, teacher)
     run.open(Path(folder), about or {}, interval)
     with run.own_randomness(), _signals() as received:
         run.loop(received, progress, on_epoch)
@@ -145,6 +147,7 @@ def estimate(
     validation: ImageData,
     stage: Stage,
     *,
+    teacher: nn.Module | None = None,
     device: torch.device | str | None = None,
     steps: int = 3,
 ) -> Estimate:
@@ -155,11 +158,12 @@ def estimate(
         data: As for :func:`train`.
         validation: As for :func:`train`.
         stage: As for :func:`train`.
+        teacher: As for :func:`train`.
         device: As for :func:`train`.
         steps: How many steps to time, after one that warms up.
     """
     few = validation.select(min(stage.batch_size, len(validation)))
-    run = _Run(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device)
+    run = _Run(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device, teacher)
     run.model.train()
     run.epoch = stage.epochs - 1  # when eps and the attack's steps have grown
     order = run.order()
@@ -219,6 +223,7 @@ class _Run:
         stage: Stage,
         seed: int,
         device: torch.device | str | None,
+        teacher: nn.Module | None = None,
     ):
         self.device = torch.device(device or next(model.parameters()).device)
         self.layout = torch.channels_last if stage.channels_last else torch.contiguous_format
@@ -231,7 +236,7 @@ class _Run:
         if not self.batches:
             raise ValueError(f"{len(data)} training images do not fill a batch of {stage.batch_size}: lower batch_size")
         self.ranks = Ranks.current()
-        self.updates = Updates(self.model, stage, self.ranks)
+        self.updates = Updates(self.model, stage, self.ranks, teacher)
         self.augment = Augment(stage.augmentation)
         self.generator = torch.Generator(self.device)
 

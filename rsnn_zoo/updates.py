@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.gradients import PRECISIONS, InputGradient
 from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, perturb, start_noise
 from rsnn_zoo.constraints import hold_thresholds, retract
 from rsnn_zoo.distributed import Ranks, parallel
@@ -36,13 +36,14 @@ class Updates:
         model: ANN or SNN, on its device; its weights are changed.
         stage: Objective, attack, optimizer.
         ranks: The processes, each with the same weights.
+        teacher: A trained network, where the objective is taught by one; it is copied.
 
     Attributes:
         optimizer: SGD over weights, and over thresholds with a rate of their own.
         average: The averaged weights, as ``AveragedModel``; None where the stage has none.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks):
+    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks, teacher: nn.Module | None = None):
         if stage.batch_size % (stage.accumulate * ranks.size):
             raise ValueError(
                 f"batch_size {stage.batch_size} cannot be divided among {ranks.size} processes in {stage.accumulate} "
@@ -50,6 +51,8 @@ class Updates:
             )
         self.model, self.stage, self.ranks = model, stage, ranks
         self.objective = get_objective(stage.objective)
+        if self.objective.teacher and teacher is None:
+            raise ValueError(f"objective {stage.objective!r} needs a teacher: fine-tune an SNN with it, of its ANN")
         self.optimizer = torch.optim.SGD(
             _groups(model, stage), lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov
         )
@@ -60,6 +63,9 @@ class Updates:
         if stage.compile:
             self.parallel = torch.compile(self.parallel)
         self.device = next(model.parameters()).device
+        self.teacher = None
+        if self.objective.teacher and teacher is not None:
+            self.teacher = InputGradient(teacher.to(self.device), None, stage.precision, chunk=CHUNK)
         spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
         self.attack_options = {
             "precision": stage.precision,
@@ -136,12 +142,13 @@ class Updates:
     ) -> tuple[Tensor, list[float]]:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
         stage, objective = self.stage, self.objective
+        target = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
         clean = self._forward(images) if objective.clean else None
         adversarial = None
         if objective.inner:
             options = {"attack": attack, "eps": eps, "noise": noise, "loss": objective.inner}
-            adversarial = self._forward(self.attack(self.model, images, labels, **options))
-        loss = objective.loss(clean, adversarial, labels, stage.weight, stage.label_smoothing)
+            adversarial = self._forward(self.attack(self.model, images, target, **options))
+        loss = objective.loss(clean, adversarial, target, stage.weight, stage.label_smoothing)
         seen = (clean, adversarial)
         return loss, [0.0 if z is None else (z.argmax(1) == labels).float().mean().item() for z in seen]
 

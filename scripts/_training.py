@@ -94,15 +94,17 @@ def run_stage(
     data: ImageData,
     validation: ImageData,
     about: Mapping[str, Any],
+    teacher: Network | None = None,
 ) -> None:
     """Trains and saves the entry, or tells what that would take."""
     if args.dry_run:
         print(json.dumps({"stage": asdict(stage), **about}, indent=2))
-        print(f"about {estimate(model, data, validation, stage, device=args.device)}")
+        print(f"about {estimate(model, data, validation, stage, teacher=teacher, device=args.device)}")
         return
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
     with tensorboard(args.tensorboard) as on_epoch:
-        result = train(model, data, validation, stage, args.output, about=about, on_epoch=on_epoch, **options)
+        options |= {"about": about, "on_epoch": on_epoch, "teacher": teacher}
+        result = train(model, data, validation, stage, args.output, **options)
     if not Ranks.current().main:
         return
     save_pretrained(model.cpu(), args.output, name=str(args.name), training=result.record)

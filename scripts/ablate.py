@@ -9,6 +9,7 @@ again, and drawn beside it. Test images are never touched.
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,17 +24,25 @@ from rsnn_zoo.attacks.protocols import full_name
 from rsnn_zoo.data import ImageData
 from rsnn_zoo.files import load_json, replacing, to_json
 from rsnn_zoo.provenance import environment
-from rsnn_zoo.recipe import Recipe
+from rsnn_zoo.recipe import Conversion, Neuron, Recipe
 from rsnn_zoo.train import train
 
 EPS = 8 / 255
 
 
-def measured(args: argparse.Namespace, recipe: Recipe, data: ImageData, validation: ImageData) -> dict[str, Any]:
-    """Fine-tunes an SNN in a folder that is not kept, and attacks it."""
-    snn, about = converted(args, recipe, data)
+Converted = dict[tuple[Neuron, Conversion], tuple[Any, ...]]
+
+
+def measured(
+    args: argparse.Namespace, recipe: Recipe, data: ImageData, validation: ImageData, made: Converted
+) -> dict[str, Any]:
+    """Fine-tunes an SNN in a folder that is not kept, and attacks it; converts what was not ``made`` before."""
+    how = recipe.neuron, recipe.conversion
+    if how not in made:
+        made[how] = converted(args, recipe, data)
+    snn, ann, about = copy.deepcopy(made[how])
     with TemporaryDirectory() as folder:
-        options = {"seed": args.seed, "device": args.device, "progress": not args.quiet}
+        options = {"teacher": ann, "seed": args.seed, "device": args.device, "progress": not args.quiet}
         result = train(snn, data.select(args.images), validation, recipe.snn, folder, about=about, **options)
     report = rsnn_zoo.evaluate(snn.cpu(), validation.select(args.n), args.attack, EPS, seed=args.seed, checks=0)
     (run,) = report.runs
@@ -75,6 +84,7 @@ def run() -> None:
     p.add_argument("-n", type=int, default=256, help="validation images that are attacked (%(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parsed(p)
+    made: Converted = {}
     path, base = args.output or Path("results/ablation.json"), args.set
     found = load_json(path)["runs"] if path.is_file() else []
     for change in ["", *args.changes]:
@@ -93,7 +103,7 @@ def run() -> None:
         }
         if any(about == {key: one.get(key) for key in about} for one in found):
             continue
-        found.append(about | measured(args, recipe, data, validation))
+        found.append(about | measured(args, recipe, data, validation, made))
         with replacing(path) as temporary:
             temporary.write_bytes(to_json({"runs": found}))
         print(json.dumps({key: found[-1][key] for key in ("name", "change", "clean", "robust")}), flush=True)

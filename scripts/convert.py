@@ -36,8 +36,8 @@ def add_ann(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tuple[Network, dict[str, Any]]:
-    """The SNN, and what is to be recorded of its making."""
+def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tuple[Network, Network, dict[str, Any]]:
+    """The SNN, its ANN, and what is to be recorded of its making."""
     if args.name.timesteps is None:
         raise ValueError(f"{args.name} is an ANN: name the SNN to be made, such as {_of(args, 4)}")
     ann = trained_ann(args).to(args.device)
@@ -50,7 +50,7 @@ def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tupl
         "ann": ann.pretrained_name,
         "ann_sha256": ann.weights_sha256,
     }
-    return snn, about | {"neuron": asdict(recipe.neuron), "conversion": asdict(recipe.conversion)}
+    return snn, ann, about | {"neuron": asdict(recipe.neuron), "conversion": asdict(recipe.conversion)}
 
 
 def trained_ann(args: argparse.Namespace) -> Network:
@@ -76,7 +76,7 @@ def run() -> None:
     """Convert what the command line names."""
     args = parsed(add_ann(parser(__doc__)))
     recipe, data, _ = resolve(args)
-    snn, about = converted(args, recipe, data)
+    snn, _, about = converted(args, recipe, data)
     save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about)
     print(f"{args.name}: saved in {args.output}")
 

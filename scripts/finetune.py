@@ -16,8 +16,8 @@ def run() -> None:
     """Fine-tune what the command line names."""
     args = parsed(add_ann(training_parser(__doc__)))
     recipe, data, validation = resolve(args)
-    snn, about = converted(args, recipe, data)
-    run_stage(args, snn, recipe.snn, data, validation, about)
+    snn, ann, about = converted(args, recipe, data)
+    run_stage(args, snn, recipe.snn, data, validation, about, teacher=ann)
 
 
 if __name__ == "__main__":

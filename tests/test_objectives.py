@@ -53,6 +53,12 @@ def written_out_pairing(clean, adversarial, labels, weight):
     return both + weight * math.fsum(squares) / len(squares)
 
 
+def written_out_soft_labels(clean, adversarial, taught, weight):
+    rows = zip(clean, adversarial, taught, strict=True)
+    total = math.fsum((1 - weight) * kl(t, softmax(c)) + weight * kl(t, softmax(a)) for c, a, t in rows)
+    return total / len(taught)
+
+
 WRITTEN_OUT = {
     "alp": written_out_pairing,
     "fast": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
@@ -74,6 +80,16 @@ def test_the_losses_equal_the_written_out_ones(seed, batch, classes, name):
     assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(2, 7))
+def test_robust_soft_labels_equal_the_written_out_loss(seed, batch, classes):
+    generator = torch.Generator().manual_seed(seed)
+    clean, adversarial, teacher = 3 * torch.randn(3, batch, classes, generator=generator, dtype=torch.float64)
+    taught = teacher.softmax(1)
+    found = OBJECTIVES["rslad"].loss(clean, adversarial, taught, 5 / 6, 0.0)
+    expected = written_out_soft_labels(clean.tolist(), adversarial.tolist(), taught.tolist(), 5 / 6)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
 def test_trades_tells_its_two_arguments_apart_and_trains_through_both():
     clean, adversarial = torch.randn(2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     clean.requires_grad_(), adversarial.requires_grad_()
@@ -90,6 +106,8 @@ def test_label_smoothing_reaches_the_cross_entropy():
     clean, adversarial = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3])
     for objective in OBJECTIVES.values():
+        if objective.teacher:  # soft labels are as soft as the teacher is
+            continue
         assert objective.loss(clean, adversarial, labels, 1.0, 0.1) != objective.loss(
             clean, adversarial, labels, 1.0, 0
         )
@@ -160,6 +178,8 @@ def written_out_pgd(model, images, labels, eps, steps, start, kind):
         if kind == "kl":
             criterion = nn.KLDivLoss(reduction="sum")
             loss = criterion(F.log_softmax(model(x), dim=1), F.softmax(model(images), dim=1))
+        elif kind == "teacher":
+            loss = nn.KLDivLoss(reduction="sum")(F.log_softmax(model(x), dim=1), labels)
         else:
             loss = F.cross_entropy(model(x), labels)
         gradient = torch.autograd.grad(loss, [x])[0]
@@ -169,11 +189,17 @@ def written_out_pgd(model, images, labels, eps, steps, start, kind):
     return x
 
 
+def taught(images, labels):
+    """What a teacher says of the images, in place of the labels."""
+    return F.softmax(torch.eye(10, dtype=images.dtype)[labels] + images.mean((2, 3)).sum(1, keepdim=True), 1)
+
+
 @pytest.mark.parametrize("start", ["uniform", "gaussian"])
 @pytest.mark.parametrize("loss", sorted(INNER_LOSSES))
 def test_pgd_equals_the_written_out_one(start, loss):
     model = small_model().double()
     images, labels, generator = batch()
+    labels = taught(images.double(), labels) if loss == "teacher" else labels
     images, attack, eps = images.double(), ATTACKS["pgd"](10, 2.5, start), 0.1
     noise = start_noise(attack, images, generator)
     found = perturb(model, images, labels, attack=attack, eps=eps, noise=noise, loss=loss)
@@ -224,6 +250,7 @@ def test_fgsm_starts_at_the_image_and_leaves_it_as_it_is():
 def test_rfgsm_steps_twice_by_half_of_eps(loss):
     model = small_model(timesteps=2).double().eval()
     images, labels, generator = batch()
+    labels = taught(images.double(), labels) if loss == "teacher" else labels
     images, attack, eps = images.double(), ATTACKS["rfgsm"](10, 2.5, "uniform"), 0.1
     noise = start_noise(attack, images, generator)
     found = perturb(model, images, labels, attack=attack, eps=eps, noise=noise, loss=loss, chunk=2)

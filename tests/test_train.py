@@ -1,5 +1,6 @@
 """Recipes, checkpoints and the training loop: on the digits, with real networks, at the smallest size that shows it."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -23,6 +24,7 @@ from rsnn_zoo.checkpoints import CheckpointError, load_checkpoint, save_checkpoi
 from rsnn_zoo.constraints import retract
 from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import load_dataset
+from rsnn_zoo.datasets import Augmentation
 from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD, Rate, Surrogate
@@ -229,8 +231,29 @@ def test_a_network_learns_and_the_run_is_recorded(tmp_path, data, validation):
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_trains_an_ann(tmp_path, data, validation, name):
     stage = replace(ROBUST, objective=name, epochs=1)
-    model, result = run(data.select(32), validation, tmp_path, stage)
+    teacher = new_model(seed=1) if OBJECTIVES[name].teacher else None
+    model, result = run(data.select(32), validation, tmp_path, stage, teacher=teacher)
     assert math.isfinite(result.history[0]["train_loss"]) and not same(model, new_model())
+
+
+def test_a_network_learns_what_its_teacher_says_and_leaves_it_alone(tmp_path, data, validation):
+    few = data.select(32)
+    stage = replace(ROBUST, objective="rslad", weight=0.5, epochs=20, augmentation=Augmentation())
+    teacher = new_model(seed=1).eval()
+    teacher.fc.weight.data *= 100  # else it is of no opinion
+    before = copy.deepcopy(teacher)
+    model, result = run(few, validation, tmp_path, stage, teacher=teacher)
+    with torch.no_grad():
+        taught = teacher(few.pixels()).argmax(1)
+        agreed, labelled = ((model(few.pixels()).argmax(1) == wanted).sum() for wanted in (taught, few.labels))
+    assert agreed > labelled and result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert same(teacher, before) and not teacher.training
+
+
+def test_an_objective_that_needs_a_teacher_says_so(tmp_path, data, validation):
+    with pytest.raises(ValueError, match="'rslad' needs a teacher"):
+        run(data, validation, tmp_path, replace(ROBUST, objective="rslad"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path, data, validation):

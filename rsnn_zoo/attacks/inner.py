@@ -70,11 +70,17 @@ ATTACKS: dict[str, Callable[[int, float, str], InnerAttack]] = {
 """Attacks by name, from PGD's steps, step (in units of eps / steps) and start; those of one step have their own."""
 
 
+def _divergence(logits: Tensor, target: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1)
+
+
 INNER_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
-    "kl": lambda logits, target: F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1),
+    "kl": _divergence,
+    "teacher": _divergence,
 }
-"""What an attack maximises, (B,) of logits (B, K) and a target: labels (B,), or the clean probabilities (B, K)."""
+"""What an attack maximises, (B,) of logits (B, K) and a target: labels (B,), the probabilities (B, K) that the network
+has for the clean images, or those of a teacher."""
 
 
 def start_noise(attack: SignAttack, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,11 +106,12 @@ def perturb(
     Args:
         model: The network in training; it is copied, not touched.
         images: (B, C, H, W) in [0, 1].
-        labels: (B,).
+        labels: (B,), or a teacher's probabilities (B, K) where the loss is ``"teacher"``.
         attack: See ``ATTACKS``.
         eps: Radius of the L-infinity ball, in units of pixels in [0, 1].
         noise: What :func:`start_noise` drew.
-        loss: ``"ce"`` for the cross-entropy with the labels, ``"kl"`` for the divergence from the clean output.
+        loss: ``"ce"`` for the cross-entropy with the labels, ``"kl"`` for the divergence from the clean output,
+            ``"teacher"`` for that from a teacher's.
         precision: Of the convolutions: ``"float32"`` or ``"bfloat16"``.
         chunk: Images that go through the network at once; None for all.
         mode: How to differentiate the spike; None for each neuron's own surrogate.
