@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.data import check_images
-from rsnn_zoo.layers import Normalize, Spiking
+from rsnn_zoo.layers import BATCH_NORMS, Normalize, Spiking, batch_statistics
 from rsnn_zoo.models import ForeignNetwork, Network, Temporal
 from rsnn_zoo.neurons import SpikingNeuron, Surrogate, check_timesteps
 from rsnn_zoo.surgery import POOLS, average_pool, find_activations, hooked, mark_stem, replace, split_shared
 
 __all__ = ["SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
-
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 class SpikingNetwork(Temporal):
@@ -48,20 +44,6 @@ class SpikingNetwork(Temporal):
 
 
 # --- thresholds and statistics --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
-    """Batch norms normalise by the batch being shown, and remember its statistics only where ``track``."""
-    norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    try:
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, track and norm.track_running_stats
-        yield
-    finally:
-        for norm, (training, tracked) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, tracked
 
 
 def _percentile(values: Tensor, percentile: float, copies: int) -> Tensor:
@@ -113,7 +95,7 @@ def calibrate(
 
     before, snn.timesteps = snn.timesteps, timesteps
     try:
-        with _batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
+        with batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
             snn(images)
     finally:
         snn.timesteps = before
@@ -131,13 +113,13 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
         images: (B, C, H, W) in [0, 1].
         batch_size: Most images a forward pass; the batches' statistics are averaged.
     """
-    norms = [module for module in snn.modules() if isinstance(module, _BATCH_NORMS) and module.track_running_stats]
+    norms = [module for module in snn.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain average
-        with _batch_statistics(snn, track=True):
+        with batch_statistics(snn, track=True):
             for batch in images.tensor_split(math.ceil(len(images) / batch_size)):  # of equal size, or nearly
                 snn(batch)
     finally:

@@ -100,7 +100,7 @@ class SyncedBatchNorm2d(StaticBatchNorm2d):
         """(B, C, H, W) to (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        wide = x.to(self.running_mean.dtype) if self.track_running_stats else x.float()
+        wide = x.float() if self.running_mean is None else x.to(self.running_mean.dtype)
         variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
         means, variances = _Gather.apply(torch.stack([mean, variance])).unbind(1)
         mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from rsnn_zoo.neurons import SpikingNeuron, Surrogate
 
-__all__ = ["Normalize", "Spiking", "StaticBatchNorm2d", "WeightedSum"]
+__all__ = ["BATCH_NORMS", "Normalize", "Spiking", "StaticBatchNorm2d", "WeightedSum", "batch_statistics"]
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+"""What every batch norm of torch is an instance of."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,20 @@ class StaticBatchNorm2d(nn.BatchNorm2d):
         kept = (1 - momentum) * self.running_var
         self.running_var.copy_(kept + (seen - kept) * (self.copies * (n - 1) / (self.copies * n - 1)))
         return y
+
+
+@contextmanager
+def batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
+    """Batch norms normalise by the batch being shown, and remember its statistics only where ``track``."""
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, track and norm.track_running_stats
+        yield
+    finally:
+        for norm, (training, tracked) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracked
 
 
 class WeightedSum(nn.Module):

@@ -97,8 +97,14 @@ class Stage(_Checked):
         attack_step: Size of PGD's step in units of eps / steps.
         attack_start: Where PGD starts, a key of ``rsnn_zoo.attacks.inner.STARTS``, or ``"objective"`` for the start
             that the objective was published with.
+        attack_loss: What the attacks in training maximise, ``"ce"`` or ``"kl"``, or ``"objective"`` for what the
+            objective was published with. From where PGD starts for TRADES the divergence hardly has a slope, so with
+            few steps the cross-entropy is the stronger.
         attack_mode: Backward mode of the attacks in training and validation, as ``rsnn_zoo.modes.parse_mode`` reads it,
             or ``"own"`` for the surrogate that the weights learn by.
+        attack_pass: What the attacks in training meet: the network as in ``"evaluation"``, with running statistics and
+            folded batch norms, or the very pass of ``"training"``, with the statistics of the batch. A few roundings
+            flip the spikes of an SNN, so what fools the one may not fool the other.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
@@ -132,7 +138,9 @@ class Stage(_Checked):
     attack_steps: int = _number(10, 1, 1000)
     attack_step: float = _number(2.5, 0.0, 1000.0)
     attack_start: str = _one_of("objective", ("objective", *STARTS))
+    attack_loss: str = _one_of("objective", ("objective", "ce", "kl"))
     attack_mode: str = "own"
+    attack_pass: str = _one_of("evaluation", ("evaluation", "training"))
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)

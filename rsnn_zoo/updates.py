@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rsnn_zoo.attacks.gradients import PRECISIONS, InputGradient
-from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, perturb, start_noise
+from rsnn_zoo.attacks.gradients import PRECISIONS, InputGradient, PassGradient
+from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, ascend, perturb, start_noise
 from rsnn_zoo.constraints import hold_thresholds, retract
 from rsnn_zoo.distributed import Ranks, parallel
+from rsnn_zoo.layers import batch_statistics
 from rsnn_zoo.modes import parse_mode
 from rsnn_zoo.neurons import SpikingNeuron, wide
 from rsnn_zoo.objectives import get_objective
@@ -143,21 +145,37 @@ class Updates:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
         stage, objective = self.stage, self.objective
         target = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
-        clean = self._forward(images) if objective.clean else None
+        clean = self._forward(images, self.parallel) if objective.clean else None
         adversarial = None
         if objective.inner:
-            options = {"attack": attack, "eps": eps, "noise": noise, "loss": objective.inner}
-            adversarial = self._forward(self.attack(self.model, images, target, **options))
+            maximised = objective.inner if stage.attack_loss == "objective" else stage.attack_loss
+            options = {"attack": attack, "eps": eps, "noise": noise, "loss": maximised}
+            if stage.attack_pass == "training":
+                attacked = self._attack_as_trained(images, target, clean, **options)
+            else:
+                attacked = self.attack(self.model, images, target, **options)
+            adversarial = self._forward(attacked, self.parallel)
         loss = objective.loss(clean, adversarial, target, stage.weight, stage.label_smoothing)
         seen = (clean, adversarial)
         return loss, [0.0 if z is None else (z.argmax(1) == labels).float().mean().item() for z in seen]
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _attack_as_trained(
+        self, images: Tensor, target: Tensor, clean: Tensor | None, *, loss: str, **options: Any
+    ) -> Tensor:
+        """Adversarial images for the very pass that trains, whose statistics are remembered only when it trains."""
+        if loss == "kl" and clean is not None:
+            target = clean.detach().softmax(1)
+        network = self.parallel if self.ranks.size == 1 else self.model  # no gradients of weights to be gathered
+        gradient = PassGradient(lambda x: self._forward(x, network), self.attack_options["mode"])
+        with _frozen(self.model), batch_statistics(self.model, track=False):
+            return ascend(gradient, images, target, loss=loss, **options)
+
+    def _forward(self, images: Tensor, network: nn.Module) -> Tensor:
         """Logits, convolutions in the stage's precision."""
         dtype = PRECISIONS[self.stage.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             try:
-                logits = self.parallel(images)
+                logits = network(images)
             except TorchDynamoException as error:
                 cause = str(error).strip().split("\n")[0]
                 raise OSError(f"torch.compile fails here ({cause}): set compile = false in the recipe") from error
@@ -169,6 +187,19 @@ class Updates:
         if done < warmup:
             return (done + step) / (warmup + step)
         return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (epochs - warmup)))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """The weights get no gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _grown(done: float, warmup: float) -> float:

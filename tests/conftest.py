@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.models import resnet20
@@ -15,6 +16,9 @@ from rsnn_zoo.publish import save_pretrained
 from tests.hub_server import HubServer
 
 NAME = "resnet20_digits_trades_t2"
+
+settings.register_profile("shared", deadline=None)  # two workers on two cores: time says nothing
+settings.load_profile("shared")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Saving an entry and pushing it, with the real client, to a Hub on this machine."""
 
 import hashlib
+import json
 import os
 import pickle
 import signal
@@ -339,3 +340,30 @@ def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypat
 def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
     with pytest.raises(NotPublishedError, match="vgg16_svhn_mart_t7 is not published"):
         push("vgg16_svhn_mart_t7")
+
+
+@pytest.mark.slow
+def test_a_trained_run_becomes_an_entry_in_two_processes(tmp_path):
+    """What the maintainer calls; the verdicts are those of one process."""
+    name = "resnet20_digits_trades_t2"
+    run = tmp_path / "runs" / name
+    save_pretrained(small_network(), run, name=name)
+    (run / "run.json").write_text('{"recipe": "digits"}')
+    script = Path(__file__).parents[1] / "scripts" / "build_entries.py"
+    here = {**os.environ, "RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), name, "--trained", "-n", "12", "--batch-size", "3"]
+
+    def build(processes, output):
+        options = ["--processes", processes, "--output", str(output)]
+        return subprocess.run([*command, *options], cwd=tmp_path, env=here, capture_output=True, text=True)
+
+    evidence = []
+    for processes in ("1", "2"):
+        output = tmp_path / processes
+        done = build(processes, output)
+        assert done.returncode == 0, done.stderr
+        evidence.append(json.loads((output / name / "evaluation.json").read_text()))
+        assert not (run / "evaluation.partial").exists()
+    one, two = (entry["runs"] for entry in evidence)
+    assert [run["verdicts"] for run in one] == [run["verdicts"] for run in two] and len(one) > 3
+    assert "published already" in build("1", output).stdout

@@ -16,15 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsnn_zoo import checkpoints, updates
+from rsnn_zoo.attacks.inner import ATTACKS, start_noise
 from rsnn_zoo.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from rsnn_zoo.constraints import retract
 from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import load_dataset
 from rsnn_zoo.datasets import Augmentation
+from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD, Rate, Surrogate
@@ -116,6 +119,7 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann]\nattack_start = 'uniforn'", "did you mean uniform"),
         ("[ann]\nattack_mode = 'pcv-1'", 'attack_mode: unknown backward mode.*or "own"'),
         ("[ann]\nattack_mode = 3", "attack_mode"),
+        ("[ann]\nattack_pass = 'train'", "attack_pass is 'train'.*did you mean training"),
         ("[ann]\nmomentum = 0", "Nesterov"),
         ("[ann]\nvalidation_steps = 3", "validation_eps"),
         ("[ann.augmentation]\ncrop_padding = -1", "crop_padding"),
@@ -349,6 +353,40 @@ def test_the_recipe_says_where_pgd_starts_and_how_it_differentiates(
     stage = replace(ROBUST, attack="pgd", attack_steps=2, epochs=1, validation_steps=0, **changes)
     run(data, validation, tmp_path, stage, timesteps=2)
     assert set(seen) == {(start, mode)}
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+@pytest.mark.parametrize("timesteps", [None, 2])
+def test_the_attack_may_meet_the_pass_that_trains(data, objective, timesteps):
+    """PGD against batch statistics equals one written out; whatever happens, nothing of it stays in the model."""
+    stage = replace(ROBUST, objective=objective, attack="pgd", attack_steps=3, attack_pass="training", eps=0.1)
+    model = new_model(timesteps).double().train()
+    model.fc.weight.data *= 1000  # else its outputs are so alike that the gradients are roundings
+    model.fc.bias.requires_grad_(False)
+    images, labels = data.pixels(slice(0, 8)).double(), data.labels[:8]
+    network, before = copy.deepcopy(model), copy.deepcopy(model)
+    ours = updates.Updates(model, stage, Ranks())
+    attack = ATTACKS["pgd"](3, 2.5, "gaussian")
+    noise = start_noise(attack, images, torch.Generator().manual_seed(0))
+    options = {"attack": attack, "eps": 0.1, "noise": noise, "loss": ours.objective.inner}
+    found = ours._attack_as_trained(images, labels, network(images), **options)
+
+    target, x = network(images).softmax(1).detach(), images + noise
+    for _ in range(3):
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        kl = F.kl_div(logits.log_softmax(1), target, reduction="sum")
+        loss = kl if objective == "trades" else F.cross_entropy(logits, labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = (x + 2.5 * 0.1 / 3 * gradient.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+    torch.testing.assert_close(found, x.detach(), rtol=0, atol=1e-12)
+
+    two = torch.zeros(8, 2, 8, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="takes images"):
+        ours._attack_as_trained(two, labels, None, **options | {"noise": two})
+    assert same(model, before) and all(m.training and getattr(m, "track_running_stats", True) for m in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_retraction_is_the_published_step(tmp_path, data, validation):

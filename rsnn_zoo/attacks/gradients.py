@@ -20,7 +20,7 @@ from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.memory import Memory, remembering
 from rsnn_zoo.modes import BackwardMode, backward_mode
 
-__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "fold", "input_gradient"]
+__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "PassGradient", "fold", "input_gradient"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -199,6 +199,23 @@ class InputGradient:
         if self.pad and (short := -len(x) % self.chunk):
             x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
         return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.chunk))
+
+
+class PassGradient:
+    """The input gradient of a forward pass as it stands, the whole batch at once.
+
+    Args:
+        forward: Images (B, C, H, W) to logits (B, K).
+        mode: How to differentiate the spike; None for each neuron's own surrogate.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], mode: BackwardMode | None = None):
+        self.forward, self.mode = forward, mode
+
+    def __call__(self, images: Tensor, labels: Tensor, loss: Loss, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Gradients (B, C, H, W) and logits (B, K): see :class:`InputGradient`."""
+        with backward_mode(self.mode), remembering(memory, len(images), len(images)):
+            return input_gradient(self.forward, images, lambda logits: loss(logits, labels))
 
 
 def _wide(x: Tensor) -> Tensor:

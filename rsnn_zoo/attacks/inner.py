@@ -1,7 +1,7 @@
 """The attack inside a training step: a batch of adversarial images against the weights as they are now.
 
-It runs on a copy of the network in evaluation mode with batch norms folded, see ``InputGradient``: neither the running
-statistics, nor a training flag, nor a weight's gradient of the network in training can be touched by it.
+``perturb`` runs on a copy of the network in evaluation mode with batch norms folded, see ``InputGradient``: neither the
+running statistics, nor a training flag, nor a weight's gradient of the network in training can be touched by it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import project
-from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.attacks.gradients import InputGradient, PassGradient
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, SignAttack
 from rsnn_zoo.memory import Memory
 from rsnn_zoo.modes import BackwardMode
 
-__all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "InnerAttack", "perturb", "start_noise"]
+__all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "InnerAttack", "ascend", "perturb", "start_noise"]
 
 
 def _uniform(noise: Tensor, generator: torch.Generator) -> Tensor:
@@ -126,6 +126,20 @@ def perturb(
     """
     gradient = InputGradient(model, mode, precision=precision, chunk=chunk or len(images))
     target = gradient.logits(images).softmax(1) if loss == "kl" else labels
+    return ascend(gradient, images, target, attack=attack, eps=eps, noise=noise, loss=loss)
+
+
+def ascend(
+    gradient: InputGradient | PassGradient,
+    images: Tensor,
+    target: Tensor,
+    *,
+    attack: InnerAttack,
+    eps: float,
+    noise: Tensor,
+    loss: str,
+) -> Tensor:
+    """The steps of :func:`perturb`, with gradients from anywhere and the target that the loss takes."""
     x, memory = attack.begin(images, eps, noise), Memory()
     for _ in range(attack.steps):
         direction, _ = gradient(x, target, INNER_LOSSES[loss], memory)
