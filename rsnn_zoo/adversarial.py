@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,27 +14,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import Victim
-from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic
 from rsnn_zoo.data import ImageData
 from rsnn_zoo.files import replacing
+from rsnn_zoo.provenance import digest
 from rsnn_zoo.report import Run
 
-__all__ = ["TOLERANCE", "Examples", "Verification", "digest", "save_examples", "to_uint8", "verify"]
+__all__ = ["ROUNDED", "TOLERANCE", "Examples", "Verification", "save_examples", "to_uint8", "verify"]
 
 TOLERANCE = 1e-6
 """How far outside its ball or [0, 1] a pixel in float32 may lie."""
 
-FORMAT = "rsnn_zoo adversarial examples 1"
+FORMAT = "rsnn_zoo adversarial examples 2"
+STANDING, CLEAN_WRONG, STANDING_8 = (
+    "not misclassified",
+    "misclassified without any attack",
+    "not misclassified in 8 bits",
+)
+ROUNDED = {STANDING, CLEAN_WRONG, STANDING_8}
+"""Faults that the roundings of another processor can bring about, in a few examples."""
 TENSORS = ("images", "images_uint8", "uint8_fallen", "clean", "labels", "index", "eps", "run", "member")
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256, in hex, over names and bytes of the state dict."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def to_uint8(adversarial: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
@@ -91,6 +89,7 @@ def save_examples(
     model: str,
     digest: str,
     chunk: int,
+    draws: int = 1,
 ) -> None:
     """Writes adversarial examples as safetensors, under a temporary name that is then replaced.
 
@@ -103,8 +102,9 @@ def save_examples(
         victim: Judges the variant in 8 bits.
         runs: Of the report.
         model: Name of the model.
-        digest: Of its state dict: :func:`digest`.
+        digest: Of the model: :func:`rsnn_zoo.provenance.digest`.
         chunk: Images that go through the network at once.
+        draws: Passes that its logits are averaged over.
     """
     eps = torch.tensor([run.eps for run in runs], dtype=torch.float64)[examples.run]
     rounded = to_uint8(examples.images, examples.clean, eps)
@@ -116,8 +116,9 @@ def save_examples(
     about = {
         "format": FORMAT,
         "model": model,
-        "state_dict_sha256": digest,
+        "model_sha256": digest,
         "chunk": str(chunk),
+        "draws": str(draws),
         "runs": json.dumps([{"protocol": r.protocol, "eps": r.eps, "members": r.members} for r in runs]),
     }
     tensors = {**vars(examples), "images_uint8": rounded, "uint8_fallen": down, "eps": eps}
@@ -160,25 +161,29 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
         {}
     """
     tensors, about = _read(path)
-    if about["state_dict_sha256"] != digest(model):
+    if about["model_sha256"] != digest(model):
         raise ValueError(
-            f"{path} was made against other weights ({about['model']}): load the model that it names, unchanged"
+            f"{path} was made against another model ({about['model']}, of other weights or timesteps): load that one, "
+            "unchanged"
         )
     x, labels, eps, index = (tensors[name] for name in ("images", "labels", "eps", "index"))
     pixels = tensors["images_uint8"].float() / 255
     claimed = tensors["uint8_fallen"]
     device = next(model.parameters(), torch.zeros(())).device
-    victim = ModelVictim(model, int(about["chunk"]))
+    victim = ModelVictim(model, int(about["chunk"]), draws=int(about["draws"]))
+    radii = torch.tensor([run["eps"] for run in json.loads(about["runs"])], dtype=torch.float64)
 
     def fallen(images: Tensor) -> Tensor:
-        return victim.fallen(images.to(device), labels.to(device)).cpu() if len(images) else claimed
+        with exact_arithmetic(device):
+            return victim.fallen(images.to(device), labels.to(device)).cpu() if len(images) else claimed
 
     wrong = {
+        "of a radius that is not its run's": radii[tensors["run"]] != eps,
         "outside the ball or [0, 1]": ~_in_ball(x, tensors["clean"], eps),
-        "not misclassified": ~fallen(x),
-        "misclassified without any attack": fallen(tensors["clean"]),
+        STANDING: ~fallen(x),
+        CLEAN_WRONG: fallen(tensors["clean"]),
         "outside the ball in 8 bits": claimed & ~_in_ball(pixels, tensors["clean"], eps),
-        "not misclassified in 8 bits": claimed & ~fallen(pixels),
+        STANDING_8: claimed & ~fallen(pixels),
     }
     rows = torch.stack([tensors["run"], index], 1)
     _, same, times = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)

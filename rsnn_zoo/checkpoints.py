@@ -70,7 +70,8 @@ class RunFolder:
             self.write_record(None)
             return None
         before = state["settings"]
-        before = {**before, **{table: {**known, **before.get(table, {})} for table, known in self.defaults.items()}}
+        meant = {table: known for table, known in self.defaults.items() if table in self.settings}
+        before = {**before, **{table: {**known, **before.get(table, {})} for table, known in meant.items()}}
         if differing := _differences(before, self.settings):
             raise OtherRunError(
                 f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"

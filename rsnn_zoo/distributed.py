@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rsnn_zoo.layers import StaticBatchNorm2d
+from rsnn_zoo.layers import BATCH_NORMS, StaticBatchNorm2d, is_plain_norm
 
 __all__ = ["Ranks", "SyncedBatchNorm2d", "parallel"]
 
@@ -61,9 +61,9 @@ def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
         return model
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
+            if is_plain_norm(child):
                 setattr(parent, name, SyncedBatchNorm2d(child))
-            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            elif isinstance(child, BATCH_NORMS):
                 raise ValueError(f"{name} ({type(child).__name__}) cannot be synchronised: train it in one process")
     return DistributedDataParallel(model, broadcast_buffers=False)
 

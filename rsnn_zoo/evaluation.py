@@ -4,6 +4,7 @@ A sample is robust only if it stands under every member. *Fallen* means misclass
 float32 network: spikes are thresholds, so a pass that differs by a rounding is a suspicion and not a verdict. What is
 random about a sample is seeded by its index in the data set, and passes run in padded chunks of one fixed size, so the
 verdicts do not depend on batch size, order, the number of processes, or on when an evaluation was killed and resumed.
+Networks of this zoo run with channels last, which is faster; that too is only a matter of roundings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rsnn_zoo import __version__, flags
-from rsnn_zoo.adversarial import Examples, digest, save_examples
+from rsnn_zoo.adversarial import Examples, save_examples
 from rsnn_zoo.attacks.adaptive import PILOT
 from rsnn_zoo.attacks.base import Batch, check_eps
 from rsnn_zoo.attacks.protocols import Member, full_name, protocol
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
-from rsnn_zoo.attacks.victim import ModelVictim, default_chunk
+from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data import ImageData, check_images, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.ledger import Ledger
-from rsnn_zoo.provenance import environment
+from rsnn_zoo.provenance import digest, environment
 from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
@@ -96,28 +96,30 @@ class _Engine:
     bar: Any
     seed: int
     batch_size: int
+    keep: bool
+    """Whether adversarial images are to be kept."""
 
     def __post_init__(self) -> None:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
-        self.classes = self.victim.logits(self.samples.images[:1]).shape[1]
         self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
-        self.met: defaultdict[tuple[str, float], dict[int, bool]] = defaultdict(dict)  # who fell to a member at an eps
 
-    def judge(self, job: str, positions: Sequence[int], judge: Judge, each: int) -> tuple[dict[int, int], float]:
-        """Verdicts by sample, of those at ``positions`` at least, and the seconds that they took.
+    def judge(
+        self, job: str, positions: Sequence[int], judge: Judge, show: Callable[[int, int, int], None] | None = None
+    ) -> tuple[dict[int, int], float]:
+        """Verdicts by sample of those at ``positions``, and the seconds that the job has taken all processes.
 
         Args:
             job: What they are kept under.
             positions: Of the samples.
-            judge: Decides about a batch, and moves the progress bar by ``each``.
-            each: Members that a batch meets.
+            judge: Decides about a batch.
+            show: Told of each batch: its size, and how many are known so far, and stand.
         """
-        known = self.ledger.begin(job)
-        left = [sample for sample in (self.samples.index[i] for i in positions) if sample not in known]
-        share = self.ledger.share(left)
-        batches = [share[begin : begin + self.batch_size] for begin in range(0, len(share), self.batch_size)]
-        self.bar.update(each * (self.batches(len(positions)) - len(batches)))
-        for batch in batches:
+        wanted = [self.samples.index[i] for i in positions]
+        before = self.ledger.begin(job)
+        known = {sample: before[sample] for sample in wanted if sample in before}
+        share = self.ledger.share([sample for sample in wanted if sample not in known])
+        for begin in range(0, len(share), self.batch_size):
+            batch = share[begin : begin + self.batch_size]
             started = time.perf_counter()
             verdicts, images = judge(torch.tensor([self.place[sample] for sample in batch]))
             kept = [
@@ -126,13 +128,10 @@ class _Engine:
             ]
             self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), time.perf_counter() - started)
             known.update(zip(batch, verdicts, strict=True))
-            robust = self.accuracy * sum(verdict == STANDS for verdict in known.values()) / len(known)
-            self.bar.set_postfix_str(f"{job.partition('|')[0]}: robust {100 * robust:.1f} % of {len(known)}")
-        return self.ledger.merged(job)
-
-    def batches(self, n: int) -> int:
-        """Of n samples."""
-        return -(-n // self.batch_size)
+            if show:
+                show(len(batch), len(known), sum(verdict == STANDS for verdict in known.values()))
+        merged, seconds = self.ledger.merged(job)
+        return {sample: merged[sample] for sample in wanted}, seconds
 
     def clean(self) -> list[int]:
         """For each sample STANDS or MISCLASSIFIED, without any attack."""
@@ -142,43 +141,44 @@ class _Engine:
             down = self.victim.fallen(self.samples.images[at], self.samples.labels[at])
             return torch.where(down, MISCLASSIFIED, STANDS).tolist(), None
 
-        verdicts, _ = self.judge("clean", range(len(self.samples.index)), judge, 0)
+        verdicts, _ = self.judge("clean", range(len(self.samples.index)), judge)
         found = [verdicts[sample] for sample in self.samples.index]
         self.accuracy = found.count(STANDS) / len(found)
         return found
 
     def attack(
-        self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int], keep: bool = False
+        self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int]
     ) -> tuple[dict[int, int], float]:
-        """Verdicts by sample of the worst case over the members; one that has fallen is not attacked again.
+        """Verdicts by sample of the worst case over the members, and the seconds that these took all processes.
 
-        Nor is one that met the same member at the same eps in an earlier protocol, unless images are to be kept.
+        One that has fallen is not attacked again. Each member is a job of its own, so who met it at this eps in another
+        protocol does not meet it again.
         """
+        verdicts = {self.samples.index[i]: STANDS for i in positions}
+        left, seconds, before = list(positions), 0.0, self.bar.n
+        for number, member in enumerate(members):
+            if not left:
+                break
 
-        def judge(at: Tensor) -> tuple[list[int], Tensor | None]:
-            at = at.to(self.samples.labels.device)
-            images, labels = self.samples.images[at], self.samples.labels[at]
-            verdicts, adversarial = torch.full_like(labels, STANDS), images.clone()
-            for number, member in enumerate(members):
-                if not len(left := (verdicts == STANDS).nonzero().flatten()):
-                    self.bar.update(len(members) - number)
-                    break
-                met = {} if keep else self.met[str(member), eps]
-                known = [met.get(self.samples.index[i]) for i in at[left].tolist()]
-                verdicts[left[torch.tensor([fell is True for fell in known])]] = number
-                left = left[torch.tensor([fell is None for fell in known])]
-                if len(left):
-                    index = tuple(self.samples.index[i] for i in at[left].tolist())
-                    batch = Batch(images[left], labels[left], eps, index, self.seed, str(member))
-                    fell, found = member.attack(self.victim.under(member.mode), batch)
-                    verdicts[left[fell]], adversarial[left[fell]] = number, found[fell]
-                self.bar.update()
-            return verdicts.tolist(), adversarial if keep else None
+            def judge(at: Tensor, member: Member = member) -> tuple[list[int], Tensor | None]:
+                at = at.to(self.samples.labels.device)
+                index = tuple(self.samples.index[i] for i in at.tolist())
+                images, labels = self.samples.images[at], self.samples.labels[at]
+                batch = Batch(images, labels, eps, index, self.seed, str(member))
+                fell, found = member.attack(self.victim.under(member.mode), batch)
+                return torch.where(fell, _FELL, STANDS).tolist(), found if self.keep else None
 
-        verdicts, seconds = self.judge(_job(name, eps), positions, judge, len(members))
-        for sample, verdict in verdicts.items():
-            for number, member in enumerate(members[: verdict + 1] if verdict >= 0 else members):
-                self.met[str(member), eps][sample] = number == verdict
+            def show(size: int, known: int, stand: int, member: Member = member, left: int = len(left)) -> None:
+                robust = self.accuracy * left * stand / known / len(positions)
+                self.bar.set_postfix_str(f"{name} {in_255(eps)}: robust {100 * robust:.1f} %, {member}", refresh=False)
+                self.bar.update(size * self.ledger.ranks.size)
+
+            found, took = self.judge(_job(str(member), eps), left, judge, show)
+            seconds += took
+            verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
+            left = [i for i in left if found[self.samples.index[i]] == STANDS]
+            self.bar.n = before + len(positions) * len(members) - len(left) * (len(members) - number - 1)
+            self.bar.refresh()
         return verdicts, seconds
 
     def pilot(self, eps: float, positions: Sequence[int]) -> Batch:
@@ -192,9 +192,11 @@ class _Engine:
         """What fell in these runs."""
         rows = []
         for number, run in enumerate(runs):
-            images = self.ledger.images(_job(run.protocol, run.eps))
-            verdicts = zip(self.samples.index, run.verdicts, strict=True)
-            rows += [(number, sample, verdict, images[sample]) for sample, verdict in verdicts if verdict >= 0]
+            verdicts = list(zip(self.samples.index, run.verdicts, strict=True))
+            for fell in sorted({verdict for _, verdict in verdicts if verdict >= 0}):
+                images = self.ledger.images(_job("/".join(run.members[fell]), run.eps))
+                rows += [(number, sample, fell, images[sample]) for sample, verdict in verdicts if verdict == fell]
+        rows.sort(key=lambda row: (row[0], self.place[row[1]]))
         at = torch.tensor([self.place[sample] for _, sample, _, _ in rows], dtype=torch.long)
         numbers = torch.tensor([row[:3] for row in rows], dtype=torch.long).reshape(-1, 3)
         clean, labels = self.samples.images.cpu()[at], self.samples.labels.cpu()[at]
@@ -204,8 +206,12 @@ class _Engine:
         )
 
 
-def _job(name: str, eps: float) -> str:
-    return f"{name} {in_255(eps)}|{eps!r}"
+_FELL = 0
+"""Verdict about a sample under one member."""
+
+
+def _job(member: str, eps: float) -> str:
+    return f"{member} {in_255(eps)}|{eps!r}"
 
 
 def _weights_sha256(model: nn.Module) -> str | None:
@@ -234,7 +240,7 @@ def evaluate(
     """Robust accuracy under a protocol, by the worst case over its members for each sample.
 
     Where ``torch.distributed`` is initialised (``torchrun``), every process calls it alike, attacks its share of the
-    samples and gets the whole report; it differs from that of one process in nothing but the time.
+    samples and gets the whole report; it differs from that of one process in nothing but time and hardware.
 
     Args:
         model: A network of this zoo, or any module from images in [0, 1] to logits (B, K) with its normalisation
@@ -321,7 +327,7 @@ def evaluate(
     samples = _Samples.of(data, model, parameter.device)
     chunk = chunk or default_chunk(samples.images)
     weights = digest(model)
-    with _own_randomness(parameter.device, seed):
+    with _own_randomness(parameter.device, seed), exact_arithmetic(parameter.device):
         try:
             victim = ModelVictim(model, chunk, precision)
         except RuntimeError as error:
@@ -329,7 +335,11 @@ def evaluate(
                 "the model cannot be copied: does it hold tensors of an earlier forward pass, such as membranes? Reset "
                 "it at the end of its forward pass"
             ) from error
-        check_labels(samples.labels, victim.logits(samples.images[:1]).shape[1])
+        classes = victim.logits(samples.images[:1]).shape[1]
+        check_labels(samples.labels, classes)
+        for member in (member for members in protocols.values() for member in members):
+            if classes < (least := getattr(member.attack, "least_classes", 2)):
+                raise ValueError(f"{member} needs at least {least} classes, and the model has {classes}: name others")
         is_random = flags.random_model(victim, samples.images[:chunk], draws or DRAWS)
         draws = draws or (DRAWS if is_random.raised else 1)
         if draws > 1:
@@ -345,27 +355,28 @@ def evaluate(
         }
         hidden = not (progress and Ranks.current().main)
         with closing(Ledger(state, fingerprint)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
-            engine = _Engine(samples, victim, ledger, bar, seed, batch_size)
+            engine = _Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
             members = sum(len(radii[name]) * len(members) for name, members in protocols.items())
-            bar.total = engine.batches(len(correct)) * members
+            bar.total = len(correct) * members
             runs = tuple(
-                _run(engine, name, radius, members, correct, adversarial is not None)
+                _run(engine, name, radius, members, correct)
                 for name, members in protocols.items()
                 for radius in radii[name]
             )
             found: list[Flag] = []
             if checks:
                 found = [is_random, *_model_flags(engine, protocols)]
-                found += _run_flags(engine, protocols, runs, correct, checks)
+                found += _run_flags(engine, protocols, runs, correct, checks, classes)
             called = str(
                 getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
             )
             if adversarial is not None:
                 examples = engine.examples(runs)
                 if ledger.ranks.main:
-                    save_examples(adversarial, examples, victim, runs, model=called, digest=weights, chunk=chunk)
+                    how = {"model": called, "digest": weights, "chunk": chunk, "draws": draws}
+                    save_examples(adversarial, examples, victim, runs, **how)
     return Report(
         model=called,
         weights_sha256=_weights_sha256(model),
@@ -389,10 +400,10 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int], keep: bool) -> Run:
+def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int]) -> Run:
     pilot = engine.pilot(eps, correct)
     members = [member.learned(engine.victim, pilot) for member in members]
-    verdicts, seconds = engine.attack(name, eps, members, correct, keep)
+    verdicts, seconds = engine.attack(name, eps, members, correct)
     return Run(
         name,
         eps,
@@ -416,25 +427,31 @@ def _model_flags(engine: _Engine, protocols: Mapping[str, Sequence[Member]]) -> 
 
 
 def _run_flags(
-    engine: _Engine, protocols: Mapping[str, Sequence[Member]], runs: Sequence[Run], correct: Sequence[int], n: int
+    engine: _Engine,
+    protocols: Mapping[str, Sequence[Member]],
+    runs: Sequence[Run],
+    correct: Sequence[int],
+    n: int,
+    classes: int,
 ) -> list[Flag]:
     """What attacks on the first ``n`` samples show: from far away, with more steps, and without gradients."""
     name, members = max(protocols.items(), key=lambda item: len(item[1]))
     index = engine.samples.index
     probe = [position for position in correct if position < n]
-    verdicts = {run.eps: run.verdicts for run in runs if run.protocol == name}
-    radii = sorted(verdicts)
+    radii = sorted(run.eps for run in runs if run.protocol == name)
 
     def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
-        engine.bar.total += engine.batches(len(positions))
-        found, _ = engine.attack(f"check {name} {what}", eps, [member], positions)
+        engine.bar.total += len(positions)
+        found, _ = engine.attack(f"check {what}", eps, [member], positions)
         return [position for position in positions if found[index[position]] == STANDS]
 
-    seen, last = min(n, len(index)), verdicts[radii[-1]]
-    left = [position for position in probe if last[position] == STANDS]
-    far, enough = probe, min(seen / engine.classes, len(left))
+    seen = min(n, len(index))
+    last = [run.verdicts for run in runs if run.eps == radii[-1]]
+    left = [position for position in probe if all(verdicts[position] == STANDS for verdicts in last)]
+    far, enough = probe, min(seen / classes, len(left))
     for number, member in enumerate(members):
         if len(far) > enough:  # else neither flag can be raised
+            member = member.learned(engine.victim, engine.pilot(flags.FAR, correct))
             far = standing(f"far {number}", flags.FAR, member, far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
     square = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), left)
@@ -447,7 +464,7 @@ def _run_flags(
         for one in by_steps((run.protocol, run.eps, run) for run in runs).values()
     ]
     return [
-        flags.above_chance(len(far) / seen, engine.classes),
+        flags.above_chance(len(far) / seen, classes),
         flags.gradient_free(runs, also=len(left) - len(square)),
         flags.more_eps([*curves, [len(left) / seen, len(far) / seen]] if radii[-1] < flags.FAR else curves),
         flags.more_steps([*longer, [len(few) / seen, len(many) / seen]]),

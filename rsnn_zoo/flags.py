@@ -18,7 +18,7 @@ from torch import Tensor
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.gradients import LOSSES
 from rsnn_zoo.neurons import BackwardMode
-from rsnn_zoo.report import Flag, Run, wilson
+from rsnn_zoo.report import STANDS, Flag, Run, wilson
 
 __all__ = [
     "FAR",
@@ -37,7 +37,8 @@ __all__ = [
 FAR = 64 / 255
 """A radius at which no classifier of natural images should be better than chance."""
 
-GRADIENT_FREE = ("square", "rays", "gaussian", "uniform", "noise", "transfer")
+_LIBRARY = tuple(f"torchattacks.{name}" for name in ("Square", "OnePixel", "Pixle", "GN"))
+GRADIENT_FREE = ("square", "rays", "gaussian", "uniform", "noise", "transfer", *_LIBRARY)
 """What the names of attacks begin with that follow no gradient of the model."""
 
 ZEROS = 0.1
@@ -72,7 +73,7 @@ def _flag(name: str, raised: bool, value: float, **more: float) -> Flag:
 def random_model(victim: Victim, images: Tensor, draws: int) -> Flag:
     """Whether two passes of the same images (B, C, H, W) give other logits; ``draws`` is what is then averaged."""
     first, second = victim.logits(images), victim.logits(images)
-    share = (~torch.isclose(first, second, rtol=1e-4, atol=1e-5).all(1)).double().mean().item()
+    share = (~torch.isclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)).double().mean().item()
     return _flag("random_model", share > 0, share, draws=draws)
 
 
@@ -123,18 +124,33 @@ def above_chance(standing: float, classes: int) -> Flag:
 
 
 def gradient_free(runs: Iterable[Run], also: int = 0) -> Flag:
-    """How many samples fell to an attack without gradients after all gradient attacks had failed.
+    """How many samples fell to an attack without gradients and, at the same radius, to no gradient attack.
+
+    Only samples count that have met all gradient attacks of some run.
 
     Args:
         runs: The evaluation's.
         also: Samples that stood in them and then fell to such an attack.
     """
-    found = also
+    radii: dict[float, list[Run]] = {}
     for run in runs:
-        free = [attack.startswith(GRADIENT_FREE) for attack, _ in run.members]
-        last = max((number for number, without in enumerate(free) if not without), default=len(free))
-        found += sum(felled for number, felled in enumerate(run.felled()) if number > last)
-    return _flag("gradient_free", found > 0, found)
+        radii.setdefault(run.eps, []).append(run)
+    return _flag("gradient_free", (found := also + sum(map(_without_gradients, radii.values()))) > 0, found)
+
+
+def _without_gradients(runs: Sequence[Run]) -> int:
+    """That number, of runs of the same samples at one radius."""
+    count = 0
+    for verdicts in zip(*(run.verdicts for run in runs), strict=True):
+        met = by_gradient = free = False
+        for run, verdict in zip(runs, verdicts, strict=True):
+            follows = [not attack.startswith(GRADIENT_FREE) for attack, _ in run.members]
+            last = max((number for number, gradient in enumerate(follows) if gradient), default=None)
+            met |= last is not None and (verdict == STANDS or verdict > last)
+            by_gradient |= verdict >= 0 and follows[verdict]
+            free |= verdict >= 0 and not follows[verdict]
+        count += met and free and not by_gradient
+    return count
 
 
 def more_eps(curves: Iterable[Sequence[float]]) -> Flag:

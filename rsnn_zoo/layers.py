@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from rsnn_zoo.neurons import SpikingNeuron, Surrogate
 
-__all__ = ["BATCH_NORMS", "Normalize", "Spiking", "StaticBatchNorm2d", "WeightedSum", "batch_statistics"]
+__all__ = [
+    "BATCH_NORMS",
+    "Normalize",
+    "Spiking",
+    "StaticBatchNorm2d",
+    "WeightedSum",
+    "batch_statistics",
+    "is_plain_norm",
+]
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 """What every batch norm of torch is an instance of."""
@@ -111,6 +119,11 @@ def batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
     finally:
         for norm, (training, tracked) in zip(norms, before, strict=True):
             norm.training, norm.track_running_stats = training, tracked
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm of images and nothing else: timm has such as hold an activation too."""
+    return type(module) is nn.BatchNorm2d or isinstance(module, StaticBatchNorm2d)
 
 
 class WeightedSum(nn.Module):

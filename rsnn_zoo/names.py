@@ -12,7 +12,7 @@ Example:
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from rsnn_zoo.datasets import DATASETS
@@ -109,7 +109,13 @@ def register_objective(name: str) -> None:
     Raises:
         ValueError: If the name is malformed or taken.
     """
-    _add("Objective", name, _objectives, "[a-z][a-z0-9]*", "lower-case letters and digits, starting with a letter")
+    check_objective(name, _objectives)
+    _objectives.append(name)
+
+
+def check_objective(name: str, known: Collection[str]) -> None:
+    """Raises ValueError if the name of a new objective is malformed, or among the known ones."""
+    _check("Objective", name, known, "[a-z][a-z0-9]*", "lower-case letters and digits, starting with a letter")
 
 
 def register_architecture(name: str) -> None:
@@ -122,15 +128,15 @@ def register_architecture(name: str) -> None:
         ValueError: If the name is malformed or taken.
     """
     pattern = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
-    _add("Architecture", name, ARCHITECTURES, pattern, "lower-case letters and digits joined by single underscores")
+    _check("Architecture", name, ARCHITECTURES, pattern, "lower-case letters and digits joined by single underscores")
+    ARCHITECTURES.append(name)
 
 
-def _add(what: str, name: str, known: list[str], pattern: str, described: str) -> None:
+def _check(what: str, name: str, known: Collection[str], pattern: str, described: str) -> None:
     if not re.fullmatch(pattern, name):
         raise ValueError(f"{what} {name!r} must be {described}")
     if name in known:
         raise ValueError(f"{what} {name!r} is already registered; choose another name")
-    known.append(name)
 
 
 def near_matches(value: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsnn_zoo.attacks.inner import INNER_LOSSES, STARTS
-from rsnn_zoo.names import near_matches, objectives
+from rsnn_zoo.names import check_objective, near_matches, objectives
 from rsnn_zoo.names import register_objective as register_name
 
 __all__ = ["OBJECTIVES", "Objective", "get_objective", "register_objective"]
@@ -71,10 +71,15 @@ def register_objective(
     for what, value, known in (("inner loss", inner, (None, *INNER_LOSSES)), ("start", start, STARTS)):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}{near_matches(str(value), map(str, known))}")
-    if teacher and name in OBJECTIVES:
-        raise ValueError(f"objective {name!r} is already registered")
-    if not teacher and (name in OBJECTIVES or name not in objectives()):  # the names of the papers' four are known
-        register_name(name)
+    if inner == "teacher" and not teacher:
+        raise ValueError('the inner loss "teacher" needs one: say teacher=True too')
+    if teacher:
+        check_objective(name, {*OBJECTIVES, *objectives()})
+    else:
+        if name in OBJECTIVES:
+            check_objective(name, OBJECTIVES)
+        if name not in objectives():  # those of the papers are known beforehand
+            register_name(name)
 
     def register(loss: Loss) -> Loss:
         OBJECTIVES[name] = Objective(loss, clean, inner, start, teacher)
@@ -160,7 +165,7 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoo
     return boosted + weight * (kl * doubt).mean()
 
 
-@register_objective("rslad", inner="teacher", teacher=True)
+@register_objective("rslad", inner="teacher", start="gaussian", teacher=True)
 def robust_soft_labels(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
     """(1 - weight) * KL(teacher || clean) + weight * KL(teacher || adversarial); weight 5/6 as published.
 

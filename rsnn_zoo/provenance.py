@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import rsnn_zoo
 
-__all__ = ["environment", "git_revision", "peak_memory"]
+__all__ = ["digest", "environment", "git_revision", "peak_memory"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "torchattacks", "huggingface_hub", "safetensors")
 
@@ -82,3 +85,15 @@ def _cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256, in hex, over what ``print(model)`` says of each layer, and names and bytes of the state dict."""
+    found = hashlib.sha256()
+    for name, module in model.named_modules():
+        said = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
+        found.update(f"{name} {type(module).__name__}({said})\n".encode())
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,8 +1,8 @@
 """Recipes: every number of a training in one file, read strictly.
 
 A recipe file (TOML) has the tables ``data``, ``ann``, ``neuron``, ``conversion``, ``snn`` and ``direct``, and under
-``variants.OBJECTIVE`` what differs for one objective of the ANN, or of direct training. Numbers may be written as
-fractions: ``eps = "8/255"``.
+``variants.OBJECTIVE`` what differs for one objective of the ANN, or of direct training. With ``base = "NAME"`` it says
+only what differs from another recipe. Numbers may be written as fractions: ``eps = "8/255"``.
 
 Example:
     >>> recipe = load_recipe("digits", "trades")
@@ -88,7 +88,8 @@ class Stage(_Checked):
 
     Attributes:
         objective: A name of ``rsnn_zoo.objectives.OBJECTIVES``.
-        weight: Of the objective's regulariser: beta of TRADES and MART, lambda of robust fine-tuning.
+        weight: Of the objective's regulariser: beta of TRADES and MART, lambda of robust fine-tuning; for RSLAD the
+            share of the adversarial images, 5/6 as published.
         label_smoothing: Of the cross-entropy.
         eps: Radius of the L-infinity ball in training.
         eps_warmup: Epochs over which eps grows from 0.
@@ -98,8 +99,7 @@ class Stage(_Checked):
         attack_start: Where PGD starts, a key of ``rsnn_zoo.attacks.inner.STARTS``, or ``"objective"`` for the start
             that the objective was published with.
         attack_loss: What the attacks in training maximise, ``"ce"`` or ``"kl"``, or ``"objective"`` for what the
-            objective was published with. From where PGD starts for TRADES the divergence hardly has a slope, so with
-            few steps the cross-entropy is the stronger.
+            objective was published with.
         attack_mode: Backward mode of the attacks in training and validation, as ``rsnn_zoo.modes.parse_mode`` reads it,
             or ``"own"`` for the surrogate that the weights learn by.
         attack_pass: What the attacks in training meet: the network as in ``"evaluation"``, with running statistics and
@@ -121,7 +121,8 @@ class Stage(_Checked):
         precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory layout of the images and weights.
         compile: Whether ``torch.compile`` makes one program of the training passes, and not just of each layer of
-            neurons: a minute or more before the first step. Attacks run as ever.
+            neurons: a minute or more before the first step. Attacks run as ever, but for those on the training pass in
+            one process.
         augmentation: Random crop, mirroring, cutout.
         validation_eps: Radius of the attack that selects the epoch.
         validation_steps: Its PGD steps; 0 to select by clean accuracy.
@@ -170,6 +171,8 @@ class Stage(_Checked):
             raise RecipeError(f"objective {self.objective!r} attacks while it trains: eps must be more than 0")
         if self.validation_steps and not self.validation_eps:
             raise RecipeError("validation_steps attack at validation_eps, which must be more than 0")
+        if self.objective == "rslad" and self.weight > 1:
+            raise RecipeError(f"weight is a share for 'rslad' and {self.weight:g} here: at most 1, such as 5/6")
         if self.nesterov and not self.momentum:
             raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
         if self.attack_mode != "own":
@@ -258,6 +261,17 @@ class Recipe:
     snn: Stage = Stage()
     direct: Stage = Stage()
 
+    def stage(self, table: str) -> Stage:
+        """The table ``ann``, ``snn`` or ``direct``.
+
+        Raises:
+            RecipeError: If the file has no such table.
+        """
+        found: Stage = getattr(self, table)
+        if found == Stage():
+            raise RecipeError(f"recipe {self.name} has no table [{table}]: write one, or choose another recipe")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The recipe as ``config.json`` keeps it."""
         return asdict(self)
@@ -285,7 +299,7 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     path = Path(source) if str(source).endswith(".toml") else FOLDER / f"{source}.toml"
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {source}{near_matches(str(source), recipe_names())}, or a .toml file")
-    content = _toml(path.read_text(encoding="utf-8"), str(path))
+    content = _content(path, ())
     variants = content.pop("variants", {})
     for name in variants:
         if name not in OBJECTIVES:
@@ -297,6 +311,18 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     if "direct" in content:
         content = _merged(content, {"direct": {"objective": objective}})
     return _build(Recipe, {"name": path.stem} | content, str(path))
+
+
+def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, over what its base says."""
+    content = _toml(path.read_text(encoding="utf-8"), str(path))
+    if (base := content.pop("base", None)) is None:
+        return content
+    beside = path.with_name(f"{base}.toml")
+    found = beside if beside.is_file() else FOLDER / beside.name
+    if found in (path, *above) or not found.is_file():
+        raise RecipeError(f"{path}: base is {base!r}{near_matches(str(base), recipe_names())}, or a file beside it")
+    return _merged(_content(found, (path, *above)), content)
 
 
 def _toml(text: str, source: str) -> dict[str, Any]:

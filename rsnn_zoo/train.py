@@ -27,8 +27,8 @@ from rsnn_zoo.attacks.inner import ATTACKS, start_noise
 from rsnn_zoo.checkpoints import OtherRunError, RunFolder
 from rsnn_zoo.data import Augment, ImageData
 from rsnn_zoo.distributed import Ranks
-from rsnn_zoo.provenance import environment, peak_memory
-from rsnn_zoo.recipe import Stage
+from rsnn_zoo.provenance import digest, environment, peak_memory
+from rsnn_zoo.recipe import Split, Stage
 from rsnn_zoo.updates import MEASURED, Updates
 
 __all__ = ["DivergedError", "Estimate", "OtherRunError", "RunResult", "TrainingInterrupted", "estimate", "train"]
@@ -115,7 +115,7 @@ def train(
         validation: Validation images, which select the epoch.
         stage: Every number of the run.
         folder: Where the run is kept; made if absent.
-        teacher: A trained network, where the objective is taught by one: say which in ``about``.
+        teacher: A trained network, where the objective is taught by one.
         seed: Draws the order, the augmentation and the attacks' starts. The initial weights are the caller's.
         device: Where to train; that of the model by default.
         about: What else the run depends on, as JSON: recorded, and compared when the run is taken up again.
@@ -237,6 +237,7 @@ class _Run:
             raise ValueError(f"{len(data)} training images do not fill a batch of {stage.batch_size}: lower batch_size")
         self.ranks = Ranks.current()
         self.updates = Updates(self.model, stage, self.ranks, teacher)
+        self.teacher = digest(teacher) if self.updates.teacher and teacher is not None else None
         self.augment = Augment(stage.augmentation)
         self.generator = torch.Generator(self.device)
 
@@ -382,8 +383,10 @@ class _Run:
         settings = {"stage": asdict(self.stage), "seed": self.seed, **about}
         for name, part in (("train", self.data), ("validation", self.validation)):
             settings[f"{name}_images"], settings[f"{name}_sha256"] = len(part), part.sha256
+        if self.teacher:
+            settings["teacher_sha256"] = self.teacher
         surroundings = environment(self.device) | {"processes": self.ranks.size}
-        defaults = {"stage": asdict(Stage())}
+        defaults = {"stage": asdict(Stage()), "data": asdict(Split())}
         self.folder = RunFolder(folder, settings, surroundings, defaults=defaults, writes=self.ranks.main)
         self.interval, self.saved = interval, time.monotonic()
         if (state := self.folder.open()) is not None:

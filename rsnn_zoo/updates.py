@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -67,7 +68,8 @@ class Updates:
         self.device = next(model.parameters()).device
         self.teacher = None
         if self.objective.teacher and teacher is not None:
-            self.teacher = InputGradient(teacher.to(self.device), None, stage.precision, chunk=CHUNK)
+            here = copy.deepcopy(teacher).to(self.device)
+            self.teacher = InputGradient(here, None, stage.precision, chunk=stage.batch_size)
         spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
         self.attack_options = {
             "precision": stage.precision,
@@ -144,18 +146,19 @@ class Updates:
     ) -> tuple[Tensor, list[float]]:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
         stage, objective = self.stage, self.objective
-        target = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
+        taught = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
         clean = self._forward(images, self.parallel) if objective.clean else None
         adversarial = None
         if objective.inner:
             maximised = objective.inner if stage.attack_loss == "objective" else stage.attack_loss
+            target = taught if maximised == "teacher" else labels
             options = {"attack": attack, "eps": eps, "noise": noise, "loss": maximised}
             if stage.attack_pass == "training":
                 attacked = self._attack_as_trained(images, target, clean, **options)
             else:
                 attacked = self.attack(self.model, images, target, **options)
             adversarial = self._forward(attacked, self.parallel)
-        loss = objective.loss(clean, adversarial, target, stage.weight, stage.label_smoothing)
+        loss = objective.loss(clean, adversarial, taught, stage.weight, stage.label_smoothing)
         seen = (clean, adversarial)
         return loss, [0.0 if z is None else (z.argmax(1) == labels).float().mean().item() for z in seen]
 
@@ -163,11 +166,12 @@ class Updates:
         self, images: Tensor, target: Tensor, clean: Tensor | None, *, loss: str, **options: Any
     ) -> Tensor:
         """Adversarial images for the very pass that trains, whose statistics are remembered only when it trains."""
-        if loss == "kl" and clean is not None:
-            target = clean.detach().softmax(1)
         network = self.parallel if self.ranks.size == 1 else self.model  # no gradients of weights to be gathered
         gradient = PassGradient(lambda x: self._forward(x, network), self.attack_options["mode"])
         with _frozen(self.model), batch_statistics(self.model, track=False):
+            if loss == "kl":
+                before = gradient.logits(images) if clean is None else clean.detach()
+                target = before.softmax(1)
             return ascend(gradient, images, target, loss=loss, **options)
 
     def _forward(self, images: Tensor, network: nn.Module) -> Tensor:

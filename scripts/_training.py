@@ -122,8 +122,8 @@ def run_stage(
 
 @contextmanager
 def tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """Something to hand each epoch's record to, if a folder is given."""
-    if folder is None:
+    """Something to hand each epoch's record to, if a folder is given; of several processes the first writes."""
+    if folder is None or not Ranks.current().main:
         yield None
         return
     from torch.utils.tensorboard import SummaryWriter

@@ -4,8 +4,8 @@
         --try snn.weight=6 --try snn.lr=0.03 --try 'snn.lr=0.03 snn.weight=6' --output docs/ablation.json
 
 The recipe as it is (with --set) is run too. Each run is a fine-tuning of its own from the same ANN, and ends with an
-attack on the first validation images. Results are added to those in --output, where what is there already is not run
-again, and drawn beside it. Test images are never touched.
+attack on the first validation images. Results, each with the recipe it was made by, are added to those in --output,
+where what is there already is not run again, and drawn beside it. Test images are never touched.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from _training import main, parsed, parser, resolve
-from convert import add_ann, converted
+from convert import add_ann, converted, trained_ann
 from matplotlib.figure import Figure
 
 import rsnn_zoo
@@ -24,26 +24,27 @@ from rsnn_zoo.attacks.protocols import full_name
 from rsnn_zoo.data import ImageData
 from rsnn_zoo.files import load_json, replacing, to_json
 from rsnn_zoo.provenance import environment
-from rsnn_zoo.recipe import Conversion, Neuron, Recipe
+from rsnn_zoo.recipe import Conversion, Neuron, Recipe, Split
 from rsnn_zoo.train import train
 
 EPS = 8 / 255
+JUDGED = "data", "neuron", "conversion", "snn"
+"""The parts of a recipe that make an SNN of an ANN."""
 
-
-Converted = dict[tuple[Neuron, Conversion], tuple[Any, ...]]
+Converted = dict[tuple[Split, Neuron, Conversion], tuple[Any, ...]]
 
 
 def measured(
     args: argparse.Namespace, recipe: Recipe, data: ImageData, validation: ImageData, made: Converted
 ) -> dict[str, Any]:
     """Fine-tunes an SNN in a folder that is not kept, and attacks it; converts what was not ``made`` before."""
-    how = recipe.neuron, recipe.conversion
+    how = recipe.data, recipe.neuron, recipe.conversion
     if how not in made:
         made[how] = converted(args, recipe, data)
     snn, ann, about = copy.deepcopy(made[how])
     with TemporaryDirectory() as folder:
         options = {"teacher": ann, "seed": args.seed, "device": args.device, "progress": not args.quiet}
-        result = train(snn, data.select(args.images), validation, recipe.snn, folder, about=about, **options)
+        result = train(snn, data.select(args.images), validation, recipe.stage("snn"), folder, about=about, **options)
     report = rsnn_zoo.evaluate(snn.cpu(), validation.select(args.n), args.attack, EPS, seed=args.seed, checks=0)
     (run,) = report.runs
     return {
@@ -51,7 +52,6 @@ def measured(
         "robust": run.robust_accuracy,
         "robust_ci95": list(run.ci95),
         "history": result.history,
-        "ann_sha256": about["ann_sha256"],
         "evaluation_seconds": round(run.seconds, 1),
         **environment(args.device),
     }
@@ -85,16 +85,18 @@ def run() -> None:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parsed(p)
     made: Converted = {}
+    ann = trained_ann(args).weights_sha256
     path, base = args.output or Path("results/ablation.json"), args.set
     found = load_json(path)["runs"] if path.is_file() else []
     for change in ["", *args.changes]:
         args.set = [*base, *change.split()]
         recipe, data, validation = resolve(args)
+        whole = json.loads(to_json(recipe.to_json()))  # as the file has it
         about = {
             "name": str(args.name),
-            "recipe": recipe.name,
-            "base": base,
+            "ann_sha256": ann,
             "change": change,
+            "recipe": {part: whole[part] for part in ("name", *JUDGED)},
             "images": args.images,
             "attack": full_name(args.attack),
             "eps": EPS,

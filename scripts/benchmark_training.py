@@ -47,9 +47,12 @@ WARM_UP = 2
 
 
 def stage(case: str) -> Stage:
-    """What is trained: the recipe's ANN, or its SNN with the published attack, with equal batches."""
+    """What is trained: the recipe's ANN, or its SNN with the published attack, with equal batches.
+
+    The published attack meets the network in evaluation mode, in ours as in the plain loop.
+    """
     recipe = load_recipe("cifar10_linf8", "trades")
-    what = recipe.ann if case == "ann" else replace(recipe.snn, attack="rfgsm")
+    what = recipe.ann if case == "ann" else replace(recipe.snn, attack="rfgsm", attack_pass="evaluation")
     return replace(what, batch_size=64, attack_steps=10, steps_warmup=0.0)
 
 

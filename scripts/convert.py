@@ -14,6 +14,8 @@ train.py. For a network of your own, or timm's, write a Python file that registe
 """
 
 import argparse
+import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from _training import main, parsed, parser, resolve
 import rsnn_zoo
 from rsnn_zoo.data import ImageData
 from rsnn_zoo.models import ForeignNetwork, Network
+from rsnn_zoo.provenance import peak_memory
 from rsnn_zoo.publish import save_pretrained
 from rsnn_zoo.recipe import Recipe
 from rsnn_zoo.registry import create_model
@@ -47,6 +50,7 @@ def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tupl
     about = {
         "name": str(args.name),
         "recipe": recipe.name,
+        "data": asdict(recipe.data),
         "ann": ann.pretrained_name,
         "ann_sha256": ann.weights_sha256,
     }
@@ -74,9 +78,17 @@ def _of(args: argparse.Namespace, timesteps: int | None) -> str:
 
 def run() -> None:
     """Convert what the command line names."""
-    args = parsed(add_ann(parser(__doc__)))
+    p = add_ann(parser(__doc__))
+    p.add_argument("--dry-run", action="store_true", help="show the resolved recipe and the thresholds, write nothing")
+    args = parsed(p)
     recipe, data, _ = resolve(args)
+    started = time.monotonic()
     snn, _, about = converted(args, recipe, data)
+    if args.dry_run:
+        thresholds = {name: round(neuron.threshold.item(), 4) for name, neuron in snn.neurons()}
+        print(json.dumps({**about, "thresholds": thresholds}, indent=2))
+        print(f"{time.monotonic() - started:.1f} s, {peak_memory() / 2**20:.0f} MiB")
+        return
     save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about)
     print(f"{args.name}: saved in {args.output}")
 

@@ -78,11 +78,13 @@ def load(name: str, weights: Path | None) -> torch.nn.Module:
 
 
 def names(args: argparse.Namespace) -> list[str]:
-    wildcards = any(c in pattern for pattern in args.model for c in "*?[")
-    found = rsnn_zoo.list_models(args.model, pretrained=True) if wildcards else args.model
-    if not found:
-        known = "see rsnn_zoo.list_models(pretrained=True)"
-        raise ValueError(f"no published model matches {' '.join(args.model)}: {known}")
+    found: list[str] = []
+    for pattern in args.model:
+        wild = ":" not in pattern and any(c in pattern for c in "*?[")
+        matching = rsnn_zoo.list_models(pattern, pretrained=True) if wild else [pattern]
+        if not matching:
+            raise ValueError(f"no published model matches {pattern}: see rsnn_zoo.list_models(pretrained=True)")
+        found += [name for name in matching if name not in found]
     if args.weights and len(found) != 1:
         raise ValueError("--weights goes with one --model")
     if args.results_file and args.results_file.suffix not in (".csv", ".json"):

@@ -16,8 +16,9 @@ def run() -> None:
     """Fine-tune what the command line names."""
     args = parsed(add_ann(training_parser(__doc__)))
     recipe, data, validation = resolve(args)
+    stage = recipe.stage("snn")
     snn, ann, about = converted(args, recipe, data)
-    run_stage(args, snn, recipe.snn, data, validation, about, teacher=ann)
+    run_stage(args, snn, stage, data, validation, about, teacher=ann)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ def run() -> None:
     args = parsed(training_parser(__doc__))
     recipe, data, validation = resolve(args)
     torch.manual_seed(args.seed)
-    name, about = str(args.name), {"name": str(args.name), "recipe": recipe.name}
+    name = str(args.name)
+    about = {"name": name, "recipe": recipe.name, "data": asdict(recipe.data)}
     if args.name.timesteps is None:
-        model, stage = create_model(name), recipe.ann
+        model, stage = create_model(name), recipe.stage("ann")
     else:
+        stage = recipe.stage("direct")
         model = create_model(name, threshold=recipe.neuron.threshold, **recipe.neuron.arguments())
-        stage = recipe.direct
         about |= {"neuron": asdict(recipe.neuron)}
     run_stage(args, model, stage, data, validation, about)
 

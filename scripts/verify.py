@@ -4,15 +4,20 @@
 
 Each example is to lie in its ball and in [0, 1] and to be misclassified by the model, whose weights must be those that
 the file names; what it claims of the variants in 8 bits likewise. With --data the clean images are held against the
-data set too. Ends with an error where a claim is false.
+data set too. Ends with an error where a claim is false. On another processor than the file was made on, a spike may
+hang on a rounding: 2 % of the examples may be classified otherwise, and are listed.
 """
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 
+from evaluate import load
+
 import rsnn_zoo
-from rsnn_zoo.adversarial import verify
+from rsnn_zoo.adversarial import ROUNDED, verify
+from rsnn_zoo.verification import TOLERANCE
 
 
 def main() -> None:
@@ -21,12 +26,17 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="the model that they are to fell: name, hf-hub:... or local-dir:..."
     )
+    parser.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights")
+    parser.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures")
+    parser.add_argument("--device", default="cpu", help="(%(default)s)")
     parser.add_argument("--data", help="data set or .npz file that the clean images must be of")
     parser.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     args = parser.parse_args()
     try:
-        model = rsnn_zoo.create_model(args.model, pretrained=True)
+        if args.plugin is not None:
+            runpy.run_path(str(args.plugin))
+        model = load(args.model, args.weights).to(args.device)
         data = rsnn_zoo.load_dataset(args.data, args.split, root=args.data_root) if args.data else None
         found = verify(model, args.file, data)
     except (LookupError, OSError, ValueError) as error:
@@ -34,9 +44,13 @@ def main() -> None:
     for fault, samples in found.faults.items():
         shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
         print(f"  {len(samples)} {fault}: samples {shown}")
-    if found.faults:
+    flipped = sum(len(samples) for fault, samples in found.faults.items() if fault in ROUNDED)
+    if set(found.faults) - ROUNDED or flipped > TOLERANCE * found.n:
         sys.exit(f"{args.file} does NOT hold what it claims")
-    print(f"all {found.n} examples fell {args.model} inside their balls, {found.n_uint8} of them in 8 bits too")
+    if flipped:
+        print("  these are few enough to be the roundings of another processor")
+    which = "but for these, all" if flipped else "all"
+    print(f"{which} {found.n} examples fell {args.model} inside their balls, {found.n_uint8} of them in 8 bits too")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
 
 from rsnn_zoo.data import load_dataset
-from rsnn_zoo.distributed import Ranks, SyncedBatchNorm2d
+from rsnn_zoo.distributed import Ranks, SyncedBatchNorm2d, parallel
 from rsnn_zoo.layers import StaticBatchNorm2d
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.recipe import Stage
@@ -105,6 +106,11 @@ def test_a_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path):
             torch.testing.assert_close(half[2], mean)
             torch.testing.assert_close(half[3], var)
             assert half[5] == tracked == 2
+
+
+def test_a_norm_that_holds_an_activation_is_not_replaced():
+    with pytest.raises(ValueError, match="cannot be synchronised"):
+        parallel(torch.nn.Sequential(BatchNormAct2d(4)), Ranks(0, 2))
 
 
 def test_shares_are_disjoint_and_cover_the_batch_part_by_part():

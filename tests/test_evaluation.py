@@ -1,5 +1,6 @@
 """The evaluation on real images: worst case, independence, resumption, bad input."""
 
+import copy
 import json
 import os
 import signal
@@ -58,13 +59,19 @@ def test_more_eps_and_more_members_never_help(attack):
     assert large.robust_accuracy <= small.robust_accuracy < none.robust_accuracy
     if attack.startswith("ensemble"):
         alone = evaluate(snn, data, attack.removeprefix("ensemble-"), 16 / 255, **QUIET).runs[0]
-        # pcw-1, the model's own surrogate, leads the ensemble: what it fells, the ensemble fells
-        assert small.robust_accuracy <= alone.robust_accuracy + 0.05
+        # what pcw-1, the model's own surrogate, fells, the ensemble fells, but for other random starts
+        assert small.robust_accuracy <= alone.robust_accuracy + (0 if attack == "ensemble-fgsm" else 0.05)
 
 
 def test_the_worst_case_is_the_worst_of_its_members(snn, digits):
     report = evaluate(snn, digits, "ensemble-pgd3", 32 / 255, **QUIET)
     verdicts = report.runs[0].verdicts
+    terms = ("pgd3@pcw-1", "pgd3@rate", "pgd3@relu", "fgsm", "square20")
+    together = evaluate(snn, digits, "+".join(terms), 32 / 255, **QUIET).runs[0]
+    alone = [evaluate(snn, digits, term, 32 / 255, **QUIET).runs[0].verdicts for term in terms]
+    for each, worst in zip(zip(*alone, strict=True), together.verdicts, strict=True):
+        first = next((number for number, verdict in enumerate(each) if verdict != STANDS), None)
+        assert worst == (STANDS if first is None else MISCLASSIFIED if each[0] == MISCLASSIFIED else first)
     for correct, verdict in zip(report.correct, verdicts, strict=True):
         assert (verdict == MISCLASSIFIED) == (not correct)
     content = report.runs[0].to_json()
@@ -106,7 +113,7 @@ def test_the_whole_report_is_the_same_for_any_batch_size(spiking):
 
     expected = report()
     assert len({verdict for run in expected["runs"] for verdict in run["verdicts"].split()}) > 2
-    for size in (7, 64, 500) if spiking else (1, 7, 64, 500):
+    for size in (1, 7, 64, 500):
         assert report(batch_size=size) == expected
 
 
@@ -326,12 +333,19 @@ def test_a_finished_state_gives_the_report_without_any_attack(tmp_path, monkeypa
 def test_a_foreign_state_is_refused(tmp_path):
     settings = {"attack": "fgsm", "state": tmp_path / "state", **QUIET}
     evaluate(tiny.network(), tiny.digits().select(4), **settings)
+    slower = copy.deepcopy(tiny.network(True))
+    slower.activation.timesteps = 8
+    with_t4 = tmp_path / "spiking"
+    evaluate(tiny.network(True), tiny.digits().select(4), **settings | {"state": with_t4})
+    with pytest.raises(ValueError, match="another evaluation"):  # the same weights
+        evaluate(slower, tiny.digits().select(4), **settings | {"state": with_t4})
     before = (tmp_path / "state").read_bytes()
     for changed in ({"seed": 1}, {"adversarial": tmp_path / "adversarial"}, {"precision": "bfloat16"}):
         with pytest.raises(ValueError, match="another evaluation"):
             evaluate(tiny.network(), tiny.digits().select(4), **settings, **changed)
-    with pytest.raises(ValueError, match="another evaluation"):
-        evaluate(tiny.network(True), tiny.digits().select(4), **settings)
+    for other in (tiny.network(True), slower):
+        with pytest.raises(ValueError, match="another evaluation"):
+            evaluate(other, tiny.digits().select(4), **settings)
     assert (tmp_path / "state").read_bytes() == before
     (tmp_path / "state").write_text('{"verdicts": {}}')
     with pytest.raises(ValueError, match="no state of an evaluation"):
@@ -392,9 +406,41 @@ def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, err
     assert not list(tmp_path.iterdir())
 
 
-def test_other_precisions_of_the_model_are_refused(snn, digits):
-    import copy
+def test_an_attack_that_needs_more_classes_is_refused_before_any_work(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    data = tiny.digits().pixels(slice(0, 8)), torch.arange(8) % 2
+    for attack in ("fgsm+apgd5-dlr", "apgd5-t1", "adaptive", "quick"):
+        with pytest.raises(ValueError, match=r"needs at least [34] classes, and the model has 2"):
+            evaluate(model, data, attack, state=tmp_path / "state", **QUIET)
+    assert not list(tmp_path.iterdir())
+    evaluate(model, data, "apgd5-ce", **QUIET)
 
+
+class _Rooted(torch.nn.Module):
+    """Its gradient is no number at black pixels; its logits are none of a white image."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = tiny.network()
+
+    def forward(self, x):
+        return self.network((x * x).sqrt() / (x < 1).flatten(1).any(1)[:, None, None, None])
+
+
+@pytest.mark.parametrize("attack", ["sapgd5", "pgd5", "apgd5-ce"])
+def test_what_is_no_number_leads_no_attack_out_of_its_ball(attack, tmp_path):
+    data, path = tiny.digits().select(30), tmp_path / "adversarial"
+    report = evaluate(_Rooted(), data, attack, 0.1, adversarial=path, chunk=16)
+    assert 0 < report.runs[0].robust_accuracy < report.clean_accuracy
+    with safe_open(path, "pt") as file:
+        x, clean = file.get_tensor("images"), file.get_tensor("clean")
+    assert len(x) and x.isfinite().all() and (x - clean).abs().max() <= 0.1 + 1e-6
+    white = evaluate(_Rooted(), (torch.ones(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)), "fgsm", **QUIET)
+    assert white.clean_accuracy == 0
+
+
+def test_other_precisions_of_the_model_are_refused(snn, digits):
     with pytest.raises(ValueError, match="float32"):
         evaluate(copy.deepcopy(snn).double(), digits, "fgsm")
 

@@ -1,5 +1,7 @@
 """Sanity flags: each is raised by a model that must trip it, and none by ordinary ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -132,6 +134,10 @@ def test_what_fells_after_all_gradient_attacks_is_counted():
     run = Run("some", 0.1, members, (0, 0, 1, 2, 3, 3, -1, -2), 1.0)
     assert flags.gradient_free([run]).value == 3
     assert not flags.gradient_free([Run("some", 0.1, members[1:2], (0, -1), 1.0)]).raised
+    pgd = Run("pgd20", 0.1, members[1:2], (0, -1, -1), 1.0)
+    square = Run("square100", 0.1, members[:1], (0, 0, -1), 1.0)  # what PGD could fell, and what it could not
+    assert flags.gradient_free([pgd, square]).value == 1
+    assert not flags.gradient_free([pgd, replace(square, eps=0.2)]).raised
 
 
 def test_a_model_that_checks_its_range_normalises_by_itself():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 
 from rsnn_zoo.attacks.gradients import InputGradient, fold, input_gradient
 from rsnn_zoo.models import ARCHITECTURES
@@ -56,6 +57,15 @@ def test_folding_changes_nothing_but_roundings(architecture, timesteps):
     assert architecture == "wrn16_4" or not norms
 
 
+def test_a_norm_that_holds_an_activation_is_not_folded():
+    norm = BatchNormAct2d(4)
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), norm).double().eval()
+    images = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fold(model)(images), model(images))
+    assert (model(images) == 0).any()
+
+
 @pytest.mark.parametrize("mode", [None, Surrogate("rect", 0.5), Rate(), Relu(), ASSG(), HART(), RGA(), PDSG()], ids=str)
 @pytest.mark.parametrize("settings", [{"folded": False}, {"folded": False, "pad": True}, {}], ids=str)
 def test_gradient_equals_the_plain_one(mode, settings):
@@ -68,8 +78,8 @@ def test_gradient_equals_the_plain_one(mode, settings):
 
 
 def test_unfolded_logits_are_the_models_to_the_bit_with_and_without_gradients():
-    model = network("resnet20")
-    images, labels = torch.rand(8, 2, 8, 8), torch.arange(8) % 7
+    model = network("resnet20").to(memory_format=torch.channels_last)
+    images, labels = torch.rand(8, 2, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8) % 7
     exact = InputGradient(model, chunk=8, folded=False, pad=True)
     with torch.no_grad():
         expected = model(images)

@@ -143,6 +143,15 @@ def test_layers_of_any_size_and_layout_share_one_kernel(mode):
     assert not kernels._compiler_broken
 
 
+def test_the_hundred_steps_of_a_calibration_are_not_unrolled_by_a_compiler(monkeypatch):
+    compiled = []
+    monkeypatch.setenv("RSNN_ZOO_COMPILE", "1")
+    monkeypatch.setattr(kernels, "_compiled", lambda function, *key: compiled.append(key[2]) or function)
+    for timesteps in (32, 33, 100):
+        integrate_and_fire(torch.rand(timesteps, 10_000), torch.tensor(0.5), timesteps)
+    assert compiled == [32]
+
+
 def test_no_gradient_gives_the_same_spikes():
     x = torch.randn(8, 5)
     neuron = SpikingNeuron(4, threshold=0.5)

@@ -140,6 +140,9 @@ def test_a_new_objective_is_one_function(monkeypatch):
         ({"name": "two_parts"}, "lower-case letters"),
         ({"name": "trades"}, "already registered"),
         ({"name": "fresh", "inner": "klx"}, "did you mean kl"),
+        ({"name": "fresh", "inner": "teacher"}, "needs one: say teacher=True"),
+        ({"name": "two_parts", "inner": "teacher", "teacher": True}, "lower-case letters"),
+        ({"name": "trades", "inner": "teacher", "teacher": True}, "already registered"),
         ({"name": "fresh", "start": "unform"}, "did you mean uniform"),
     ],
 )

@@ -192,6 +192,10 @@ def wrong_anyway(tensors):
     tensors["labels"][0] = (tensors["labels"][0] + 1) % 10
 
 
+def another_radius(tensors):
+    tensors["eps"][0] *= 4
+
+
 def twice(tensors):
     for rows in tensors.values():
         rows[1] = rows[0].clone()
@@ -210,6 +214,7 @@ def eight_bits(tensors):
         (nan, "outside the ball or [0, 1]"),
         (standing, "not misclassified"),
         (wrong_anyway, "misclassified without any attack"),
+        (another_radius, "of a radius that is not its run's"),
         (twice, "listed more than once"),
         (eight_bits, "not misclassified in 8 bits"),
     ],

@@ -32,6 +32,7 @@ from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD, Rate, Surrogate
 from rsnn_zoo.objectives import OBJECTIVES, Objective
+from rsnn_zoo.provenance import digest
 from rsnn_zoo.recipe import RecipeError, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, estimate, train
 
@@ -80,9 +81,37 @@ def same(first, second):
 def test_every_recipe_that_comes_along_can_be_used(name, objective):
     recipe = load_recipe(name, objective)
     assert recipe.ann.objective == objective and recipe.name == name
-    assert recipe.direct.objective in (objective, Stage().objective)
+    assert recipe.direct.objective == objective
     assert recipe.snn.objective == ("natural" if objective == "natural" else "trades")
+    assert all(recipe.stage(table).epochs > 1 for table in ("ann", "snn", "direct"))
     assert json.loads(json.dumps(recipe.to_json()))["ann"]["epochs"] == recipe.ann.epochs
+
+
+def test_recipes_hold_the_published_numbers():
+    for name, beta in (("cifar10_linf8", 6), ("cifar10_research", 6), ("cifar100_linf8", 3), ("svhn_linf8", 3)):
+        recipe = load_recipe(name, "trades")
+        assert (recipe.ann.weight, recipe.ann.eps) == (beta, (2 if name.endswith("research") else 8) / 255)
+        assert load_recipe(name, "mart").ann.weight == 4 and load_recipe(name, "at").ann.weight == 0
+        assert load_recipe(name, "fast").ann.attack == "nfgsm" and load_recipe(name, "rat").direct.retraction == 0.004
+    assert not load_recipe("svhn_linf8", "at").ann.augmentation.flip
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "first.toml").write_text("base = 'digits'\n[ann]\nlr = 0.2")
+    mine = load_recipe(write(tmp_path, "base = 'first'\n[ann]\nepochs = 3\n[variants.mart.ann]\nlr = 0.3"), "mart")
+    assert (mine.name, mine.ann.epochs, mine.ann.lr, mine.ann.weight) == ("mine", 3, 0.3, 4)
+    assert mine.snn == load_recipe("digits", "mart").snn
+    for base in ("mine", "digit", "3"):
+        with pytest.raises(RecipeError, match=f"base is '{base}'.*file beside it"):
+            load_recipe(write(tmp_path, f"base = '{base}'"), "at")
+
+
+def test_a_table_that_a_recipe_lacks_is_not_made_up(tmp_path):
+    recipe = load_recipe(write(tmp_path, "[ann]\neps = '8/255'"), "at")
+    assert recipe.stage("ann") == recipe.ann
+    for table in ("snn", "direct"):
+        with pytest.raises(RecipeError, match=rf"recipe mine has no table \[{table}\]"):
+            recipe.stage(table)
 
 
 def write(tmp_path, text):
@@ -119,6 +148,8 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann]\nattack_start = 'uniforn'", "did you mean uniform"),
         ("[ann]\nattack_mode = 'pcv-1'", 'attack_mode: unknown backward mode.*or "own"'),
         ("[ann]\nattack_mode = 3", "attack_mode"),
+        ("[snn]\neps = 0.1\nobjective = 'rslad'\nweight = 6.0", "weight is a share for 'rslad' and 6 here"),
+        ("[ann]\nattack_loss = 'teacher'", "attack_loss is 'teacher'"),
         ("[ann]\nattack_pass = 'train'", "attack_pass is 'train'.*did you mean training"),
         ("[ann]\nmomentum = 0", "Nesterov"),
         ("[ann]\nvalidation_steps = 3", "validation_eps"),
@@ -228,13 +259,13 @@ def test_a_network_learns_and_the_run_is_recorded(tmp_path, data, validation):
     assert record == result.record
     assert record["recipe"] == "mine" and record["seed"] == 0 and record["stage"]["eps"] == 0.1
     assert record["train_sha256"] == data.sha256 and record["validation_images"] == len(validation)
-    assert record["environment"]["versions"]["torch"] == torch.__version__.split("+")[0] or record["environment"]
+    assert record["environment"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["result"]["seconds"] > 0 and record["result"]["peak_memory"] > 2**20
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_trains_an_ann(tmp_path, data, validation, name):
-    stage = replace(ROBUST, objective=name, epochs=1)
+    stage = replace(ROBUST, objective=name, weight=0.5, epochs=1)
     teacher = new_model(seed=1) if OBJECTIVES[name].teacher else None
     model, result = run(data.select(32), validation, tmp_path, stage, teacher=teacher)
     assert math.isfinite(result.history[0]["train_loss"]) and not same(model, new_model())
@@ -250,13 +281,17 @@ def test_a_network_learns_what_its_teacher_says_and_leaves_it_alone(tmp_path, da
     with torch.no_grad():
         taught = teacher(few.pixels()).argmax(1)
         agreed, labelled = ((model(few.pixels()).argmax(1) == wanted).sum() for wanted in (taught, few.labels))
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["teacher_sha256"] == digest(before)
+    with pytest.raises(OtherRunError, match="teacher_sha256"):
+        run(few, validation, tmp_path, stage, teacher=new_model(seed=2))
     assert agreed > labelled and result.history[-1]["train_loss"] < result.history[0]["train_loss"]
     assert same(teacher, before) and not teacher.training
 
 
 def test_an_objective_that_needs_a_teacher_says_so(tmp_path, data, validation):
     with pytest.raises(ValueError, match="'rslad' needs a teacher"):
-        run(data, validation, tmp_path, replace(ROBUST, objective="rslad"))
+        run(data, validation, tmp_path, replace(ROBUST, objective="rslad", weight=0.5))
     assert not list(tmp_path.iterdir())
 
 
@@ -387,6 +422,32 @@ def test_the_attack_may_meet_the_pass_that_trains(data, objective, timesteps):
     assert same(model, before) and all(m.training and getattr(m, "track_running_stats", True) for m in model.modules())
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("attack_pass", ["evaluation", "training"])
+@pytest.mark.parametrize(("objective", "published"), [("at", "ce"), ("trades", "kl"), ("rslad", "teacher")])
+def test_the_recipe_says_what_the_attack_meets_and_maximises(
+    tmp_path, data, validation, monkeypatch, objective, published, attack_pass
+):
+    seen = []
+    for name in ("ascend", "perturb"):
+        real = getattr(updates, name)
+
+        def watched(*arguments, name=name, real=real, **options):
+            attacked = real(*arguments, **options)
+            seen.append((name, options["loss"], arguments[2].ndim))
+            return attacked
+
+        monkeypatch.setattr(updates, name, watched)
+    for loss in ("objective", "ce", "kl"):
+        attack = {"attack_pass": attack_pass, "attack_loss": loss}
+        stage = replace(ROBUST, objective=objective, weight=0.5, epochs=1, validation_steps=0, **attack)
+        folder = tmp_path / loss
+        run(data.select(16), validation, folder, stage, timesteps=2, teacher=new_model(seed=1))
+        maximised = published if loss == "objective" else loss
+        called = "ascend" if attack_pass == "training" else "perturb"
+        soft = maximised == "teacher" or (maximised == "kl" and called == "ascend")
+        assert seen.pop() == (called, maximised, 2 if soft else 1) and not seen
 
 
 def test_retraction_is_the_published_step(tmp_path, data, validation):
@@ -643,23 +704,48 @@ def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
     assert (tmp_path / "runs" / snn / "curves.png").stat().st_size > 10_000
     code, out, err = finished(script("convert.py", snn, *FEW[3:], "--output", "converted", cwd=tmp_path))
     assert code == 0 and weights_of(tmp_path / "converted") != weights_of(tmp_path / "runs" / snn), err
+    code, out, err = finished(script("convert.py", snn, *FEW[3:], "--dry-run", "--output", "none", cwd=tmp_path))
+    assert code == 0 and '"layer1.0.act1"' in out and not (tmp_path / "none").exists(), err
+
+    few = [*FEW[3:], "--quiet", "--images", "64", "-n", "8", "--attack", "fgsm", "--output", "tried.json"]
+    for tries, runs in ((1, 2), (2, 3)):  # what is there is not run again
+        changes = [part for change in ("snn.lr=0.1", "snn.lr=0")[:tries] for part in ("--try", change)]
+        code, out, err = finished(script("ablate.py", snn, *few, *changes, cwd=tmp_path))
+        assert code == 0, err
+        found = json.loads((tmp_path / "tried.json").read_text())["runs"]
+        assert len(found) == runs and len(out.splitlines()) == (2 if tries == 1 else 1)
+    assert [one["recipe"]["snn"]["lr"] for one in found] == [0.03, 0.1, 0] and (tmp_path / "tried.png").exists()
+    assert {one["ann_sha256"] for one in found} == {weights_of(tmp_path / "runs" / ann)}
+
+
+def written(path):
+    """When; None where there is no such file, as between two renames."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments_the_same_command_ends_with_the_same_weights(tmp_path, seed):
-    command = ("resnet20_digits_at_ann", *FEW)
+@pytest.mark.parametrize(
+    ("seed", "name"), [(0, "resnet20_digits_at_ann"), (1, "resnet20_digits_at_ann"), (2, "resnet20_digits_trades_t2")]
+)
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_weights(tmp_path, seed, name):
+    command = (name, *FEW, "--set", "direct.epochs=1", "--set", "direct.attack_pass='training'")
     code, _, err = finished(script("train.py", *command, cwd=tmp_path))
     assert code == 0, err
     expected = weights_of(tmp_path / "runs" / command[0])
     random = torch.Generator().manual_seed(seed)
-    kills = 0
+    kills, checkpoint = 0, tmp_path / "killed" / "checkpoint.pt"
     for _ in range(100):
+        before = written(checkpoint)
         process = script("train.py", *command, "--output", "killed", cwd=tmp_path)
-        while kills < 3 and not (tmp_path / "killed").exists():
-            time.sleep(0.01)
+        while kills < 3 and process.poll() is None:
+            if written(checkpoint) not in (None, before):  # it is at work
+                break
+            time.sleep(0.001)
         try:
-            process.communicate(timeout=2 * torch.rand((), generator=random).item() if kills < 3 else 120)
+            process.communicate(timeout=torch.rand((), generator=random).item() if kills < 3 else 120)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

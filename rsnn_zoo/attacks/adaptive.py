@@ -89,6 +89,9 @@ class Adaptive:
     pairs: tuple[Pair, ...]
     bars: tuple[float, ...] = ()
 
+    least_classes = 3
+    """For DLR."""
+
     @property
     def steps(self) -> int:
         """Gradient steps of a sample that runs all rounds."""

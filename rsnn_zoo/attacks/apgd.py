@@ -115,6 +115,11 @@ class APGD(GradientAttack):
     objective: str
     target: int = 1
 
+    @property
+    def least_classes(self) -> int:
+        """Without which the objective has no meaning."""
+        return {"dlr": 3, "t": 4}.get(self.objective, 2)
+
     def loss(self, logits: Tensor, aim: Tensor) -> Tensor:
         """The objective, (B,)."""
         return LOSSES[self.objective](logits, aim)

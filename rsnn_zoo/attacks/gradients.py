@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsnn_zoo.kernels import wide
-from rsnn_zoo.layers import WeightedSum
+from rsnn_zoo.layers import WeightedSum, is_plain_norm
 from rsnn_zoo.memory import Memory, remembering
 from rsnn_zoo.modes import BackwardMode, backward_mode
 
@@ -78,7 +78,7 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
             for conv, norm in pairwise(names):
-                if isinstance(module._modules[conv], nn.Conv2d) and isinstance(module._modules[norm], nn.BatchNorm2d):
+                if isinstance(module._modules[conv], nn.Conv2d) and is_plain_norm(module._modules[norm]):
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
         if isinstance(getattr(module, "sum", None), WeightedSum):
@@ -115,7 +115,7 @@ class InputGradient:
         precision: ``"float32"``, or ``"bfloat16"`` for the convolutions and linear layers; membranes stay in float32.
         chunk: Images that go through the network at once.
         folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
-            to the bit.
+            to the bit; of a network of this zoo, those of the model in ``channels_last``.
         pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
         draws: Forward and backward passes to average over, for a model that draws at random as it runs (expectation
             over randomness: Athalye et al., ICML 2018).
@@ -147,8 +147,9 @@ class InputGradient:
         self.pad = pad
         self.draws = draws
         self.model = (fold(model) if folded else copy.deepcopy(model).eval()).requires_grad_(False)
-        # oneDNN reorders every operand of another layout, there and back
-        self.layout = torch.channels_last if folded else torch.contiguous_format
+        # oneDNN reorders every operand of another layout, there and back; but not every network bears it
+        last = folded or getattr(model, "channels_last", False)
+        self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
         if precision != "float32":
             _lower(self.model, PRECISIONS[precision])
@@ -216,6 +217,12 @@ class PassGradient:
         """Gradients (B, C, H, W) and logits (B, K): see :class:`InputGradient`."""
         with backward_mode(self.mode), remembering(memory, len(images), len(images)):
             return input_gradient(self.forward, images, lambda logits: loss(logits, labels))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        with backward_mode(self.mode):
+            return self.forward(images)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -34,11 +34,10 @@ ENSEMBLE_MODES: tuple[BackwardMode, ...] = tuple(
 MODE_LISTS: dict[str, tuple[BackwardMode, ...]] = {
     "ensemble": ENSEMBLE_MODES,
     "strong": tuple(map(parse_mode, ("pcw-1", "pcw-2", "exp_d-1", "rate", "assg", "hart-1", "rga", "pdsg"))),
-    "few": tuple(map(parse_mode, ("pcw-1", "assg", "rate"))),
     "adaptive": tuple(map(parse_mode, ("pcw-2", "hart-1", "pcw-1", "exp_d-1", "pcw-0.5", "rate"))),
 }
-"""Modes under one name: the 19 published ones; those that fell most and those published since; a few of these; what the
-adaptive ensemble chooses from."""
+"""Modes under one name: the 19 published ones; those that fell most and those published since; what the adaptive
+ensemble chooses from."""
 
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "adaptive-v1": ("adaptive434",),
@@ -55,12 +54,13 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
         "apgd100-ce@strong",
         "apgd100-dlr@strong",
         "sapgd100@assg",
-        *(f"apgd100-t{target}@few" for target in range(1, 10)),
+        *(f"apgd100-t{target}@pcw-1" for target in range(1, 10)),
+        *(f"apgd100-t{target}@assg" for target in range(1, 4)),
         "transfer-apgd100-ce",
         "square5000",
-        "rays5000",
-        "uniform-noise100",
-        "gaussian-noise100",
+        "rays1000",
+        "uniform-noise10",
+        "gaussian-noise10",
     ),
 }
 """The named protocols, from the strong and cheap to the dear: a sample that has fallen is not attacked again.

@@ -70,6 +70,11 @@ class Transfer:
         """As reports have it."""
         return f"transfer-{self.label}-{self.attack.name}"
 
+    @property
+    def least_classes(self) -> int:
+        """As of what runs on the source."""
+        return getattr(self.attack, "least_classes", 2)
+
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W)."""
         source = ModelVictim(copy.deepcopy(self.source).to(batch.images.device), default_chunk(batch.images))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons import BackwardMode, Relu, model_under
 
-__all__ = ["ModelVictim", "default_chunk"]
+__all__ = ["ModelVictim", "default_chunk", "exact_arithmetic"]
 
 
 def default_chunk(images: Tensor) -> int:
@@ -19,6 +21,16 @@ def default_chunk(images: Tensor) -> int:
     if images.is_cuda:
         return 256
     return min(64, max(16, 16 * 32 * 32 // (images.shape[-1] * images.shape[-2])))
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Convolutions in full float32 by deterministic algorithms: CUDA by itself rounds to 10 bits, as it comes."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 class ModelVictim:
@@ -60,18 +72,24 @@ class ModelVictim:
         return logits / self.draws
 
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Which images the exact network misclassifies, (B,) bool."""
-        return self.logits(x).argmax(1) != labels
+        """Which images the exact network misclassifies, (B,) bool; logits that are no numbers are of no class."""
+        return _wrong(self.logits(x), labels)
 
     def gradient(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One gradient pass: see :class:`rsnn_zoo.attacks.base.Victim`."""
+        """One gradient pass: see :class:`rsnn_zoo.attacks.base.Victim`. What is no number in the gradient is 0."""
         direction, logits = self._fast.under(self.mode)(x, aim, loss, memory)
-        down = logits.argmax(1) != labels
-        # a verdict where this pass is the exact network's own, else a suspicion
-        if self._fast is not self._exact or isinstance(self.mode, Relu):
+        direction = direction.nan_to_num(0.0, 0.0, 0.0)
+        if isinstance(self.mode, Relu):  # the stand-in's logits say nothing of the spiking network
+            return direction, logits, self.fallen(x, labels)
+        down = _wrong(logits, labels)
+        if self._fast is not self._exact:  # a suspicion, no verdict
             suspects = down.nonzero().flatten()
             if len(suspects):
                 down[suspects] = self.fallen(x[suspects], labels[suspects])
         return direction, logits, down
+
+
+def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) != labels) | logits.isnan().any(1)

@@ -89,6 +89,7 @@ class Network(Temporal):
     classifier_name = "fc"
     first_conv = "conv1"
     fixed_img_size = False
+    channels_last = True  # it may run in that layout
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class ForeignNetwork(Network):
     """
 
     fixed_img_size = True
+    channels_last = False
 
     def __init__(self, architecture: str, build: Callable[..., nn.Module], **kwargs: Any):
         super().__init__(architecture, **kwargs)
