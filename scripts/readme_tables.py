@@ -81,13 +81,13 @@ def training() -> str:
 
 
 def runs() -> str:
-    """One row a training: its time, and what the attack left standing on validation images."""
+    """One row a training, by its folder: its time, and what the attack left standing on validation images."""
     header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for folder in sorted((DOCS / "runs").iterdir()):
         run, report = load_json(folder / "run.json"), load_json(folder / "validation.json")
         history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        cells = [f"`{run['name']}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
+        cells = [f"`{folder.name}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
         cells += [f"{history[-1]['images_per_second']:.0f}", f"{report['n']:,}"]
         cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
         for one in report["runs"]:
