@@ -93,9 +93,10 @@ class Stage(_Checked):
         label_smoothing: Of the cross-entropy.
         eps: Radius of the L-infinity ball in training.
         eps_warmup: Epochs over which eps grows from 0.
-        attack: Inner attack, a name of ``rsnn_zoo.attacks.inner.ATTACKS``.
-        attack_steps: Of PGD.
-        attack_step: Size of PGD's step in units of eps / steps.
+        attack: Inner attack, a name of ``rsnn_zoo.attacks.inner.ATTACKS``. With ``"free"`` each batch trains
+            ``attack_steps`` times, and the attack goes one step further each time by the gradient of that very pass.
+        attack_steps: Of PGD, or replays of a batch.
+        attack_step: Size of a step in units of eps / steps.
         attack_start: Where PGD starts, a key of ``rsnn_zoo.attacks.inner.STARTS``, or ``"objective"`` for the start
             that the objective was published with.
         attack_loss: What the attacks in training maximise, ``"ce"`` or ``"kl"``, or ``"objective"`` for what the
@@ -175,6 +176,8 @@ class Stage(_Checked):
             raise RecipeError(f"weight is a share for 'rslad' and {self.weight:g} here: at most 1, such as 5/6")
         if self.nesterov and not self.momentum:
             raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
+        if self.attack == "free" and (self.attack_loss, self.attack_mode) != ("objective", "own"):
+            raise RecipeError("the free attack follows the training's own gradient: leave attack_loss and attack_mode")
         if self.attack_mode != "own":
             try:
                 parse_mode(self.attack_mode)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import PRECISIONS, InputGradient, PassGradient
 from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, ascend, perturb, start_noise
 from rsnn_zoo.constraints import hold_thresholds, retract
@@ -30,6 +32,11 @@ CHUNK = 16
 
 MEASURED = ("loss", "clean", "robust")
 """What an update measures: its loss, and the accuracy on its clean and on its adversarial images."""
+
+
+_Shares = list[tuple[Tensor, Tensor, Tensor]]
+_Attacked = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Adversarial images, given labels, what the teacher says, and the logits of the clean ones."""
 
 
 class Updates:
@@ -106,19 +113,45 @@ class Updates:
             FloatingPointError: If the loss is no number; the weights are as before.
             OSError: If the stage wants the network compiled, and that fails.
         """
-        stage, count = self.stage, self.stage.accumulate
+        stage, inner = self.stage, self.objective.inner
         eps = stage.eps * _grown(done, stage.eps_warmup)
         steps = 1 + int((stage.attack_steps - 1) * _grown(done, stage.steps_warmup))
         start = self.objective.start if stage.attack_start == "objective" else stage.attack_start
         attack = ATTACKS[stage.attack](steps, stage.attack_step, start)
-        noise = start_noise(attack, images, generator) if self.objective.inner else images
-        shares = zip(*(self.ranks.share(whole, count) for whole in (images, labels, noise)), strict=True)
+        noise = start_noise(attack, images, generator) if inner else images
+        parts = (self.ranks.share(whole, stage.accumulate) for whole in (images, labels, noise))
+        shares = list(zip(*parts, strict=True))
+        if inner and stage.attack == "free":
+            return self._replay(shares, attack, eps, generator, done, step)
+        found = (self._measure(x, y, partial(self._attacked, x, z, attack=attack, eps=eps)) for x, y, z in shares)
+        return self._step(found, generator, done, step)
+
+    def _replay(
+        self, shares: _Shares, attack: InnerAttack, eps: float, generator: torch.Generator, done: float, step: float
+    ) -> list[float]:
+        """An update for each step of the attack, which follows the gradient that the update's pass leaves behind."""
+        points = [attack.begin(images, eps, noise) for images, _, noise in shares]
+        part, total = step / attack.steps, [0.0] * len(MEASURED)
+        for replay in range(attack.steps):
+            points = [x.detach().requires_grad_() for x in points]
+            found = (self._measure(x, y, lambda *_, at=at: at) for (x, y, _), at in zip(shares, points, strict=True))
+            measured = self._step(found, generator, done + replay * part, part)
+            total = [sum(both) for both in zip(total, measured, strict=True)]
+            moves = [(x.detach(), x.grad.sign(), images) for x, (images, _, _) in zip(points, shares, strict=True)]
+            points = [project(x + attack.size * eps * sign, images, eps) for x, sign, images in moves]
+        return [value / attack.steps for value in total]
+
+    def _step(
+        self, found: Iterable[tuple[Tensor, list[float]]], generator: torch.Generator, done: float, step: float
+    ) -> list[float]:
+        """One update of the weights by the losses of all parts of a batch; what was measured, means over the batch."""
+        stage, count = self.stage, self.stage.accumulate
         self.optimizer.zero_grad()
-        measured = [0.0] * len(MEASURED)
-        for number, share in enumerate(shares):
+        measured, parts = [0.0] * len(MEASURED), iter(found)
+        for number in range(count):
             last = number == count - 1
             with nullcontext() if last or self.ranks.size == 1 else self.parallel.no_sync():
-                loss, accuracies = self._measure(*share, attack, eps)
+                loss, accuracies = next(parts)
                 (loss / count).backward()
             for at, value in enumerate((loss.item(), *accuracies)):
                 measured[at] += value / count
@@ -141,26 +174,37 @@ class Updates:
         """Adversarial images, gradients in the stage's precision: see ``perturb``."""
         return perturb(model, images, labels, **options, **self.attack_options)
 
-    def _measure(
-        self, images: Tensor, labels: Tensor, noise: Tensor, attack: InnerAttack, eps: float
-    ) -> tuple[Tensor, list[float]]:
+    def _measure(self, images: Tensor, labels: Tensor, attacked: _Attacked) -> tuple[Tensor, list[float]]:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
-        stage, objective = self.stage, self.objective
+        objective = self.objective
         taught = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
         clean = self._forward(images, self.parallel) if objective.clean else None
         adversarial = None
         if objective.inner:
-            maximised = objective.inner if stage.attack_loss == "objective" else stage.attack_loss
-            target = taught if maximised == "teacher" else labels
-            options = {"attack": attack, "eps": eps, "noise": noise, "loss": maximised}
-            if stage.attack_pass == "training":
-                attacked = self._attack_as_trained(images, target, clean, **options)
-            else:
-                attacked = self.attack(self.model, images, target, **options)
-            adversarial = self._forward(attacked, self.parallel)
-        loss = objective.loss(clean, adversarial, taught, stage.weight, stage.label_smoothing)
+            adversarial = self._forward(attacked(labels, taught, clean), self.parallel)
+        loss = objective.loss(clean, adversarial, taught, self.stage.weight, self.stage.label_smoothing)
         seen = (clean, adversarial)
         return loss, [0.0 if z is None else (z.argmax(1) == labels).float().mean().item() for z in seen]
+
+    def _attacked(
+        self,
+        images: Tensor,
+        noise: Tensor,
+        labels: Tensor,
+        taught: Tensor,
+        clean: Tensor | None,
+        *,
+        attack: InnerAttack,
+        eps: float,
+    ) -> Tensor:
+        """Adversarial images, as the stage has them."""
+        stage, inner = self.stage, str(self.objective.inner)
+        loss = inner if stage.attack_loss == "objective" else stage.attack_loss
+        target = taught if loss == "teacher" else labels
+        options = {"attack": attack, "eps": eps, "noise": noise, "loss": loss}
+        if stage.attack_pass == "training":
+            return self._attack_as_trained(images, target, clean, **options)
+        return self.attack(self.model, images, target, **options)
 
     def _attack_as_trained(
         self, images: Tensor, target: Tensor, clean: Tensor | None, *, loss: str, **options: Any

@@ -60,10 +60,11 @@ def run(rank, folder, stage, timesteps):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("timesteps", [None, 2])
-@pytest.mark.parametrize("attack_pass", ["evaluation", "training"])
+@pytest.mark.parametrize("attack_pass", ["evaluation", "training", "free"])
 def test_two_ranks_train_as_one(tmp_path, timesteps, accumulate, attack_pass):
     # an untrained SNN gives all images so nearly the same logits that the signs of PGD's first gradients are roundings
-    stage = replace(STAGE, accumulate=accumulate, attack="rfgsm" if timesteps else "pgd", attack_pass=attack_pass)
+    stage = replace(STAGE, accumulate=accumulate, attack="rfgsm" if timesteps else "pgd")
+    stage = replace(stage, **{"attack": "free"} if attack_pass == "free" else {"attack_pass": attack_pass})
     one = run(0, tmp_path / "one", stage, timesteps)
     first, second = on_two_ranks(tmp_path / "two", run, stage, timesteps)
     for key, value in one["state"].items():

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rsnn_zoo import checkpoints, updates
 from rsnn_zoo.attacks.inner import ATTACKS, start_noise
 from rsnn_zoo.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from rsnn_zoo.constraints import retract
+from rsnn_zoo.constraints import hold_thresholds, retract
 from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import load_dataset
 from rsnn_zoo.datasets import Augmentation
@@ -149,6 +149,7 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann]\nattack_mode = 'pcv-1'", 'attack_mode: unknown backward mode.*or "own"'),
         ("[ann]\nattack_mode = 3", "attack_mode"),
         ("[snn]\neps = 0.1\nobjective = 'rslad'\nweight = 6.0", "weight is a share for 'rslad' and 6 here"),
+        ("[ann]\nattack = 'free'\nattack_mode = 'rate'", "follows the training's own gradient"),
         ("[ann]\nattack_loss = 'teacher'", "attack_loss is 'teacher'"),
         ("[ann]\nattack_pass = 'train'", "attack_pass is 'train'.*did you mean training"),
         ("[ann]\nmomentum = 0", "Nesterov"),
@@ -448,6 +449,37 @@ def test_the_recipe_says_what_the_attack_meets_and_maximises(
         called = "ascend" if attack_pass == "training" else "perturb"
         soft = maximised == "teacher" or (maximised == "kl" and called == "ascend")
         assert seen.pop() == (called, maximised, 2 if soft else 1) and not seen
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+def test_a_replayed_batch_trains_at_each_step_of_its_attack(data, objective):
+    """Free adversarial training, written out: one backward pass updates the weights and moves the attack."""
+    stage = replace(ROBUST, objective=objective, attack="free", attack_steps=3, attack_step=4.0, lr=1e-3, warmup=0.0)
+    model = new_model(2).double().train()
+    model.fc.weight.data *= 30
+    images, labels = data.pixels(slice(0, 8)).double(), data.labels[:8]
+    network = copy.deepcopy(model)
+    ours = updates.Updates(model, stage, Ranks())
+    measured = ours(images, labels, torch.Generator().manual_seed(0), 0.0, 0.5)
+
+    theirs = updates.Updates(network, stage, Ranks())
+    attack = ATTACKS["pgd"](3, 4.0, ours.objective.start)
+    noise = start_noise(attack, images, torch.Generator().manual_seed(0))
+    x, losses = attack.begin(images, 0.1, noise), []
+    for replay in range(3):
+        x = x.detach().requires_grad_()
+        theirs.optimizer.zero_grad()
+        clean = network(images) if objective == "trades" else None
+        losses.append(OBJECTIVES[objective].loss(clean, network(x), labels, stage.weight, 0.0))
+        losses[-1].backward()
+        for group in theirs.optimizer.param_groups:
+            group["lr"] = group["peak"] * theirs._schedule(replay * 0.5 / 3, 0.5 / 3)
+        theirs.optimizer.step()
+        hold_thresholds(network)
+        x = (x + 4 * 0.1 / 3 * x.grad.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+    assert measured[0] == pytest.approx(sum(loss.item() for loss in losses) / 3, rel=1e-9)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-7, atol=1e-9, msg=key)
 
 
 def test_retraction_is_the_published_step(tmp_path, data, validation):

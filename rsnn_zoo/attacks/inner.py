@@ -64,6 +64,8 @@ ATTACKS: dict[str, Callable[[int, float, str], InnerAttack]] = {
     "pgd": lambda steps, step, start: InnerAttack("pgd", steps, step / steps, start),
     "fgsm": _from(FGSM),
     "rfgsm": _from(RFGSM),
+    # Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019: the steps are the updates' own, see ``Updates``
+    "free": lambda steps, step, start: InnerAttack("free", steps, step / steps, start),
     # de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022
     "nfgsm": lambda steps, step, start: InnerAttack("nfgsm", 1, 1.0, "wide", reach=3.0),
 }
