@@ -51,6 +51,9 @@ CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
 """Steps of the two PGD that are compared, and questions of the Square attack that gradient attacks are held against."""
 
+_FELL = 0
+"""Verdict about a sample under one member, beside ``STANDS``."""
+
 Judge = Callable[[Tensor], tuple[list[int], Tensor | None]]
 """Positions of samples to their verdicts and, where they are kept, the images that these are about."""
 
@@ -204,10 +207,6 @@ class _Engine:
         return Examples(
             torch.from_numpy(pixels).reshape(clean.shape), clean, labels, numbers[:, 1], numbers[:, 0], numbers[:, 2]
         )
-
-
-_FELL = 0
-"""Verdict about a sample under one member."""
 
 
 def _job(member: str, eps: float) -> str:

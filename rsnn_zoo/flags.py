@@ -140,16 +140,13 @@ def gradient_free(runs: Iterable[Run], also: int = 0) -> Flag:
 
 def _without_gradients(runs: Sequence[Run]) -> int:
     """That number, of runs of the same samples at one radius."""
+    follows = [[not attack.startswith(GRADIENT_FREE) for attack, _ in run.members] for run in runs]
+    last = [max((number for number, follow in enumerate(each) if follow), default=None) for each in follows]
     count = 0
     for verdicts in zip(*(run.verdicts for run in runs), strict=True):
-        met = by_gradient = free = False
-        for run, verdict in zip(runs, verdicts, strict=True):
-            follows = [not attack.startswith(GRADIENT_FREE) for attack, _ in run.members]
-            last = max((number for number, gradient in enumerate(follows) if gradient), default=None)
-            met |= last is not None and (verdict == STANDS or verdict > last)
-            by_gradient |= verdict >= 0 and follows[verdict]
-            free |= verdict >= 0 and not follows[verdict]
-        count += met and free and not by_gradient
+        met = any(n is not None and (v == STANDS or v > n) for v, n in zip(verdicts, last, strict=True))
+        fell_to_gradients = [each[v] for v, each in zip(verdicts, follows, strict=True) if v >= 0]
+        count += met and bool(fell_to_gradients) and not any(fell_to_gradients)
     return count
 
 
