@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow test-hub1 lint benchmark clean
+.PHONY: setup demo test test-slow test-older lint benchmark clean
 
 setup: $(VENV)/.installed
 
@@ -23,12 +23,14 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# huggingface_hub 1.x is laid over the same environment, so that torch is not installed twice
-test-hub1: export PYTHONPATH = $(abspath $(VENV)/hub1)
-test-hub1: setup
+# huggingface_hub 1.x and torchattacks 3.3 are laid over the same environment, so that torch is not installed twice
+test-older: export PYTHONPATH = $(abspath $(VENV)/older)
+test-older: setup
 	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub<2'
-	$(BIN)/python -c "import huggingface_hub as hub; assert hub.__version__ < '2', hub.__version__"
-	$(BIN)/python -m pytest tests/test_hub.py tests/test_publish.py
+	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) --no-deps torchattacks==3.3.0
+	$(BIN)/python -c "import huggingface_hub as hub, torchattacks; assert hub.__version__ < '2', hub.__version__; \
+	    assert torchattacks.__file__.startswith('$(PYTHONPATH)'), torchattacks.__file__"
+	$(BIN)/python -m pytest tests/test_hub.py tests/test_publish.py tests/test_library.py tests/test_attacks.py
 
 lint: setup
 	$(BIN)/ruff check .

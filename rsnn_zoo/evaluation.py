@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rsnn_zoo import __version__, flags
 from rsnn_zoo.adversarial import Examples, save_examples
-from rsnn_zoo.attacks.adaptive import PILOT
+from rsnn_zoo.attacks.adaptive import PILOT, Adaptive
 from rsnn_zoo.attacks.base import Batch, check_eps
 from rsnn_zoo.attacks.protocols import Member, full_name, protocol
 from rsnn_zoo.attacks.queries import Square
@@ -410,6 +410,7 @@ def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], corr
         tuple(verdicts.get(sample, MISCLASSIFIED) for sample in engine.samples.index),
         seconds,
         tuple(getattr(member.attack, "steps", None) for member in members),
+        {number: m.attack.to_json() for number, m in enumerate(members) if isinstance(m.attack, Adaptive)},
     )
 
 

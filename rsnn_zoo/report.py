@@ -82,6 +82,7 @@ class Run:
             without any attack.
         seconds: Time spent on it, summed over all processes.
         steps: Of each member; None where it counts none.
+        learned: By the number of a member that learns beforehand, what it has learned, as JSON.
     """
 
     protocol: str
@@ -90,6 +91,7 @@ class Run:
     verdicts: tuple[int, ...]
     seconds: float
     steps: tuple[int | None, ...] = ()
+    learned: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def robust_accuracy(self) -> float:
@@ -120,6 +122,8 @@ class Run:
             attacks.append({"attack": attack, "mode": mode, "felled": felled, "standing": standing})
         for entry, steps in zip(attacks, self.steps, strict=False):
             entry["steps"] = steps
+        for number, learned in self.learned.items():
+            attacks[number]["learned"] = learned
         return {
             "protocol": self.protocol,
             "eps": self.eps,

@@ -57,7 +57,8 @@ def verify(
 
     Args:
         name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
-        images: Recompute the first so many verdicts of the run at 8/255 (or next to it); None for all of all runs.
+        images: Recompute the first so many verdicts of the run at 8/255 (or next to it) that found least to be robust;
+            None for all of all runs.
         source: An ``.npz`` file or folder in place of the data set that the evidence names.
         root: Folder of the named data sets on disk.
         download: Whether a named data set may be downloaded.
@@ -90,7 +91,7 @@ def verify(
     data = load_dataset(source or dataset, split, dataset=record, root=root, download=download)
     model = create_model(name, pretrained=True, **where).to(device)
     runs = published_runs(evidence)
-    chosen = runs if images is None else sorted(runs, key=lambda run: abs(run.eps - 8 / 255))[:1]
+    chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - 8 / 255), run.verdicts.count(-1)))]
     for run in chosen:
         what = f"verdicts at {255 * run.eps:.3g}/255"
         checks.append(_tried(what, _recompute, model, data, evidence, run, images, progress))
@@ -151,4 +152,5 @@ def _recompute(
     differ = sum(a != b for a, b in zip(report.runs[0].verdicts, published, strict=True))
     if differ > TOLERANCE * len(published):
         raise EvidenceError(f"{differ} of the first {len(published)} verdicts differ")
-    return f"the first {len(published)} are equal" + (f" but for {differ}: a rounding each" if differ else "")
+    equal = f"the first {len(published)} of {run.protocol} are equal"
+    return equal + (f" but for {differ}: a rounding each" if differ else "")

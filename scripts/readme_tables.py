@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BENCHMARK = Path(__file__).with_name("benchmark.json")
 TRAINING = Path(__file__).with_name("benchmark_training.json")
+EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 
 def results() -> str:
@@ -80,6 +81,33 @@ def training() -> str:
     )
 
 
+def evaluation() -> str:
+    """Samples that stand, gradient steps and seconds of the published ensemble, the adaptive one, and the plain way."""
+    names = [key for key in load_json(EVALUATION[0])["results"][0] if key.startswith(("ensemble", "adaptive"))]
+    header = ["model", "n", "eps", "seed", f"standing under {names[0]}", "gradient steps"]
+    header += [text for name in names[1:] for text in (f"{name}", "of these steps")]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    plain = []
+    for found in map(load_json, EVALUATION):
+        for result in found["results"]:
+            ensemble, *adaptive = ways = [result[name] for name in names]
+            cells = [f"`{result['model']}`", result["n"], f"{result['eps']:g}/255", result["seed"]]
+            cells += [ensemble["robust"], f"{ensemble['gradient_steps']:,}"]
+            for one in adaptive:
+                cells += [one["robust"], f"{one['gradient_steps'] / ensemble['gradient_steps']:.2f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+            if "plain" in result:
+                seconds = result["plain"]["seconds"]
+                ratios = [f"{seconds / way['seconds']:.1f} (`{name}`)" for name, way in zip(names, ways, strict=True)]
+                plain.append(
+                    f"The plain loop left {result['plain']['robust']} of {result['n']} standing for "
+                    f"`{result['model']}` at {result['eps']:g}/255, in {seconds:.0f} s: "
+                    f"{', '.join(ratios)} times our time. "
+                    f"{found['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}."
+                )
+    return "\n".join([*lines, *(f"\n{line}" for line in plain)])
+
+
 def runs() -> str:
     """One row a training, by its folder: its time, and what the attack left standing on validation images."""
     header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
@@ -97,7 +125,7 @@ def runs() -> str:
 
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (results, benchmark, training),
+    ROOT / "README.md": (results, evaluation, benchmark, training),
     DOCS / "cifar10.md": (runs,),
 }
 """Tables by page; a table stands between markers with the name of its function."""

@@ -11,6 +11,7 @@ from rsnn_zoo.attacks.apgd import apgd
 from rsnn_zoo.attacks.base import Batch
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.neurons import Rate, Surrogate
+from tests import tiny
 
 PCW, RATE = Surrogate("pcw", 1.0), Rate()
 CE_PCW, DLR_PCW, CE_RATE = ("ce", PCW), ("dlr", PCW), ("ce", RATE)
@@ -120,3 +121,13 @@ def test_rounds_double_and_say_their_steps():
     assert attack.rounds == (16, 32, 64, 128, 256) and attack.steps == 496 and attack.name == "adaptive496"
     assert attack.pairs == (("ce", RATE), ("dlr", RATE))
     assert replace(attack, bars=(1.0,)).steps == 496
+
+
+def test_a_report_says_what_was_learned():
+    data = tiny.digits().select(40)
+    report = rsnn_zoo.evaluate(tiny.network(True), data, "fgsm+adaptive31", 8 / 255, chunk=16, checks=0)
+    fgsm, attack = report.to_json()["runs"][0]["attacks"]
+    assert "learned" not in fgsm
+    learned = attack["learned"]
+    assert learned["rounds"] == [1, 2, 4, 8, 16] and len(learned["bars"]) == 4
+    assert len(set(learned["pairs"])) == 12 and learned["pairs"][0] == "ce/pcw-2"

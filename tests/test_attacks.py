@@ -13,10 +13,13 @@ import rsnn_zoo
 from rsnn_zoo.attacks.adaptive import adaptive
 from rsnn_zoo.attacks.apgd import apgd, checkpoints, dlr, on_sphere, targeted_dlr
 from rsnn_zoo.attacks.base import Batch
+from rsnn_zoo.attacks.library import TorchAttack
+from rsnn_zoo.attacks.queries import Noise, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
 from rsnn_zoo.attacks.victim import ModelVictim
-from rsnn_zoo.neurons import Rate, Surrogate
+from rsnn_zoo.modes import MODES as ALL_MODES
+from rsnn_zoo.neurons import Rate, SpikingNeuron, Surrogate
 
 APGDS = [apgd(9, "ce"), apgd(9, "dlr"), apgd(9, "t", 2)]
 MODES = (Surrogate("pcw", 2.0), Rate())
@@ -65,6 +68,46 @@ def test_attacks_keep_to_the_ball_and_the_pixels(attack, eps, batch, channels, s
     assert adversarial.min() >= 0 and adversarial.max() <= 1
     assert (adversarial - images).abs().max() <= eps + 1e-6
     assert all(x.min() >= 0 and x.max() <= 1 for x in victim.seen)
+
+
+class Small(torch.nn.Module):
+    """A spiking network for images of any size."""
+
+    def __init__(self, channels, seed):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.first, self.last = torch.nn.Conv2d(channels, 6, 3, padding=1), torch.nn.Linear(6, 4)
+        self.norm, self.neuron = torch.nn.BatchNorm2d(6), SpikingNeuron(3, repeated=True, threshold=0.3)
+
+    def forward(self, x):
+        spikes = self.neuron(self.norm(self.first(x)))
+        return self.last(spikes.mean((2, 3))).reshape(3, len(x), 4).mean(0)
+
+
+@given(
+    st.sampled_from([*GRADIENT_ATTACKS, Square(6), RayS(6), Noise(3), TorchAttack(torchattacks.PGD, steps=3)]),
+    st.sampled_from([None, *ALL_MODES.values()]),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.floats(0, 1),
+    st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 6), st.integers(2, 6)),
+    st.integers(0, 2**20),
+)
+@settings(max_examples=100)
+def test_no_attack_under_any_mode_leaves_the_ball_or_a_trace(eager, attack, mode, precision, eps, shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = torch.rand(shape, generator=generator), torch.randint(4, shape[:1], generator=generator)
+    model = Small(shape[1], seed).train()
+    victim = ModelVictim(model, 3, precision).under(mode)
+    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    fell, adversarial = attack(victim, Batch(images, labels, eps, tuple(range(len(labels))), seed))
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert (adversarial - images).abs().max() <= eps + 1e-6
+    assert torch.equal(victim.fallen(adversarial, labels), fell)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,37 @@ def test_they_follow_the_backward_mode(snn, eager, digits, mode):
     assert torch.equal(victim.fallen(adversarial, batch.labels), fell)
 
 
+def test_under_the_stand_in_every_question_is_put_to_the_spiking_network(snn, eager, digits):
+    """What the ReLU network classifies says nothing."""
+    shown = []
+
+    class Heard(ModelVictim):
+        def fallen(self, x, labels):
+            shown.append(x)
+            return super().fallen(x, labels)
+
+    victim = Heard(snn, 2).under(Relu())
+    fell, _ = TorchAttack(torchattacks.PGD, steps=4, alpha=1e-4)(victim, batch_of(digits, [0], 1e-3))
+    assert not fell.any() and len(shown) == 4 + 1  # and once more at the end
+
+
+def test_a_random_model_is_averaged_over_its_draws(digits):
+    class Shaken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            passes.append(len(x))
+            return torch.eye(CLASSES)[:1].repeat(len(x), 1) + torch.randn(len(x), CLASSES) + self.weight * x.sum()
+
+    passes = []
+    victim = ModelVictim(Shaken(), 2, draws=7)
+    x = torch.rand(1, 1, 2, 2)
+    TorchAttack(torchattacks.FGSM)(victim, Batch(x, torch.zeros(1).long(), 0.1, (0,)))
+    assert len(passes) % 7 == 0 and len(passes) >= 2 * 7
+
+
 def test_the_class_is_told_what_it_takes_of_the_batch():
     class Told:
         def __init__(self, model, n_classes=10, eps=8 / 255, seed=0, steps=1):
@@ -210,10 +241,11 @@ def test_attacks_are_found_by_name():
 # --- transfer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", [None, Rate()], ids=str)
 @pytest.mark.parametrize("attack", [pgd(3), Square(6), RayS(6), Noise(3)], ids=lambda attack: attack.name)
-def test_transfer_from_the_model_itself_is_the_attack(snn, eager, digits, attack):
+def test_transfer_from_the_model_itself_is_the_attack(snn, eager, digits, attack, mode):
     batch = batch_of(digits, list(range(8)), 64 / 255)
-    victim = ModelVictim(snn, 64)
+    victim = ModelVictim(snn, 64).under(mode)
     fell, adversarial = Transfer(snn, attack, "self")(victim, batch)
     expected_fell, expected = attack(victim, batch)
     assert torch.equal(fell, expected_fell) and torch.equal(adversarial, expected)
@@ -242,6 +274,22 @@ def test_what_fells_the_source_alone_does_not_count(attack):
     images, labels = standing(smooth(), 4)
     batch = Batch(images, (labels + 1) % CLASSES, 0.1, tuple(range(4)))  # the source is wrong everywhere
     assert not Transfer(smooth(), attack, "other")(Stubborn(smooth(), 4), batch)[0].any()
+
+
+def test_every_question_of_a_library_on_the_source_counts():
+    """Though the source itself stands."""
+
+    class Brittle(ModelVictim):
+        def fallen(self, x, labels):
+            return torch.ones(len(x), dtype=torch.bool)
+
+    images, labels = standing(smooth(), 1)
+    asked = []
+    attack = TorchAttack(torchattacks.PGD, steps=9, alpha=1e-5, random_start=False)
+    source = smooth()
+    source.register_forward_hook(lambda *_: asked.append(1))
+    fell, adversarial = Transfer(source, attack, "other")(Brittle(source, 1), Batch(images, labels, 0.1, (0,)))
+    assert fell.all() and torch.equal(adversarial, images)
 
 
 def test_every_iterate_on_the_source_counts():

@@ -157,6 +157,31 @@ def test_transfer_needs_a_source(ann):
         protocol("transfer-pgd20", ann)
 
 
+def test_any_model_is_a_source_of_transfer(snn, ann):
+    source = "resnet20_digits_natural_t4"
+    assert names(f"transfer[{source}]-pgd20", ann) == [f"transfer-{source}-pgd20/own"]
+    assert names(f"fgsm+transfer[{source}]-apgd9-ce@rate", ann) == [  # the modes are those of the source
+        "fgsm/own",
+        f"transfer-{source}-apgd9-ce/rate",
+    ]
+    (member,) = protocol(f"transfer[{source}]-pgd20", snn)
+    assert member.attack.source.pretrained_name == source
+    with pytest.raises(LookupError, match="vgg16_svhn_mart_t4"):
+        protocol("transfer[vgg16_svhn_mart_t4]-pgd20", snn)
+
+
+def test_a_source_of_other_classes_is_refused(snn, tmp_path):
+    rsnn_zoo.save_pretrained(rsnn_zoo.create_model("resnet20_cifar10_at_t2"), tmp_path, name="resnet20_cifar10_at_t2")
+    with pytest.raises(ValueError, match="has in_chans 3, the model under attack 1"):
+        protocol(f"transfer[local-dir:{tmp_path}]-pgd20", snn)
+
+
+def test_what_is_left_out_is_said(snn, caplog):
+    orphan = rsnn_zoo.create_model("resnet20_digits_trades_t4")  # nobody published what it was converted from
+    assert names("worst-case", orphan) == [member for member in WORST_CASE_1 if not member.startswith("transfer")]
+    assert "left out transfer-apgd100-ce" in caplog.text and "transfer[NAME]-apgd100-ce" in caplog.text
+
+
 def test_quick_fells_what_its_members_fell(snn):
     data = rsnn_zoo.load_dataset("digits", "test").select(6)
     report = rsnn_zoo.evaluate(snn, data, "quick", 48 / 255, checks=0)

@@ -9,9 +9,9 @@ not on batches, processes or time.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from rsnn_zoo.attacks.base import Batch, State, Victim
 from rsnn_zoo.modes import BackwardMode
 
 __all__ = ["PILOT", "Adaptive", "Pair", "Switching", "adaptive"]
-
-_log = logging.getLogger(__name__)
 
 PILOT = 64
 """Samples in the pilot."""
@@ -97,6 +95,15 @@ class Adaptive:
         """Gradient steps of a sample that runs all rounds."""
         return sum(self.rounds)
 
+    def to_json(self) -> dict[str, Any]:
+        """What a report keeps of it: a bar is None where all that stand go on."""
+        pairs = [f"{loss}/{mode or 'own'}" for loss, mode in self.pairs]
+        return {
+            "rounds": list(self.rounds),
+            "pairs": pairs,
+            "bars": [None if math.isinf(bar) else bar for bar in self.bars],
+        }
+
     def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
         """The same with the bars between its rounds and the order of its pairs learned on some samples.
 
@@ -127,8 +134,6 @@ class Adaptive:
             left, nearest = left.rows(near.nonzero().flatten()), nearest[near]
             if number == 0:
                 attack = replace(attack, pairs=attack._raced(victim, left, nearest))
-        order = ", ".join(f"{loss}/{mode or 'own'}" for loss, mode in attack.pairs)
-        _log.info("%s learned on %d samples: bars %s; pairs %s", self.name, len(pilot), bars, order)
         return replace(attack, bars=tuple(bars))
 
     def _raced(self, victim: Victim, batch: Batch, margins: Tensor) -> tuple[Pair, ...]:

@@ -102,11 +102,21 @@ def _generator(key: str) -> torch.Generator:
 
 
 class Victim(Protocol):
-    """The model under attack, under one backward mode."""
+    """The model under attack, under one backward mode.
+
+    Attributes:
+        mode: The backward mode; None for each neuron's own surrogate.
+    """
+
+    mode: BackwardMode | None
 
     @property
     def module(self) -> nn.Module:
         """The exact float32 network as an ``nn.Module`` under the mode, in evaluation mode, for attack libraries."""
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the logits of ``module`` are those that verdicts go by."""
 
     def under(self, mode: BackwardMode | None) -> Victim:
         """The same under another mode; None for each neuron's own surrogate."""

@@ -132,7 +132,7 @@ class _Watch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.module(x)
-        wrong = logits.argmax(1) != self._label
+        wrong = (logits.argmax(1) != self._label) | (not self._victim.faithful)
         if wrong.any():
             suspects = x.detach()[wrong]
             inside = project(suspects, self._image, self._eps)

@@ -6,6 +6,7 @@ ones below are such lists under a version: what ``worst-case-v1`` runs does not 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from rsnn_zoo.attacks.library import torchattack
 from rsnn_zoo.attacks.queries import Noise, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
-from rsnn_zoo.attacks.transfer import Transfer, unconverted
+from rsnn_zoo.attacks.transfer import Transfer, published, unconverted
 from rsnn_zoo.modes import MODES, BackwardMode, Rate, Relu, Surrogate, parse_mode
 from rsnn_zoo.names import near_matches
 from rsnn_zoo.neurons import SpikingNeuron
 
 __all__ = ["ENSEMBLE_MODES", "MODE_LISTS", "PROTOCOLS", "Member", "full_name", "protocol"]
+
+_log = logging.getLogger(__name__)
 
 ENSEMBLE_MODES: tuple[BackwardMode, ...] = tuple(
     mode for mode in MODES.values() if isinstance(mode, Surrogate | Rate | Relu)
@@ -74,6 +77,12 @@ def _transfer(model: nn.Module, attack: str) -> Attack | None:
     return Transfer(source, there, "ann") if source and there else None
 
 
+def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
+    source = published(name, model)
+    there = _attack(attack, source)
+    return Transfer(source, there, name) if there else None
+
+
 _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "fgsm": lambda model: FGSM,
     "rfgsm": lambda model: RFGSM,
@@ -88,6 +97,7 @@ _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "fab{n}-t": lambda model, steps: torchattack("FAB", steps=int(steps), multi_targeted=True),
     "torchattacks.(.+)": lambda model, name: torchattack(name),
     "transfer-(.+)": _transfer,
+    r"transfer\[([^]]+)\]-(.+)": _transfer_from,
 }
 """Attacks by what their names look like ({n}: a positive number), from the model and what the name says in brackets."""
 
@@ -139,13 +149,16 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
             ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th likely wrong class),
             ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``squareK``, ``raysK``,
             ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a class of that library with
-            its default options) and ``transfer-ATTACK`` (on the network that the model was converted from). Modes are a
+            its default options), ``transfer-ATTACK`` (on the network that the model was converted from) and
+            ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights for). Modes are a
             key of ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own without any.
         model: The model to attack. One without spiking neurons has but one way to be differentiated, so it meets each
             attack once.
 
     Raises:
-        ValueError: For an unknown name, or if nothing of it can be run on this model.
+        ValueError: For an unknown name, if nothing of it can be run on this model, or if a source of transfer has other
+            classes or channels.
+        LookupError: If nobody published the source of transfer.
 
     Example:
         >>> len(protocol("ensemble-pgd20", snn)), len(protocol("pgd20x3@rate+square1000", snn))  # doctest: +SKIP
@@ -171,10 +184,14 @@ def _members(term: str, model: nn.Module) -> Iterator[Member]:
         raise _unknown(term)
     attack = _attack(match["attack"], model)
     if attack is None:
+        if _spiking(model):
+            about = "left out %s: the network that the model was converted from is not published; name one, as in %s"
+            _log.warning(about, term, term.replace("transfer-", "transfer[NAME]-", 1))
         return
     modes = _modes("ensemble" if match["ensemble"] else match["modes"])
+    differentiated = attack.source if isinstance(attack, Transfer) else model
     for restart in range(1, int(match["restarts"] or 1) + 1):
-        for mode in modes if _spiking(model) else (None,):
+        for mode in modes if _spiking(differentiated) else (None,):
             yield Member(_again(attack, restart), mode)
 
 

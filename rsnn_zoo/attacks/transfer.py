@@ -15,7 +15,7 @@ from rsnn_zoo.modes import BackwardMode
 from rsnn_zoo.names import ModelName, UnknownNameError
 from rsnn_zoo.registry import create_model
 
-__all__ = ["Transfer", "unconverted"]
+__all__ = ["Transfer", "published", "unconverted"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,16 @@ class _Proxy:
     target: Victim
 
     @property
+    def mode(self) -> BackwardMode | None:
+        return self.source.mode
+
+    @property
     def module(self) -> nn.Module:
         return self.source.module
+
+    @property
+    def faithful(self) -> bool:
+        return False
 
     def under(self, mode: BackwardMode | None) -> _Proxy:
         return replace(self, source=self.source.under(mode))
@@ -49,7 +57,8 @@ class _Proxy:
 class Transfer:
     """Runs an attack on a source model; every iterate counts that the victim misclassifies.
 
-    A sample leaves when the victim falls, not when the source does.
+    A sample leaves when the victim falls, not when the source does. The source is differentiated under the victim's
+    backward mode.
 
     Attributes:
         source: Any module from images in [0, 1] to logits over the victim's classes; copied, never touched.
@@ -78,7 +87,30 @@ class Transfer:
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W)."""
         source = ModelVictim(copy.deepcopy(self.source).to(batch.images.device), default_chunk(batch.images))
-        return self.attack(_Proxy(source, victim), batch)
+        return self.attack(_Proxy(source.under(victim.mode), victim), batch)
+
+
+def published(name: str, victim: nn.Module) -> nn.Module:
+    """A model with weights, as a source of transfer.
+
+    Args:
+        name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
+        victim: What it is to fool.
+
+    Raises:
+        LookupError: If nobody published that name.
+        OSError: If its weights cannot be had.
+        ValueError: If it is of other classes or channels than the victim.
+
+    Example:
+        >>> source = published("resnet20_digits_natural_ann", victim)  # doctest: +SKIP
+    """
+    source = create_model(name, pretrained=True)
+    for what in ("num_classes", "in_chans"):
+        mine, wanted = getattr(source, what, None), getattr(victim, what, None)
+        if None not in (mine, wanted) and mine != wanted:
+            raise ValueError(f"{name} has {what} {mine}, the model under attack {wanted}: transfer from another")
+    return source
 
 
 def unconverted(model: nn.Module) -> nn.Module | None:

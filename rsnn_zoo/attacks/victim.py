@@ -62,7 +62,13 @@ class ModelVictim:
     @property
     def module(self) -> nn.Module:
         """The exact network under the mode, for attack libraries."""
-        return self._exact.model if self.mode is None else model_under(self._exact.model, self.mode)
+        module = self._exact.model if self.mode is None else model_under(self._exact.model, self.mode)
+        return module if self.draws == 1 else _Averaged(module, self.draws)
+
+    @property
+    def faithful(self) -> bool:
+        """Whether its logits are those that verdicts go by: the ReLU stand-in's say nothing of the spiking network."""
+        return not isinstance(self.mode, Relu)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the exact network."""
@@ -81,7 +87,7 @@ class ModelVictim:
         """One gradient pass: see :class:`rsnn_zoo.attacks.base.Victim`. What is no number in the gradient is 0."""
         direction, logits = self._fast.under(self.mode)(x, aim, loss, memory)
         direction = direction.nan_to_num(0.0, 0.0, 0.0)
-        if isinstance(self.mode, Relu):  # the stand-in's logits say nothing of the spiking network
+        if not self.faithful:
             return direction, logits, self.fallen(x, labels)
         down = _wrong(logits, labels)
         if self._fast is not self._exact:  # a suspicion, no verdict
@@ -89,6 +95,18 @@ class ModelVictim:
             if len(suspects):
                 down[suspects] = self.fallen(x[suspects], labels[suspects])
         return direction, logits, down
+
+
+class _Averaged(nn.Module):
+    """A random module whose logits are means over draws."""
+
+    def __init__(self, module: nn.Module, draws: int):
+        super().__init__()
+        self.module, self.draws = module, draws
+        self.training = module.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.module(x) for _ in range(self.draws)]).mean(0)
 
 
 def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
