@@ -150,7 +150,8 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
         neurons = f"integrate-and-fire neurons with {config.reset} reset, {leak} and trainable thresholds"
         kind = f"A spiking {network}: {neurons}, {config.timesteps} time steps, direct input coding"
     if dataset:
-        kind += f". Trained on {dataset.title} by {_OBJECTIVES.get(objective or '', objective)}"
+        made = f"Converted from {_cell(ann)} and fine-tuned" if (ann := config.training.get("ann")) else "Trained"
+        kind += f". {made} on {dataset.title} by {_OBJECTIVES.get(objective or '', objective)}"
     if config.weights:
         kind += f". {config.weights.num_parameters:,} parameters, {config.weights.size / 2**20:.1f} MiB"
     return kind + "."
@@ -197,6 +198,9 @@ def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
 def _results(evidence: Mapping[str, Any]) -> str:
     runs = evidence.get("runs", [])
     lines = _accuracies(evidence)
+    if ann := evidence.get("ann"):
+        lines += ["", f"### The ANN that it was converted from: {_cell(ann['name'])}", "", *_accuracies(ann)]
+        lines += ["", "### What felled the SNN"]
     for protocol in dict.fromkeys(run["protocol"] for run in runs if run.get("attacks")):
         lines += _felled(protocol, [run for run in runs if run["protocol"] == protocol])
     flags = evidence.get("flags") or {}
@@ -208,8 +212,12 @@ def _results(evidence: Mapping[str, Any]) -> str:
         if facts := list(_facts(evidence.get(key) or {})):
             lines += ["", f"### {title}", "", *facts]
     measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
-    measured += [str(evidence[key]) for key in ("hardware", "created") if evidence.get(key)]
-    return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}."])
+    measured += [_cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
+    counts = [f"{evidence[key]} {key}" for key in ("cores", "processes", "threads") if evidence.get(key)]
+    measured += [f"{', '.join(counts)} each"] if counts else []
+    took = [f"{run['protocol']} at {_eps(run)} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")]
+    minutes = f" Minutes of all processes together: {_cell(', '.join(took))}." if took else ""
+    return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}.{minutes}"])
 
 
 def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
@@ -234,7 +242,11 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {_cell(key)}"
             yield from (f"  {line}" for line in _facts(value))
         else:
-            yield f"- {_cell(key)}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}"
+            yield f"- {_cell(key)}: {_cell(_shown(value) if isinstance(value, float) else value)}"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _accuracy(result: Mapping[str, Any], key: str) -> tuple[str, str]:

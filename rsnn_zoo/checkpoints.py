@@ -76,9 +76,14 @@ class RunFolder:
             raise OtherRunError(
                 f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
             )
-        if state["environment"] != self.environment:
-            _log.warning("the run goes on in another environment: its weights may differ by roundings")
         return state
+
+    def go_on(self, state: Mapping[str, Any], finished: bool) -> None:
+        """Takes note of where the state comes from: of what is finished the environment stays on record."""
+        if finished:
+            self.environment = state["environment"]
+        elif state["environment"] != self.environment:
+            _log.warning("the run goes on in another environment: its weights may differ by roundings")
 
     def save(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
         """Writes a checkpoint, and the log of all epochs so far.

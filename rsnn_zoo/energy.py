@@ -47,9 +47,10 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
         batch_size: Images a forward pass.
 
     Returns:
-        ``{"spikes": {"per_image", "rates"}, "energy": {"ann_macs", "macs", "accumulates", "ann_nanojoule", "nanojoule",
-        "ratio", "picojoule_per_mac", "picojoule_per_accumulate"}}``; rates are mean spikes a neuron and step, in
-        [0, 1], by layer. For an ANN ``spikes`` is absent and operations on zeros are not saved.
+        ``{"spikes": {"images", "per_image", "rates"}, "energy": {"images", "ann_macs", "macs", "accumulates",
+        "ann_nanojoule", "nanojoule", "ratio", "picojoule_per_mac", "picojoule_per_accumulate"}}``; rates are mean
+        spikes a neuron and step, in [0, 1], by layer. For an ANN ``spikes`` is absent and operations on zeros are not
+        saved.
 
     Example:
         >>> energy(model, data.pixels())["energy"]["ratio"]  # doctest: +SKIP
@@ -93,6 +94,7 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
     joule = 1e-3 * (MAC_PICOJOULE * macs + AC_PICOJOULE * accumulates)
     result: dict[str, Any] = {
         "energy": {
+            "images": n,
             "ann_macs": ann,
             "macs": macs,
             "accumulates": accumulates,
@@ -105,5 +107,5 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
     }
     if neurons:
         rates = {name: spikes[name] / sites[name] for name in spikes}
-        result["spikes"] = {"per_image": sum(spikes.values()) / n, "rates": rates}
+        result["spikes"] = {"images": n, "per_image": sum(spikes.values()) / n, "rates": rates}
     return result

@@ -51,6 +51,9 @@ CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
 """Steps of the two PGD that are compared, and questions of the Square attack that gradient attacks are held against."""
 
+PATIENCE = 30.0
+"""Seconds after which the verdicts of a batch should be on disk: so much is lost where an evaluation is killed."""
+
 _FELL = 0
 """Verdict about a sample under one member, beside ``STANDS``."""
 
@@ -120,16 +123,20 @@ class _Engine:
         wanted = [self.samples.index[i] for i in positions]
         before = self.ledger.begin(job)
         known = {sample: before[sample] for sample in wanted if sample in before}
-        share = self.ledger.share([sample for sample in wanted if sample not in known])
-        for begin in range(0, len(share), self.batch_size):
-            batch = share[begin : begin + self.batch_size]
+        share = list(self.ledger.share([sample for sample in wanted if sample not in known]))
+        size = min(self.batch_size, self.victim.chunk)  # which grows as far as that is quick
+        while share:
+            batch, share = share[:size], share[size:]
             started = time.perf_counter()
             verdicts, images = judge(torch.tensor([self.place[sample] for sample in batch]))
             kept = [
                 None if images is None or verdict < 0 else images[i].cpu().numpy().tobytes()
                 for i, verdict in enumerate(verdicts)
             ]
-            self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), time.perf_counter() - started)
+            took = time.perf_counter() - started
+            self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), took)
+            if took < PATIENCE / 2:
+                size = min(2 * size, self.batch_size)
             known.update(zip(batch, verdicts, strict=True))
             if show:
                 show(len(batch), len(known), sum(verdict == STANDS for verdict in known.values()))
@@ -250,7 +257,8 @@ def evaluate(
             or a mapping of several, each to an eps of its own or to several.
         eps: Radius of the L-infinity ball in units of pixels in [0, 1], or several, each run on its own.
         seed: Of all that is drawn.
-        batch_size: Samples between two writes of the state; no influence on the verdicts.
+        batch_size: Most samples between two writes of the state, which are fewer where an attack takes long; no
+            influence on the verdicts.
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
         precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster).
@@ -353,7 +361,8 @@ def evaluate(
             **settings,
         }
         hidden = not (progress and Ranks.current().main)
-        with closing(Ledger(state, fingerprint)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
+        here = environment(parameter.device) | {"processes": Ranks.current().size}
+        with closing(Ledger(state, fingerprint, here)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
             engine = _Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
@@ -381,11 +390,12 @@ def evaluate(
         weights_sha256=_weights_sha256(model),
         dataset=samples.dataset,
         split=samples.split,
+        data_sha256=samples.sha256,
         index=tuple(samples.index),
         correct=tuple(verdict == STANDS for verdict in clean),
         runs=runs,
         settings=settings | {"checks": checks},
-        environment=environment(parameter.device),
+        environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         flags=tuple(found),
     )

@@ -14,6 +14,7 @@ from rsnn_zoo.schema import Section
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 
 _MAX_IMAGES = 10**7
+_MAX_PROCESSES = 10**6
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
 
 
@@ -63,6 +64,9 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
     if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
         raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
     n = top.integer("n", 1, _MAX_IMAGES)
+    for key in ("cores", "threads", "processes"):
+        if evidence.get(key) is not None:
+            top.integer(key, 1, _MAX_PROCESSES)
     top.text("dataset", _TEXT)
     for key in ("settings", "versions", "spikes", "energy"):
         top.section(key, optional=True)
@@ -70,17 +74,28 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
     for name in flags.content:
         if (flag := flags.section(name)).value("raised"):
             flag.text("message", _TEXT)
-    results = [(top.section("clean"), "accuracy")]
-    for run in top.sections("runs"):
-        run.text("protocol", _TEXT)
-        run.number("eps", 0.0, 1.0)
-        results.append((run, "robust_accuracy"))
+    for run in _accuracies(top):
+        run.number("seconds", 0.0, 1e12, default=0.0)
         for attack in run.sections("attacks"):
             attack.text("attack", _TEXT)
             attack.integer("felled", 0, n)
-    for section, key in results:
+    if "ann" in evidence:
+        ann = top.section("ann")
+        ann.text("name", _TEXT)
+        ann.integer("n", 1, _MAX_IMAGES)
+        _accuracies(ann)
+
+
+def _accuracies(report: Section) -> list[Section]:
+    """The runs, once they and the accuracy without attack are seen to be there."""
+    clean, runs = report.section("clean"), report.sections("runs")
+    for run in runs:
+        run.text("protocol", _TEXT)
+        run.number("eps", 0.0, 1.0)
+    for section, key in [(clean, "accuracy"), *((run, "robust_accuracy") for run in runs)]:
         section.number(key, 0.0, 1.0)
         section.numbers("ci95", 2, 0.0, 1.0)
+    return runs
 
 
 def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:

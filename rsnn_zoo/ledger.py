@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, fingerprint TEXT)",
+    "CREATE TABLE IF NOT EXISTS sessions (environment TEXT UNIQUE)",
     "CREATE TABLE IF NOT EXISTS batches (job TEXT, seconds REAL)",
     "CREATE TABLE IF NOT EXISTS samples (job TEXT, sample INT, verdict INT, image BLOB, PRIMARY KEY (job, sample))",
 )
@@ -35,6 +36,10 @@ class Ledger:
     Args:
         path: SQLite file on a local disk; one for all processes of a machine. None keeps the verdicts in memory.
         fingerprint: What the verdicts depend on, as JSON.
+        environment: What this evaluation runs on, as JSON.
+
+    Attributes:
+        sessions: Other environments that earlier verdicts in the file were found in.
 
     Raises:
         ValueError: If the file is of another evaluation, or no such file.
@@ -48,14 +53,19 @@ class Ledger:
         ({7: -1}, 0.5)
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        fingerprint: dict[str, Any],
+        environment: dict[str, Any] | None = None,
+    ):
         self.ranks = Ranks.current()
         self._own: dict[str, set[int]] = {}  # samples that this process answers for, by job
         self._seconds: dict[str, float] = {}
         resumed = path is not None and os.path.exists(path)
         self._database = sqlite3.connect(path or ":memory:", timeout=600, isolation_level=None)
         try:
-            self._open(json.dumps(fingerprint), path)
+            self._open(json.dumps(fingerprint), json.dumps(environment or {}), path)
         except BaseException:
             self._database.close()
             raise
@@ -65,13 +75,17 @@ class Ledger:
         several = self.ranks.size > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
 
-    def _open(self, fingerprint: str, path: str | os.PathLike[str] | None) -> None:
+    def _open(self, fingerprint: str, environment: str, path: str | os.PathLike[str] | None) -> None:
         try:
             with self._transaction():
                 for table in _TABLES:
                     self._run(table)
                 self._run("INSERT OR IGNORE INTO about VALUES (0, ?)", fingerprint)
                 ((found,),) = self._run("SELECT fingerprint FROM about")
+                if found == fingerprint:
+                    self._run("INSERT OR IGNORE INTO sessions VALUES (?)", environment)
+                known = self._run("SELECT environment FROM sessions WHERE environment != ?", environment)
+                self.sessions = [json.loads(row[0]) for row in known]
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{path} is no state of an evaluation ({error}): delete it, or name another file"

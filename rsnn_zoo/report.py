@@ -145,6 +145,7 @@ class Report:
         weights_sha256: Of the weights file that ``save_pretrained`` makes of the model; None where it cannot.
         dataset: Name of the data set.
         split: Name of the split.
+        data_sha256: Of the images and labels, as they were attacked.
         index: Index in the data set of each sample.
         correct: Whether each sample is classified correctly without any attack.
         runs: One for each protocol and radius.
@@ -159,6 +160,7 @@ class Report:
     weights_sha256: str | None
     dataset: str
     split: str
+    data_sha256: str
     index: tuple[int, ...]
     correct: tuple[bool, ...]
     runs: tuple[Run, ...]
@@ -192,6 +194,7 @@ class Report:
             "dataset": self.dataset,
             "split": self.split,
             "n": len(index),
+            "data_sha256": self.data_sha256,
             "index": "0..n-1" if index == list(range(len(index))) else index,
             "clean": {"accuracy": self.clean_accuracy, "ci95": list(wilson(sum(self.correct), len(index)))},
             "runs": [one.to_json() for one in self.runs],

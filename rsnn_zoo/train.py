@@ -394,6 +394,7 @@ class _Run:
                 part.load_state_dict(state[key])
             for key in _REMEMBERED:
                 setattr(self, key, state[key])
+            self.folder.go_on(state, finished=self.epoch == self.stage.epochs)
             _log.info("going on after %d epochs and %d batches", self.epoch, self.batch)
 
     def parts(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 ANNs come before the SNNs that are made of them. What is finished is not done again, and what was interrupted goes on:
 give the same command until it ends. On a CPU, --processes 2 evaluates nearly twice as fast as two threads do. Test
-images are touched once, by the evaluation at the end.
+images are touched once, by the evaluation at the end; its verdicts stay in runs/NAME/evaluation.sqlite, so that what is
+added to the evidence later costs only itself.
 """
 
 import argparse
@@ -13,16 +14,19 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from _training import main
 
 import rsnn_zoo
+from rsnn_zoo.config import load_config
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evaluation import EPSILONS
 from rsnn_zoo.files import load_json
-from rsnn_zoo.hub import entries_folder
+from rsnn_zoo.hub import CONFIG, entries_folder
 from rsnn_zoo.names import ModelName
 from rsnn_zoo.publish import EVIDENCE, save_pretrained
 
@@ -56,22 +60,54 @@ def call(command: list[str], **environment: str) -> None:
         sys.exit(code)
 
 
-def publish(args: argparse.Namespace, name: ModelName, command: str) -> None:
+def command_of(args: argparse.Namespace, name: ModelName, training: dict[str, Any]) -> str:
+    """What makes this entry, and the ANN that it is converted from, anew."""
+    names = [str(replace(name, timesteps=None)), str(name)] if training.get("ann") else [str(name)]
+    data = ["--data", Path(args.data).name] if args.data else []
+    images = ["-n", str(args.n)] if args.n else []
+    return shlex.join(["python", "scripts/build_entries.py", *names, *data, *images])
+
+
+def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
+    """What the published ANN withstood that an SNN was converted from; None where there was none.
+
+    Raises:
+        ValueError: If there is none of these weights.
+    """
+    if not training.get("ann"):
+        return None
+    ann, sha256 = replace(name, timesteps=None), training["ann_sha256"]
+    folder = entries_folder() / str(ann)
+    weights = load_config(folder / CONFIG).weights if (folder / EVIDENCE).is_file() else None
+    if weights is None or weights.sha256 != sha256:
+        raise ValueError(
+            f"the entry {ann} is {'not there' if weights is None else 'of other weights'}: publish the network that "
+            f"{name} was converted from first, as it is attacked by transfer from it and compared with it"
+        )
+    report = load_json(folder / EVIDENCE)
+    runs = [{key: run[key] for key in ("protocol", "eps", "robust_accuracy", "ci95")} for run in report["runs"]]
+    return {"name": str(ann), "weights_sha256": sha256, "n": report["n"], "clean": report["clean"], "runs": runs}
+
+
+def publish(args: argparse.Namespace, name: ModelName) -> None:
     """Evaluates what the run gave, in as many processes as call it, and writes the entry with its evidence."""
     run = Path("runs") / str(name)
+    training = load_json(run / "run.json")
+    ann = ann_of(name, training)
     model = rsnn_zoo.create_model(f"local-dir:{run}", pretrained=True)
     images = rsnn_zoo.load_dataset(args.data or name.dataset, "test", dataset=name.dataset)
     images = images if args.n is None else images.select(args.n)
-    state = run / "evaluation.partial"
+    state = run / "evaluation.sqlite"
     attacks = EVIDENCE_RUNS.get(name.dataset, EVIDENCE_RUNS_ELSE | ({} if name.timesteps else ANNS_TOO))
     report = rsnn_zoo.evaluate(model, images, attacks, batch_size=args.batch_size, state=state, progress=True)
     if not Ranks.current().main:
         return
     report.extra.update(energy(model, images.pixels(slice(0, 256))))
+    if ann:
+        report.extra["ann"] = ann
     print(report.table())
-    training = {"command": command, **load_json(run / "run.json")}
+    training = {"command": command_of(args, name, training), **training}
     save_pretrained(model, args.output / str(name), name=str(name), training=training, evaluation=report.to_json())
-    state.unlink(missing_ok=True)
 
 
 def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
@@ -89,7 +125,7 @@ def run() -> None:
     parser.add_argument("--data", help="an .npz file or folder in place of the data set's name")
     parser.add_argument("-n", type=int, help="evaluate on the first N test images only")
     parser.add_argument("--processes", type=int, default=1, help="that share an evaluation (two of one core do more)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images between two writes of the verdicts")
+    parser.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
     parser.add_argument("--trained", action="store_true", help="publish what lies in runs/, without training it")
     parser.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries")
     args = parser.parse_args()
@@ -104,7 +140,7 @@ def run() -> None:
         if args.processes > 1:
             publish_in_processes(args, name)
         else:
-            publish(args, name, shlex.join(["python", "scripts/build_entries.py", str(name), *arguments]))
+            publish(args, name)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,10 @@ def evidence_for(config: ModelConfig, **changes: Any) -> dict[str, Any]:
         "settings": {"seed": 0, "precision": "float32", "chunk": 64},
         "spikes": {"per_image": 1234.5, "rates": {"act1": 0.125}},
         "versions": {"torch": torch.__version__},
-        "hardware": "2 cores",
+        "cpu": "A processor",
+        "cores": 2,
+        "threads": 1,
+        "processes": 2,
         "created": datetime.now(timezone.utc).isoformat(),
         **changes,
     }

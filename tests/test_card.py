@@ -54,7 +54,7 @@ def test_the_tables_say_what_the_evidence_says():
         "272,000 parameters, 1.0 MiB",
         'create_model("resnet20_digits_trades_t4", pretrained=True)',
         "On 360 images (test split)",
-        "- per_image: 1234",
+        "- per_image: 1,234",
         "Measured with seed 0, precision float32, chunk 64, torch ",
         "  - act1: 0.125",
         "  - epochs: 30",
@@ -82,9 +82,20 @@ def test_a_free_name_is_loaded_from_where_it_is():
 
 def test_odd_text_breaks_no_table_and_no_metadata():
     runs = [{**EVIDENCE["runs"][0], "protocol": "a|b\n| c: 'd'"}]
-    card = ModelCard(model_card(CONFIG, {**EVIDENCE, "runs": runs, "dataset": "x: [y", "hardware": None}))
+    card = ModelCard(model_card(CONFIG, {**EVIDENCE, "runs": runs, "dataset": "x: [y", "cpu": None}))
     assert all(row.count("|") - row.count("\\|") in (4, 5) for row in table_rows(card.text))
     assert card.data.eval_results[0].dataset_type == "x: [y"
+
+
+def test_the_pair_and_the_cost_are_on_the_card():
+    runs = [{"protocol": "autoattack-v1", "eps": 8 / 255, "robust_accuracy": 0.625, "ci95": [0.5, 0.75]}]
+    ann = {"name": "resnet20_digits_trades_ann", "n": 360, "clean": {"accuracy": 0.99, "ci95": [0.98, 1.0]}}
+    config = replace(CONFIG, training={"ann": ann["name"], "seconds": 12345.6})
+    text = model_card(config, {**EVIDENCE, "ann": {**ann, "runs": runs}})
+    assert "Converted from resnet20_digits_trades_ann and fine-tuned on Digits by TRADES" in text
+    assert "| autoattack-v1 | 8/255 | 62.5 % | 50.0 to 75.0 % |" in text
+    assert "A processor" in text and "2 cores, 2 processes, 1 threads each." in text and "- seconds: 12,346" in text
+    assert "Minutes of all processes together: ensemble-pgd20 at 16/255 0.1, ensemble-pgd20 at 8/255 0.1." in text
 
 
 def test_unknown_keys_of_the_evidence_are_ignored():

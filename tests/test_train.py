@@ -668,6 +668,17 @@ def test_a_damaged_checkpoint_costs_only_what_came_after_the_one_before(tmp_path
     assert same(found, expected) and "falling back to the one before" in caplog.text
 
 
+def test_what_is_finished_stays_the_work_of_where_it_was_done(tmp_path, data, validation, monkeypatch, caplog):
+    def record():
+        return json.loads((tmp_path / "run.json").read_text())
+
+    run(data, validation, tmp_path)
+    before = record()
+    monkeypatch.setattr("rsnn_zoo.train.environment", lambda device: {"cpu": "another"})
+    run(data, validation, tmp_path)
+    assert record() == before and "another environment" not in caplog.text
+
+
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, data, validation, monkeypatch, caplog):
     expected, _ = run(data, validation, tmp_path / "whole")
     calls = []

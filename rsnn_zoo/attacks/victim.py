@@ -50,7 +50,7 @@ class ModelVictim:
         self._exact = InputGradient(model, chunk=chunk, folded=False, pad=True, draws=draws)
         exact = precision == "float32"
         self._fast = self._exact if exact else InputGradient(model, None, precision, chunk=chunk, pad=True, draws=draws)
-        self.draws = draws
+        self.chunk, self.draws = chunk, draws
         self.mode: BackwardMode | None = None
 
     def under(self, mode: BackwardMode | None) -> ModelVictim:
