@@ -9,33 +9,29 @@ Networks of this zoo run with channels last, which is faster; that too is only a
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from rsnn_zoo import __version__, flags
-from rsnn_zoo.adversarial import Examples, save_examples
-from rsnn_zoo.attacks.adaptive import PILOT, Adaptive
-from rsnn_zoo.attacks.base import Batch, check_eps
+from rsnn_zoo.adversarial import save_examples
+from rsnn_zoo.attacks.adaptive import Adaptive
+from rsnn_zoo.attacks.base import check_eps
 from rsnn_zoo.attacks.protocols import Member, full_name, protocol
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
-from rsnn_zoo.data import ImageData, check_images, check_labels
+from rsnn_zoo.data import ImageData, check_labels
 from rsnn_zoo.distributed import Ranks
+from rsnn_zoo.engine import Engine, Samples
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import digest, environment
-from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
@@ -50,174 +46,6 @@ CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 """Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
 """Steps of the two PGD that are compared, and questions of the Square attack that gradient attacks are held against."""
-
-PATIENCE = 30.0
-"""Seconds after which the verdicts of a batch should be on disk: so much is lost where an evaluation is killed."""
-
-_FELL = 0
-"""Verdict about a sample under one member, beside ``STANDS``."""
-
-Judge = Callable[[Tensor], tuple[list[int], Tensor | None]]
-"""Positions of samples to their verdicts and, where they are kept, the images that these are about."""
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """What is attacked, on the device of the model."""
-
-    images: Tensor
-    labels: Tensor
-    index: list[int]
-    dataset: str
-    split: str
-    sha256: str
-    mean: Sequence[float]
-    std: Sequence[float]
-
-    @staticmethod
-    def of(data: ImageData | tuple[Tensor, Tensor], model: nn.Module, device: torch.device) -> _Samples:
-        """Those of ``data``, checked."""
-        images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
-        check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
-        if len(labels) != len(images):
-            raise ValueError(f"{len(images)} images come with {len(labels)} labels")
-        here = images.detach().to(device, torch.float32), labels.to(device)
-        if isinstance(data, ImageData):
-            info = data.info
-            return _Samples(*here, data.index.tolist(), info.name, data.split, data.sha256, info.mean, info.std)
-        sha256 = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
-        sha256.update(labels.cpu().contiguous().numpy().tobytes())
-        std, mean = torch.std_mean(here[0], (0, 2, 3), correction=0)
-        statistics = mean.tolist(), std.clamp(min=1e-3).tolist()
-        return _Samples(*here, list(range(len(labels))), "tensors", "", sha256.hexdigest(), *statistics)
-
-
-@dataclass
-class _Engine:
-    """Runs jobs: each a judgement of some samples, shared among the processes and kept in the state."""
-
-    samples: _Samples
-    victim: ModelVictim
-    ledger: Ledger
-    bar: Any
-    seed: int
-    batch_size: int
-    keep: bool
-    """Whether adversarial images are to be kept."""
-
-    def __post_init__(self) -> None:
-        self.place = {sample: position for position, sample in enumerate(self.samples.index)}
-        self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
-
-    def judge(
-        self, job: str, positions: Sequence[int], judge: Judge, show: Callable[[int, int, int], None] | None = None
-    ) -> tuple[dict[int, int], float]:
-        """Verdicts by sample of those at ``positions``, and the seconds that the job has taken all processes.
-
-        Args:
-            job: What they are kept under.
-            positions: Of the samples.
-            judge: Decides about a batch.
-            show: Told of each batch: its size, and how many are known so far, and stand.
-        """
-        wanted = [self.samples.index[i] for i in positions]
-        before = self.ledger.begin(job)
-        known = {sample: before[sample] for sample in wanted if sample in before}
-        share = list(self.ledger.share([sample for sample in wanted if sample not in known]))
-        size = min(self.batch_size, self.victim.chunk)  # which grows as far as that is quick
-        while share:
-            batch, share = share[:size], share[size:]
-            started = time.perf_counter()
-            verdicts, images = judge(torch.tensor([self.place[sample] for sample in batch]))
-            kept = [
-                None if images is None or verdict < 0 else images[i].cpu().numpy().tobytes()
-                for i, verdict in enumerate(verdicts)
-            ]
-            took = time.perf_counter() - started
-            self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), took)
-            if took < PATIENCE / 2:
-                size = min(2 * size, self.batch_size)
-            known.update(zip(batch, verdicts, strict=True))
-            if show:
-                show(len(batch), len(known), sum(verdict == STANDS for verdict in known.values()))
-        merged, seconds = self.ledger.merged(job)
-        return {sample: merged[sample] for sample in wanted}, seconds
-
-    def clean(self) -> list[int]:
-        """For each sample STANDS or MISCLASSIFIED, without any attack."""
-
-        def judge(at: Tensor) -> tuple[list[int], None]:
-            at = at.to(self.samples.labels.device)
-            down = self.victim.fallen(self.samples.images[at], self.samples.labels[at])
-            return torch.where(down, MISCLASSIFIED, STANDS).tolist(), None
-
-        verdicts, _ = self.judge("clean", range(len(self.samples.index)), judge)
-        found = [verdicts[sample] for sample in self.samples.index]
-        self.accuracy = found.count(STANDS) / len(found)
-        return found
-
-    def attack(
-        self, name: str, eps: float, members: Sequence[Member], positions: Sequence[int]
-    ) -> tuple[dict[int, int], float]:
-        """Verdicts by sample of the worst case over the members, and the seconds that these took all processes.
-
-        One that has fallen is not attacked again. Each member is a job of its own, so who met it at this eps in another
-        protocol does not meet it again.
-        """
-        verdicts = {self.samples.index[i]: STANDS for i in positions}
-        left, seconds, before = list(positions), 0.0, self.bar.n
-        for number, member in enumerate(members):
-            if not left:
-                break
-
-            def judge(at: Tensor, member: Member = member) -> tuple[list[int], Tensor | None]:
-                at = at.to(self.samples.labels.device)
-                index = tuple(self.samples.index[i] for i in at.tolist())
-                images, labels = self.samples.images[at], self.samples.labels[at]
-                batch = Batch(images, labels, eps, index, self.seed, str(member))
-                fell, found = member.attack(self.victim.under(member.mode), batch)
-                return torch.where(fell, _FELL, STANDS).tolist(), found if self.keep else None
-
-            def show(size: int, known: int, stand: int, member: Member = member, left: int = len(left)) -> None:
-                robust = self.accuracy * left * stand / known / len(positions)
-                self.bar.set_postfix_str(f"{name} {in_255(eps)}: robust {100 * robust:.1f} %, {member}", refresh=False)
-                self.bar.update(size * self.ledger.ranks.size)
-
-            found, took = self.judge(_job(str(member), eps), left, judge, show)
-            seconds += took
-            verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
-            left = [i for i in left if found[self.samples.index[i]] == STANDS]
-            self.bar.n = before + len(positions) * len(members) - len(left) * (len(members) - number - 1)
-            self.bar.refresh()
-        return verdicts, seconds
-
-    def pilot(self, eps: float, positions: Sequence[int]) -> Batch:
-        """The first of these samples by index: the same for any order, batch size and number of processes."""
-        first = sorted(positions, key=self.samples.index.__getitem__)[:PILOT]
-        at = torch.tensor(first, dtype=torch.long, device=self.samples.labels.device)
-        index = tuple(self.samples.index[i] for i in first)
-        return Batch(self.samples.images[at], self.samples.labels[at], eps, index, self.seed, "pilot")
-
-    def examples(self, runs: Sequence[Run]) -> Examples:
-        """What fell in these runs."""
-        rows = []
-        for number, run in enumerate(runs):
-            verdicts = list(zip(self.samples.index, run.verdicts, strict=True))
-            for fell in sorted({verdict for _, verdict in verdicts if verdict >= 0}):
-                images = self.ledger.images(_job("/".join(run.members[fell]), run.eps))
-                rows += [(number, sample, fell, images[sample]) for sample, verdict in verdicts if verdict == fell]
-        rows.sort(key=lambda row: (row[0], self.place[row[1]]))
-        at = torch.tensor([self.place[sample] for _, sample, _, _ in rows], dtype=torch.long)
-        numbers = torch.tensor([row[:3] for row in rows], dtype=torch.long).reshape(-1, 3)
-        clean, labels = self.samples.images.cpu()[at], self.samples.labels.cpu()[at]
-        pixels = np.frombuffer(b"".join(row[3] for row in rows), np.float32).copy()
-        return Examples(
-            torch.from_numpy(pixels).reshape(clean.shape), clean, labels, numbers[:, 1], numbers[:, 0], numbers[:, 2]
-        )
-
-
-def _job(member: str, eps: float) -> str:
-    return f"{member} {in_255(eps)}|{eps!r}"
 
 
 def _weights_sha256(model: nn.Module) -> str | None:
@@ -331,7 +159,7 @@ def evaluate(
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
         raise ValueError(f"verdicts are those of a float32 network, and this is {parameter.dtype}: use model.float()")
-    samples = _Samples.of(data, model, parameter.device)
+    samples = Samples.of(data, model, parameter.device)
     chunk = chunk or default_chunk(samples.images)
     weights = digest(model)
     with _own_randomness(parameter.device, seed), exact_arithmetic(parameter.device):
@@ -363,7 +191,7 @@ def evaluate(
         hidden = not (progress and Ranks.current().main)
         here = environment(parameter.device) | {"processes": Ranks.current().size}
         with closing(Ledger(state, fingerprint, here)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
-            engine = _Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
+            engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
             members = sum(len(radii[name]) * len(members) for name, members in protocols.items())
@@ -409,7 +237,7 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int]) -> Run:
+def _run(engine: Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int]) -> Run:
     pilot = engine.pilot(eps, correct)
     members = [member.learned(engine.victim, pilot) for member in members]
     verdicts, seconds = engine.attack(name, eps, members, correct)
@@ -424,7 +252,7 @@ def _run(engine: _Engine, name: str, eps: float, members: Sequence[Member], corr
     )
 
 
-def _model_flags(engine: _Engine, protocols: Mapping[str, Sequence[Member]]) -> list[Flag]:
+def _model_flags(engine: Engine, protocols: Mapping[str, Sequence[Member]]) -> list[Flag]:
     """What a look at the model shows."""
     samples, victim = engine.samples, engine.victim
     images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
@@ -437,7 +265,7 @@ def _model_flags(engine: _Engine, protocols: Mapping[str, Sequence[Member]]) -> 
 
 
 def _run_flags(
-    engine: _Engine,
+    engine: Engine,
     protocols: Mapping[str, Sequence[Member]],
     runs: Sequence[Run],
     correct: Sequence[int],
