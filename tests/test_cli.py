@@ -271,7 +271,7 @@ def test_evidence_of_other_images_is_not_compared(run, evaluated):
 @pytest.mark.slow
 def test_a_published_entry_is_what_it_claims_to_be(run):
     status, out, _ = run("verify", PUBLISHED)
-    assert status == 0 and "the first 64 are" in out
+    assert status == 0 and "the first 64 of ensemble-pgd20 are" in out
 
 
 # --- push -----------------------------------------------------------------------------------------------------------
