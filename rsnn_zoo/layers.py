@@ -35,16 +35,19 @@ class Spiking:
         threshold: Initial firing threshold of every layer.
         leak: Membrane leak, in [0, 1].
         reset: ``"hard"`` or ``"soft"``.
-        surrogate: How training differentiates the spike; None for the default of :class:`SpikingNeuron`.
+        surrogate: How training differentiates the spike, or its name, as ``"pcw-1"``; None for the default of
+            :class:`SpikingNeuron`.
     """
 
     timesteps: int | None = None
     threshold: float = 1.0
     leak: float = 1.0
     reset: str = "hard"
-    surrogate: Surrogate | None = None
+    surrogate: Surrogate | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.surrogate, str):
+            object.__setattr__(self, "surrogate", Surrogate.of(self.surrogate))
         timesteps = 1 if self.timesteps is None else self.timesteps
         SpikingNeuron(timesteps, self.threshold, self.leak, self.reset)  # refuses, of an ANN too, what none can be
 

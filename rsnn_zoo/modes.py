@@ -158,6 +158,18 @@ class Surrogate(ThroughTime):
     def __str__(self) -> str:
         return "ste" if self.kind == "ste" else _name(self.kind, self.width)
 
+    @staticmethod
+    def of(name: str) -> Surrogate:
+        """The surrogate of a name, such as ``"pcw-0.5"``.
+
+        Raises:
+            ValueError: If it names none.
+        """
+        mode = parse_mode(name)
+        if not isinstance(mode, Surrogate):
+            raise ValueError(f"{name!r} is no surrogate derivative: choose {', '.join(_SURROGATES)}, as 'pcw-1'")
+        return mode
+
     def derivative(self, u: Tensor) -> Tensor:
         """h'(u) for u = membrane - threshold, any shape."""
         return _SURROGATES[self.kind](u, u.new_tensor(self.width))

@@ -12,6 +12,7 @@ from timm.models import PretrainedCfg
 
 from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
 from rsnn_zoo.files import ConfigError, parse_json, to_json
+from rsnn_zoo.modes import Surrogate
 
 CONFIG = ModelConfig(
     architecture="resnet20",
@@ -28,6 +29,8 @@ CONFIG = ModelConfig(
     created="2026-01-02T03:04:05+00:00",
     training={"seed": 0, "recipe": {"epochs": 30}},
 )
+SURROGATES = st.sampled_from(["pcw", "exp", "exp_d", "rect"])
+WIDTHS = st.floats(1e-6, 1000.0)  # those of a recipe
 configs = st.builds(
     ModelConfig,
     architecture=st.sampled_from(["vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4"]),
@@ -40,6 +43,7 @@ configs = st.builds(
     std=st.tuples(*[st.floats(1e-6, 10)] * 3),
     reset=st.sampled_from(["hard", "soft"]),
     leak=st.floats(1e-6, 1),
+    surrogate=st.none() | st.sampled_from(["ste"]) | st.builds(Surrogate, SURROGATES, WIDTHS).map(str),
     name=st.none() | st.just("my-network.v2"),
 )
 
@@ -101,6 +105,7 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
         ("model_args.std", [0.0], "model_args.std is 0.0"),
         ("model_args.reset", "none", "model_args.reset is 'none'"),
         ("model_args.leak", 1.5, "model_args.leak is 1.5"),
+        ("model_args.surrogate", "relu", "model_args.surrogate is 'relu'"),
         ("model_args.block", "evil", "model_args.block is not an argument of resnet20"),
         ("model_args.hidden_features", 512, "model_args.hidden_features is not an argument of resnet20"),
         ("pretrained_cfg.classifier", "fc; import os", "pretrained_cfg.classifier"),

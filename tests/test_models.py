@@ -126,6 +126,9 @@ def test_the_neurons_are_what_was_asked_for():
     for _, neuron in snn.neurons():
         assert (neuron.timesteps, neuron.leak, neuron.reset, neuron.surrogate) == (5, 0.9, "soft", surrogate)
         assert neuron.threshold.item() == pytest.approx(0.7)
+    assert build("resnet20", 5, surrogate="exp-2").spiking == build("resnet20", 5, surrogate=surrogate).spiking
+    with pytest.raises(ValueError, match="'relu' is no surrogate derivative: choose pcw"):
+        build("resnet20", 5, surrogate="relu")
     assert (build("resnet20", None).timesteps, build("resnet20").reset, build("resnet20").leak) == (None, "hard", 1.0)
 
 

@@ -19,7 +19,7 @@ from rsnn_zoo import publish
 from rsnn_zoo.config import load_config
 from rsnn_zoo.files import ConfigError, load_json, to_json
 from rsnn_zoo.hub import HubError, NotPublishedError, resolve
-from rsnn_zoo.models import vgg11
+from rsnn_zoo.models import resnet20, vgg11
 from rsnn_zoo.publish import EvidenceError, push_to_hub, save_pretrained, update_card
 from rsnn_zoo.weights import WeightsError, check_state_dict
 from tests.conftest import NAME, evidence_for, read_only, small_network
@@ -76,6 +76,14 @@ def test_a_vgg_of_another_width_loads_as_it_was_saved(tmp_path, eager):
     for create in (rsnn_zoo.create_model, timm.create_model):
         loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
         assert torch.equal(loaded(images), network(images))
+
+
+def test_training_goes_on_by_the_surrogate_that_was_saved(tmp_path):
+    saved = resnet20(num_classes=10, in_chans=1, img_size=8, timesteps=2, reset="soft", leak=0.5, surrogate="exp_d-0.5")
+    save_pretrained(saved, tmp_path / "x", name="x")
+    for create in (rsnn_zoo.create_model, timm.create_model):
+        loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True)
+        assert {(str(n.surrogate), n.reset, n.leak) for _, n in loaded.neurons()} == {("exp_d-0.5", "soft", 0.5)}
 
 
 def test_saving_the_same_weights_again_keeps_their_evidence_valid(entry):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rsnn_zoo.layers import Normalize, Spiking, StaticBatchNorm2d
-from rsnn_zoo.neurons import Relu, SpikingNeuron, check_timesteps, current_mode
+from rsnn_zoo.neurons import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
 __all__ = ["Network", "Temporal", "initialise"]
 
@@ -34,6 +34,12 @@ class Temporal(nn.Module):
     def leak(self) -> float:
         """What remains of a membrane from step to step."""
         return self.spiking.leak
+
+    @property
+    def surrogate(self) -> str | None:
+        """Name of the derivative by which training differentiates the spike; None for the usual one."""
+        surrogate = self.spiking.surrogate
+        return None if surrogate in (None, Surrogate()) else str(surrogate)
 
     @property
     def timesteps(self) -> int | None:
