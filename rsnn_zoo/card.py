@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS, DatasetInfo
 from rsnn_zoo.names import ModelName, UnknownNameError
+from rsnn_zoo.report import ALL
 
 _TITLES = {
     "vgg11": "VGG-11",
@@ -191,6 +192,11 @@ def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
         *(
             _row(run["protocol"], _eps(run), *_accuracy(run, "robust_accuracy"))
             for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
+        ),
+        *(
+            _row(ALL, _eps(robust), *_accuracy(robust, "accuracy"))
+            for robust in evidence.get("robust", [])
+            if len(evidence["runs"]) > 1
         ),
     ]
 

@@ -81,6 +81,10 @@ class Engine:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
         self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
 
+    def expect(self, samples: int, members: Sequence[Member]) -> None:
+        """Adds to the bar what so many samples will meet, in gradient passes."""
+        self.bar.total = (self.bar.total or 0) + round(samples * sum(member.cost for member in members))
+
     def judge(
         self, job: str, positions: Sequence[int], judge: Judge, show: Callable[[int, int, int], None] | None = None
     ) -> tuple[dict[int, int], float]:
@@ -138,6 +142,7 @@ class Engine:
         """
         verdicts = {self.samples.index[i]: STANDS for i in positions}
         left, seconds, before = list(positions), 0.0, self.bar.n
+        costs = [member.cost for member in members]
         for number, member in enumerate(members):
             if not left:
                 break
@@ -152,14 +157,15 @@ class Engine:
 
             def show(size: int, known: int, stand: int, member: Member = member, left: int = len(left)) -> None:
                 robust = self.accuracy * left * stand / known / len(positions)
-                self.bar.set_postfix_str(f"{name} {in_255(eps)}: robust {100 * robust:.1f} %, {member}", refresh=False)
-                self.bar.update(size * self.ledger.ranks.size)
+                so_far = "" if name.startswith("check ") else f": robust {100 * robust:.1f} %, {member}"
+                self.bar.set_postfix_str(f"{name} {in_255(eps)}{so_far}", refresh=False)
+                self.bar.update(round(size * self.ledger.ranks.size * member.cost))
 
             found, took = self.judge(_job(str(member), eps), left, judge, show)
             seconds += took
             verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
             left = [i for i in left if found[self.samples.index[i]] == STANDS]
-            self.bar.n = before + len(positions) * len(members) - len(left) * (len(members) - number - 1)
+            self.bar.n = before + round(len(positions) * sum(costs) - len(left) * sum(costs[number + 1 :]))
             self.bar.refresh()
         return verdicts, seconds
 

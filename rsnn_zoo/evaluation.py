@@ -9,10 +9,13 @@ Networks of this zoo run with channels last, which is faster; that too is only a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +25,30 @@ from rsnn_zoo import __version__, flags
 from rsnn_zoo.adversarial import save_examples
 from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import check_eps
-from rsnn_zoo.attacks.protocols import Member, full_name, protocol
+from rsnn_zoo.attacks.protocols import Member, Plan, plan
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
+from rsnn_zoo.attacks.transfer import Transfer, unconverted
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data import ImageData, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.engine import Engine, Samples
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import digest, environment
-from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, wilson
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
+
+_log = logging.getLogger(__name__)
 
 EPSILONS = tuple(k / 255 for k in (2, 4, 8, 16, 32, 64))
 """The radii of a published curve of robust accuracy."""
 
 DRAWS = 16
 """Passes averaged where a model is random."""
+
+_TOLD = ("objective", "eps", "attack", "attack_steps")
 
 CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 """Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
@@ -142,19 +150,20 @@ def evaluate(
     """
     if not isinstance(attack, Mapping):
         attack = dict.fromkeys([attack] if isinstance(attack, str) else attack, eps)
-    protocols = {full_name(name): protocol(name, model) for name in attack}
-    radii = {
-        full_name(name): [check_eps(e) for e in (mine if isinstance(mine, Sequence) else [mine])]
-        for name, mine in attack.items()
-    }
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module from images to logits, got {type(model).__name__}")
     for name, value, least in (
         ("batch_size", batch_size, 1),
+        ("chunk", 1 if chunk is None else chunk, 1),
         ("checks", checks, 0),
         ("draws", 1 if draws is None else draws, 1),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not radii or not all(radii.values()):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if adversarial is not None and not Path(adversarial).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder for {adversarial}: make it first")
+    plans = [(plan(name, model), _radii(mine)) for name, mine in attack.items()]
+    if not plans or not all(radii for _, radii in plans):
         raise ValueError("name at least one attack and one eps")
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
@@ -172,9 +181,10 @@ def evaluate(
             ) from error
         classes = victim.logits(samples.images[:1]).shape[1]
         check_labels(samples.labels, classes)
-        for member in (member for members in protocols.values() for member in members):
-            if classes < (least := getattr(member.attack, "least_classes", 2)):
-                raise ValueError(f"{member} needs at least {least} classes, and the model has {classes}: name others")
+        plans = [(each.of_classes(classes), radii) for each, radii in plans]
+        for each, _ in plans:
+            for what, why in each.left_out.items():
+                _log.warning("%s: left out %s: %s", each.name, what, why)
         is_random = flags.random_model(victim, samples.images[:chunk], draws or DRAWS)
         draws = draws or (DRAWS if is_random.raised else 1)
         if draws > 1:
@@ -190,21 +200,16 @@ def evaluate(
         }
         hidden = not (progress and Ranks.current().main)
         here = environment(parameter.device) | {"processes": Ranks.current().size}
-        with closing(Ledger(state, fingerprint, here)) as ledger, tqdm(disable=hidden, unit="attack") as bar:
+        with closing(Ledger(state, fingerprint, here)) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
             engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
-            members = sum(len(radii[name]) * len(members) for name, members in protocols.items())
-            bar.total = len(correct) * members
-            runs = tuple(
-                _run(engine, name, radius, members, correct)
-                for name, members in protocols.items()
-                for radius in radii[name]
-            )
+            engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
+            runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
             found: list[Flag] = []
             if checks:
-                found = [is_random, *_model_flags(engine, protocols)]
-                found += _run_flags(engine, protocols, runs, correct, checks, classes)
+                found = [is_random, *_model_flags(engine, [each for each, _ in plans])]
+                found += _run_flags(engine, [each for each, _ in plans], model, runs, correct, checks, classes)
             called = str(
                 getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
             )
@@ -226,7 +231,25 @@ def evaluate(
         environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         flags=tuple(found),
+        training=_training(getattr(model, "training_record", {})),
     )
+
+
+def _radii(eps: float | Sequence[float]) -> list[float]:
+    several = isinstance(eps, Sequence) and not isinstance(eps, str)
+    return [check_eps(each) for each in (eps if several else [eps])]
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a number must come with of an entry's record of its training, which anybody may have written."""
+    stage = record.get("stage")
+    known = stage if isinstance(stage, Mapping) else {}
+    said = {key: known[key] for key in _TOLD if isinstance(known.get(key), str | int | float)}
+    steps, eps, images = known.get("validation_steps"), known.get("validation_eps"), record.get("validation_images")
+    if isinstance(steps, int) and isinstance(eps, float) and isinstance(images, int):
+        attack = f"pgd{steps} at eps {in_255(eps)}" if steps else "no attack"
+        said["selection"] = f"the epoch of the highest accuracy on {images:,} validation images under {attack}"
+    return said
 
 
 @contextmanager
@@ -237,26 +260,27 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _run(engine: Engine, name: str, eps: float, members: Sequence[Member], correct: Sequence[int]) -> Run:
+def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:
     pilot = engine.pilot(eps, correct)
-    members = [member.learned(engine.victim, pilot) for member in members]
-    verdicts, seconds = engine.attack(name, eps, members, correct)
+    members = [member.learned(engine.victim, pilot) for member in plan.members]
+    verdicts, seconds = engine.attack(plan.name, eps, members, correct)
     return Run(
-        name,
+        plan.name,
         eps,
         tuple((member.attack.name, member.mode_name) for member in members),
         tuple(verdicts.get(sample, MISCLASSIFIED) for sample in engine.samples.index),
         seconds,
         tuple(getattr(member.attack, "steps", None) for member in members),
         {number: m.attack.to_json() for number, m in enumerate(members) if isinstance(m.attack, Adaptive)},
+        plan.left_out,
     )
 
 
-def _model_flags(engine: Engine, protocols: Mapping[str, Sequence[Member]]) -> list[Flag]:
+def _model_flags(engine: Engine, plans: Sequence[Plan]) -> list[Flag]:
     """What a look at the model shows."""
     samples, victim = engine.samples, engine.victim
     images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
-    modes = [member.mode for members in protocols.values() for member in members]
+    modes = [member.mode for plan in plans for member in plan.members]
     return [
         flags.ignores_input(victim.logits(images)),
         flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
@@ -266,36 +290,41 @@ def _model_flags(engine: Engine, protocols: Mapping[str, Sequence[Member]]) -> l
 
 def _run_flags(
     engine: Engine,
-    protocols: Mapping[str, Sequence[Member]],
+    plans: Sequence[Plan],
+    model: nn.Module,
     runs: Sequence[Run],
     correct: Sequence[int],
     n: int,
     classes: int,
 ) -> list[Flag]:
-    """What attacks on the first ``n`` samples show: from far away, with more steps, and without gradients."""
-    name, members = max(protocols.items(), key=lambda item: len(item[1]))
+    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients."""
+    plan = max(plans, key=lambda plan: len(plan.members))
     index = engine.samples.index
     probe = [position for position in correct if position < n]
-    radii = sorted(run.eps for run in runs if run.protocol == name)
+    radii = sorted(run.eps for run in runs if run.protocol == plan.name)
 
     def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
-        engine.bar.total += len(positions)
+        engine.expect(len(positions), [member])
         found, _ = engine.attack(f"check {what}", eps, [member], positions)
         return [position for position in positions if found[index[position]] == STANDS]
 
     seen = min(n, len(index))
-    last = [run.verdicts for run in runs if run.eps == radii[-1]]
-    left = [position for position in probe if all(verdicts[position] == STANDS for verdicts in last)]
+    last = [run for run in runs if run.eps == radii[-1]]
+    left = [position for position in probe if all(run.verdicts[position] == STANDS for run in last)]
     far, enough = probe, min(seen / classes, len(left))
-    for number, member in enumerate(members):
+    for number, member in enumerate(plan.members):
         if len(far) > enough:  # else neither flag can be raised
             member = member.learned(engine.victim, engine.pilot(flags.FAR, correct))
             far = standing(f"far {number}", flags.FAR, member, far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
-    square = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), left)
+    without = left  # what needs no gradient of the model is held against attacks that followed it
+    if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
+        without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
+        if source := unconverted(model):
+            without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
     curves = [
-        [run.robust_accuracy for run in sorted(runs, key=lambda run: run.eps) if run.protocol == one]
-        for one in protocols
+        [run.robust_accuracy for run in sorted(runs, key=lambda run: run.eps) if run.protocol == one.name]
+        for one in plans
     ]
     longer = [
         [run.robust_accuracy for _, run in sorted(one.items())]
@@ -303,7 +332,7 @@ def _run_flags(
     ]
     return [
         flags.above_chance(len(far) / seen, classes),
-        flags.gradient_free(runs, also=len(left) - len(square)),
+        flags.gradient_free(runs, also=len(left) - len(without)),
         flags.more_eps([*curves, [len(left) / seen, len(far) / seen]] if radii[-1] < flags.FAR else curves),
         flags.more_steps([*longer, [len(few) / seen, len(many) / seen]]),
     ]

@@ -79,6 +79,10 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         for attack in run.sections("attacks"):
             attack.text("attack", _TEXT)
             attack.integer("felled", 0, n)
+    for robust in top.sections("robust"):
+        robust.number("eps", 0.0, 1.0)
+        robust.number("accuracy", 0.0, 1.0)
+        robust.numbers("ci95", 2, 0.0, 1.0)
     if "ann" in evidence:
         ann = top.section("ann")
         ann.text("name", _TEXT)
@@ -123,6 +127,14 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
             if abs(claimed - counted) > 1e-6:
                 raise EvidenceError(f"{place} claims {what} accuracy {claimed:.4f}, its verdicts say {counted:.4f}")
         runs.append(PublishedRun(run["protocol"], run["eps"], verdicts))
+    for claim in evidence.get("robust", []):
+        below = [run.verdicts for run in runs if run.eps <= claim["eps"]]
+        stand = sum(set(each) == {-1} for each in zip(*below, strict=True))
+        if abs(claim["accuracy"] - stand / evidence["n"]) > 1e-6:
+            raise EvidenceError(
+                f"the worst case at eps {255 * claim['eps']:.3g}/255 is claimed to be {claim['accuracy']:.4f}, the "
+                f"verdicts say {stand / evidence['n']:.4f}"
+            )
     return runs
 
 

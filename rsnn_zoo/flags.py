@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.gradients import LOSSES
-from rsnn_zoo.neurons import BackwardMode
+from rsnn_zoo.neurons import BackwardMode, Relu
 from rsnn_zoo.report import STANDS, Flag, Run, wilson
 
 __all__ = [
@@ -110,10 +110,12 @@ def _right(victim: Victim, images: Tensor, labels: Tensor) -> int:
 
 
 def zero_gradients(victim: Victim, images: Tensor, labels: Tensor, modes: Iterable[BackwardMode | None]) -> Flag:
-    """How much of the input gradient is zero under the mode that has least of it."""
-    gradients = (
-        victim.under(mode).gradient(images, labels, LOSSES["ce"], labels, {})[0] for mode in dict.fromkeys(modes)
-    )
+    """How much of the input gradient is zero under the mode that has least of it.
+
+    The ReLU stand-in is another network and says nothing of this one, unless it is all that there is.
+    """
+    own = [mode for mode in dict.fromkeys(modes) if not isinstance(mode, Relu)] or [Relu()]
+    gradients = (victim.under(mode).gradient(images, labels, LOSSES["ce"], labels, {})[0] for mode in own)
     share = min((gradient == 0).double().mean().item() for gradient in gradients)
     return _flag("zero_gradients", share > ZEROS, share)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo.files import replacing
-from rsnn_zoo.report import by_steps, in_255, wilson
+from rsnn_zoo.report import ALL, by_steps, in_255, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +99,8 @@ def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
     for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
         runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])
         yield protocol, [clean, *((255 * run["eps"], run["robust_accuracy"], run["ci95"]) for run in runs)]
+    if len({run["protocol"] for run in report["runs"]}) > 1 and "robust" in report:
+        yield ALL, [clean, *((255 * one["eps"], one["accuracy"], one["ci95"]) for one in report["robust"])]
 
 
 def _by_attack(report: Evidence) -> Iterator[tuple[str, _Points]]:
@@ -139,6 +141,8 @@ def _page(report: Evidence, image: str) -> str:
     title = f"{report['model']}: robust accuracy"
     accuracies = [("none", "0", report["clean"]["accuracy"], report["clean"]["ci95"])]
     accuracies += [(run["protocol"], in_255(run["eps"]), run["robust_accuracy"], run["ci95"]) for run in report["runs"]]
+    if len(report["runs"]) > 1:
+        accuracies += [(ALL, in_255(one["eps"]), one["accuracy"], one["ci95"]) for one in report.get("robust", [])]
     rows = [
         (attack, eps, f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %")
         for attack, eps, accuracy, (low, high) in accuracies
@@ -148,6 +152,7 @@ def _page(report: Evidence, image: str) -> str:
         for run in report["runs"]
         for a in run["attacks"]
     ]
+    left_out = [(run["protocol"], *both) for run in report["runs"] for both in run.get("left_out", {}).items()]
     flags = report.get("flags", {})
     raised = [f"<p class=raised>{html.escape(flag['message'])}</p>" for flag in flags.values() if flag["raised"]]
     measured = [(name.replace("_", " "), f"{flag['value']:.4g}", flag["raised"]) for name, flag in flags.items()]
@@ -164,6 +169,7 @@ def _page(report: Evidence, image: str) -> str:
             _table(("flag", "value", "raised"), measured) if flags else "",
             "<h2>What each attack felled</h2>",
             _table(("attack", "steps", "protocol", "eps", "felled", "standing"), felled),
+            *(["<h2>Left out</h2>", _table(("protocol", "what", "why"), left_out)] if left_out else []),
             "<h2>Facts</h2>",
             _table(("what", "value"), facts.items()),
             "</html>\n",

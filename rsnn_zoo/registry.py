@@ -101,6 +101,7 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     network.load_state_dict(state, strict=True, assign=True)
     network.pretrained_name = config.name or name
     network.weights_sha256 = entry.sha256
+    network.training_record = config.training
     return network.eval()
 
 

@@ -13,7 +13,10 @@ from typing import Any, TypeVar
 
 from rsnn_zoo.files import replacing, to_json
 
-__all__ = ["MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "by_steps", "in_255", "wilson", "write_csv"]
+__all__ = ["ALL", "MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "by_steps", "in_255", "wilson", "write_csv"]
+
+ALL = "all of these"
+"""What tables call the worst case over all runs at a radius and at smaller ones."""
 
 STANDS, MISCLASSIFIED = -1, -2
 """Verdicts beside the number of the member that felled the sample: robust; wrong without any attack."""
@@ -83,6 +86,7 @@ class Run:
         seconds: Time spent on it, summed over all processes.
         steps: Of each member; None where it counts none.
         learned: By the number of a member that learns beforehand, what it has learned, as JSON.
+        left_out: What of the protocol the model did not meet, and why.
     """
 
     protocol: str
@@ -92,6 +96,7 @@ class Run:
     seconds: float
     steps: tuple[int | None, ...] = ()
     learned: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def robust_accuracy(self) -> float:
@@ -131,6 +136,7 @@ class Run:
             "ci95": list(self.ci95),
             "restarts": self.restarts,
             "attacks": attacks,
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
             "verdicts": " ".join(map(str, self.verdicts)),
             "seconds": round(self.seconds, 3),
         }
@@ -153,6 +159,7 @@ class Report:
         settings: Seed, precision of the gradients, chunk, draws of a random model, samples of the checks.
         environment: Versions and hardware.
         created: ISO 8601.
+        training: How the model came to be, as far as that is known: objective, radius, selection of the epoch.
         extra: Further parts of the JSON, such as the energy estimate.
     """
 
@@ -168,12 +175,25 @@ class Report:
     environment: dict[str, Any]
     created: str
     flags: tuple[Flag, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def clean_accuracy(self) -> float:
         """Share classified correctly without any attack, in [0, 1]."""
         return sum(self.correct) / len(self.correct)
+
+    @property
+    def robust(self) -> dict[float, int]:
+        """By radius, how many samples stand under all runs at it and at smaller ones: a ball lies in every larger one.
+
+        More members, more steps or a larger radius never raise it.
+        """
+        standing, found = [True] * len(self.index), {}
+        for run in sorted(self.runs, key=lambda run: run.eps):
+            standing = [so_far and v == STANDS for so_far, v in zip(standing, run.verdicts, strict=True)]
+            found[run.eps] = sum(standing)
+        return found
 
     @property
     def raised(self) -> list[Flag]:
@@ -198,6 +218,11 @@ class Report:
             "index": "0..n-1" if index == list(range(len(index))) else index,
             "clean": {"accuracy": self.clean_accuracy, "ci95": list(wilson(sum(self.correct), len(index)))},
             "runs": [one.to_json() for one in self.runs],
+            "robust": [
+                {"eps": eps, "accuracy": stand / len(index), "ci95": list(wilson(stand, len(index)))}
+                for eps, stand in self.robust.items()
+            ],
+            **({"training": dict(self.training)} if self.training else {}),
             **({"flags": flags} if flags else {}),
             "settings": self.settings,
             **self.extra,
@@ -214,6 +239,10 @@ class Report:
         lines += [
             (run.protocol, run.eps, run.robust_accuracy, run.ci95, len(run.members), run.seconds) for run in self.runs
         ]
+        if len(self.runs) > 1:
+            members = len({member for run in self.runs for member in run.members})
+            seconds = sum(run.seconds for run in self.runs)
+            lines += [(ALL, eps, k / n, wilson(k, n), members, seconds) for eps, k in self.robust.items()]
         return [
             about
             | {"attack": attack, "eps": in_255(eps), "accuracy": accuracy, "ci95_low": low, "ci95_high": high, "n": n}
@@ -239,7 +268,7 @@ class Report:
         """A record with the keys of RobustBench's ``model_info`` files, as far as an evaluation can know them.
 
         Args:
-            eps: The radius; the lowest accuracy of all runs at it is reported.
+            eps: The radius; reported is the worst case over all runs at it and at smaller ones.
 
         Raises:
             ValueError: If no run has this radius.
@@ -250,7 +279,6 @@ class Report:
         runs = [run for run in self.runs if abs(run.eps - eps) < 1e-9]
         if not runs:
             raise ValueError(f"no run at eps {in_255(eps)}: there are {', '.join(in_255(r.eps) for r in self.runs)}")
-        worst = min(runs, key=lambda run: run.robust_accuracy)
         return {
             "name": self.model,
             "dataset": self.dataset,
@@ -258,8 +286,8 @@ class Report:
             "eps": in_255(eps),
             "number_forward_passes": self.settings.get("draws", 1),
             "clean_acc": f"{100 * self.clean_accuracy:.2f}",
-            "reported": f"{100 * worst.robust_accuracy:.2f}",
-            "attack": worst.protocol,
+            "reported": f"{100 * self.robust[runs[0].eps] / len(self.index):.2f}",
+            "attack": "+".join(dict.fromkeys(run.protocol for run in runs)),
             "n_examples": len(self.index),
             "flags": [flag.name for flag in self.raised],
         }

@@ -356,7 +356,7 @@ def test_a_foreign_state_is_refused(tmp_path):
 def test_time_left_and_robust_accuracy_so_far_are_shown(capsys):
     evaluate(tiny.network(), tiny.digits().select(20), "pgd3", batch_size=5, progress=True)
     shown = capsys.readouterr().err
-    assert "robust" in shown and "pgd3 8/255" in shown and "attack/s" in shown and "100%" in shown
+    assert "robust" in shown and "pgd3 8/255" in shown and "gradient/s" in shown and "100%" in shown
 
 
 def test_the_documented_spikingjelly_example():
@@ -397,6 +397,9 @@ def bad(images, value):
         ({"labels": lambda y: y + 5}, ValueError, "10 classes"),
         ({"labels": lambda y: y[:-1]}, ValueError, "labels"),
         ({"labels": lambda y: y.float()}, TypeError, "integers"),
+        ({"chunk": 2.5}, ValueError, "chunk must be an integer of at least 1, got 2.5"),
+        ({"adversarial": "nowhere/examples.safetensors"}, FileNotFoundError, "no folder for nowhere"),
+        ({"attack": "rays5@rate"}, ValueError, "follows no gradient"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, error, words):
@@ -407,15 +410,24 @@ def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, err
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", [lambda x: x, "resnet20_digits_trades_t4"])
+def test_what_is_no_module_is_refused(digits, model):
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module from images to logits, got (function|str)"):
+        evaluate(model, digits, "fgsm")
+
+
 def test_an_attack_that_needs_more_classes_is_refused_before_any_work(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
     data = tiny.digits().pixels(slice(0, 8)), torch.arange(8) % 2
-    for attack in ("fgsm+apgd5-dlr", "apgd5-t1", "adaptive", "quick"):
+    for attack in ("fgsm+apgd5-dlr", "apgd5-t1", "adaptive"):
         with pytest.raises(ValueError, match=r"needs at least [34] classes, and the model has 2"):
             evaluate(model, data, attack, state=tmp_path / "state", **QUIET)
     assert not list(tmp_path.iterdir())
     evaluate(model, data, "apgd5-ce", **QUIET)
+    (quick,) = evaluate(model, data, "quick", **QUIET).runs  # named protocols have something for every model
+    assert [attack for attack, _ in quick.members] == ["pgd10", "apgd30-ce", "sapgd30"]
+    assert "needs at least 3 classes, and the model has 2" in quick.left_out["apgd30-dlr/own"]
 
 
 class _Rooted(torch.nn.Module):

@@ -1,13 +1,17 @@
 """Sanity flags: each is raised by a model that must trip it, and none by ordinary ones."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from rsnn_zoo import flags
+from rsnn_zoo import evaluation, flags
+from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import evaluate
+from rsnn_zoo.modes import Relu, parse_mode
+from rsnn_zoo.neurons import SpikingNeuron
 from rsnn_zoo.report import Run
 from tests.tiny import Dense, digits, fit, network
 
@@ -33,6 +37,18 @@ class Trap(nn.Module):
     def forward(self, x):
         change = torch.where(x < 0.5, x, 1 - x)
         return self.network(x.round()) / 20 * (0.6 - self.landscape(change).flatten(1).mean(1, keepdim=True))
+
+
+class Hidden(torch.autograd.Function):
+    """Lets images pass, and no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
 
 
 class Blind(nn.Module):
@@ -138,6 +154,30 @@ def test_what_fells_after_all_gradient_attacks_is_counted():
     square = Run("square100", 0.1, members[:1], (0, 0, -1), 1.0)  # what PGD could fell, and what it could not
     assert flags.gradient_free([pgd, square]).value == 1
     assert not flags.gradient_free([pgd, replace(square, eps=0.2)]).raised
+
+
+def test_attacks_without_gradients_alone_say_nothing_of_gradients():
+    assert "gradient_free" not in found(network(), "uniform-noise3", 32 / 255)[1]
+
+
+def test_what_transfers_from_the_ann_and_no_gradient_found(monkeypatch):
+    """A network whose gradients are hidden, next to the one that it hides."""
+    monkeypatch.setattr(evaluation, "unconverted", lambda model: network())
+    hidden = Front(Hidden.apply, network())
+    assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
+    monkeypatch.setattr(evaluation, "QUERY_CHECKS", 1)  # it is the transfer that finds it
+    assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
+
+
+def test_the_stand_in_does_not_vouch_for_the_gradients_of_the_network():
+    snn = copy.deepcopy(network(spiking=True))
+    neuron = next(module for module in snn.modules() if isinstance(module, SpikingNeuron))
+    neuron.threshold.data.fill_(1e6)  # it never fires, and no narrow surrogate reaches it
+    data = digits().select(8)
+    victim = ModelVictim(snn, 8)
+    modes = [parse_mode("rect-0.25"), Relu()]
+    assert flags.zero_gradients(victim, data.pixels(), data.labels, modes).raised
+    assert not flags.zero_gradients(victim, data.pixels(), data.labels, modes[1:]).raised
 
 
 def test_a_model_that_checks_its_range_normalises_by_itself():

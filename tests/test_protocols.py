@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import rsnn_zoo
+from rsnn_zoo.attacks import protocols
 from rsnn_zoo.attacks.base import Batch
-from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, MODE_LISTS, PROTOCOLS, full_name, protocol
+from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, MODE_LISTS, PROTOCOLS, full_name, plan, protocol
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.neurons import Rate, Relu, Surrogate
 
@@ -43,6 +44,11 @@ def test_terms_join_and_count_restarts(snn):
     assert len(protocol("ensemble-apgd100", snn)) == 38
 
 
+def test_named_protocols_join_too(snn):
+    assert full_name("quick+square10") == "quick-v1+square10"
+    assert names("quick+square10+pgd10@rate", snn) == [*names("quick", snn), "square10/own"]
+
+
 def test_restarts_begin_elsewhere_and_the_first_where_it_always_did(snn):
     data = rsnn_zoo.load_dataset("digits", "test").select(2)
     one, two = protocol("pgd2x2@rate", snn)
@@ -67,7 +73,9 @@ def test_named_protocols_have_each_member_once(snn, ann, name):
 
 def test_the_worst_case_holds_what_it_is_the_worst_of(snn, ann):
     found = names("worst-case", snn)
-    assert found[:19] == names("ensemble-pgd20", snn)
+    for attack in ("fgsm", "rfgsm", "pgd20"):
+        assert set(names(f"ensemble-{attack}", snn)) <= set(found)
+    assert set(names("adaptive", snn)) <= set(found)
     for mode in MODE_LISTS["strong"]:
         assert {f"apgd100-ce/{mode}", f"apgd100-dlr/{mode}"} <= set(found)
     for_ann = names("worst-case", ann)
@@ -76,10 +84,14 @@ def test_the_worst_case_holds_what_it_is_the_worst_of(snn, ann):
 
 
 STRONG = ("pcw-1", "pcw-2", "exp_d-1", "rate", "assg", "hart-1", "rga", "pdsg")
+ENSEMBLE = (
+    *("pcw-1", "pcw-2", "pcw-3", "pcw-0.5", "pcw-0.25"),
+    *("exp_d-0.5", "exp_d-1", "exp_d-2", "exp-0.5", "exp-1", "exp-2"),
+    *("rect-0.25", "rect-0.5", "rect-1", "rect-2", "rect-4", "ste", "rate", "relu"),
+)
 WORST_CASE_1 = (
-    *(f"pgd20/{mode}" for mode in ("pcw-1", "pcw-2", "pcw-3", "pcw-0.5", "pcw-0.25")),
-    *(f"pgd20/{mode}" for mode in ("exp_d-0.5", "exp_d-1", "exp_d-2", "exp-0.5", "exp-1", "exp-2")),
-    *(f"pgd20/{mode}" for mode in ("rect-0.25", "rect-0.5", "rect-1", "rect-2", "rect-4", "ste", "rate", "relu")),
+    "adaptive434/own",
+    *(f"{attack}/{mode}" for attack in ("fgsm", "rfgsm", "pgd20") for mode in ENSEMBLE),
     *(f"apgd100-ce/{mode}" for mode in STRONG),
     *(f"apgd100-dlr/{mode}" for mode in STRONG),
     "sapgd100/assg",
@@ -142,6 +154,11 @@ def test_a_name_without_version_means_the_newest(snn, monkeypatch):
         ("worst-case-v2", "unknown attack"),
         ("pgd20@relux", "unknown backward mode"),
         ("square10x2", "no restarts"),
+        ("ensemble-square10", "square10 follows no gradient: name it without a mode"),
+        ("rays10@rate", "rays10 follows no gradient"),
+        ("transfer[resnet20_digits_natural_t4]-square5@rate", "square5 follows no gradient"),
+        ("adaptive434@rate", "adaptive434 chooses its modes itself"),
+        ("transfer-pgs9", "unknown attack 'pgs9'; known: .* pgdK, apgdK-ce"),
         ("apgd10-l2", "unknown attack"),
         ("torchattacks.Fab", "no attack 'Fab' that needs only a model"),
         ("fab10-tx2", "no restarts"),
@@ -170,16 +187,53 @@ def test_any_model_is_a_source_of_transfer(snn, ann):
         protocol("transfer[vgg16_svhn_mart_t4]-pgd20", snn)
 
 
+def test_the_name_of_a_source_may_hold_anything(ann, monkeypatch):
+    """Revisions of the Hub stand behind an @, and a plus may be part of a path."""
+    asked = []
+    monkeypatch.setattr(protocols, "published", lambda name, victim: asked.append(name) or ann)
+    found = names("fgsm+transfer[hf-hub:org/net@v1.0]-pgd5+transfer[local-dir:a+b]-fgsm", ann)
+    assert asked == ["hf-hub:org/net@v1.0", "local-dir:a+b"]
+    assert found == ["fgsm/own", "transfer-hf-hub:org/net@v1.0-pgd5/own", "transfer-local-dir:a+b-fgsm/own"]
+
+
 def test_a_source_of_other_classes_is_refused(snn, tmp_path):
     rsnn_zoo.save_pretrained(rsnn_zoo.create_model("resnet20_cifar10_at_t2"), tmp_path, name="resnet20_cifar10_at_t2")
     with pytest.raises(ValueError, match="has in_chans 3, the model under attack 1"):
         protocol(f"transfer[local-dir:{tmp_path}]-pgd20", snn)
 
 
-def test_what_is_left_out_is_said(snn, caplog):
+def test_what_is_left_out_is_said(snn, ann, caplog):
     orphan = rsnn_zoo.create_model("resnet20_digits_trades_t4")  # nobody published what it was converted from
-    assert names("worst-case", orphan) == [member for member in WORST_CASE_1 if not member.startswith("transfer")]
-    assert "left out transfer-apgd100-ce" in caplog.text and "transfer[NAME]-apgd100-ce" in caplog.text
+    found = plan("worst-case", orphan)
+    assert [*map(str, found.members)] == [member for member in WORST_CASE_1 if not member.startswith("transfer")]
+    assert list(found.left_out) == ["transfer-apgd100-ce"]
+    assert "not published: name one, as in transfer[NAME]-apgd100-ce" in found.left_out["transfer-apgd100-ce"]
+    assert plan("worst-case", snn).left_out == plan("worst-case", ann).left_out == {}
+    data = rsnn_zoo.load_dataset("digits", "test").select(2)
+    (run,) = rsnn_zoo.evaluate(orphan, data, "fgsm+transfer-fgsm", checks=0).runs
+    assert run.to_json()["left_out"] == run.left_out and list(run.left_out) == ["transfer-fgsm"]
+    assert "fgsm+transfer-fgsm: left out transfer-fgsm: the network that" in caplog.text
+
+
+def test_modes_that_a_network_from_elsewhere_does_not_follow_are_left_out():
+    elsewhere = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    found = plan("ensemble-pgd20+pgd5@rate", elsewhere)
+    assert [*map(str, found.members)] == ["pgd20/own", "pgd5/own"]
+    assert list(found.left_out) == ["pgd20@ensemble", "pgd5@rate"]
+    assert found.left_out["pgd5@rate"] == "no neurons that follow rate: under the network's own gradients instead"
+
+
+@pytest.mark.parametrize(("classes", "without"), [(2, ("apgd100-dlr", "apgd100-t", "adaptive")), (3, ("apgd100-t",))])
+def test_few_classes_leave_out_what_needs_more_of_them(snn, classes, without):
+    whole = plan("worst-case", snn)
+    few = whole.of_classes(classes)
+    assert 0 < len(few.members) < len(whole.members) and set(few.members) < set(whole.members)
+    assert not any(str(member).startswith(without) for member in few.members)
+    assert {*map(str, few.members), *few.left_out} == {*map(str, whole.members)}
+    assert "needs at least" in few.left_out["apgd100-t9/pcw-1"]
+    assert whole.of_classes(10) == whole
+    with pytest.raises(ValueError, match="apgd5-t9/own: it needs at least 4 classes, and the model has"):
+        plan("pgd5+apgd5-t9", snn).of_classes(classes)
 
 
 def test_quick_fells_what_its_members_fell(snn):

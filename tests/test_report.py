@@ -29,6 +29,7 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("eager")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAME = "resnet20_digits_trades_ann"
+MEMBER = (("pgd9", "own"),)
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +84,43 @@ def test_csv_and_rows_say_what_the_json_says(report, raised, tmp_path):
         ("ensemble-pgd2", "24/255"),
         ("ensemble-pgd5", "8/255"),
         ("ensemble-pgd5", "24/255"),
+        ("all of these", "8/255"),
+        ("all of these", "24/255"),
     ]
-    assert [float(row["accuracy"]) for row in rows[1:]] == [run.robust_accuracy for run in report.runs]
+    together = [stand / 60 for stand in report.robust.values()]
+    assert [float(row["accuracy"]) for row in rows[1:]] == [*(run.robust_accuracy for run in report.runs), *together]
     assert all(row["flags"].startswith("more_eps") and row["n"] == "60" for row in rows)
     summary = raised.summary()
     assert summary["ensemble-pgd5 24/255"] == round(100 * report.runs[3].robust_accuracy, 2)
 
 
+def test_more_members_steps_or_eps_never_raise_the_worst_case(report):
+    """Each single run may find less than one that should be weaker; all of them together do not."""
+    two, three = (-1, 0, -1, -2, -1), (0, -1, -1, -2, -1)
+    runs = (
+        Run("pgd9", 0.2, MEMBER, three, 1.0),
+        Run("pgd5", 0.1, MEMBER, two, 1.0),
+        Run("pgd9", 0.1, MEMBER, two, 1.0),
+    )
+    made = replace(report, index=(4, 3, 2, 1, 0), correct=(True, True, True, False, True), runs=runs)
+    assert [run.robust_accuracy for run in runs] == [0.6, 0.6, 0.6]
+    assert made.robust == {0.1: 3, 0.2: 2}
+    assert [(row["attack"], row["eps"], row["accuracy"]) for row in made.rows()[-2:]] == [
+        ("all of these", "25.5/255", 0.6),
+        ("all of these", "51/255", 0.4),
+    ]
+    assert made.robustbench(0.2)["reported"] == "40.00"
+    assert [(one["eps"], one["accuracy"]) for one in made.to_json()["robust"]] == [(0.1, 0.6), (0.2, 0.4)]
+    assert not any(row["attack"] == "all of these" for row in replace(made, runs=runs[:1]).rows())
+
+
 def test_robustbench_record(report):
     record = report.robustbench(8 / 255)
-    worst = min(run.robust_accuracy for run in report.runs[::2])
-    assert record["reported"] == f"{100 * worst:.2f}" and record["eps"] == "8/255" and record["threat_model"] == "Linf"
+    together = [
+        all(v == STANDS for v in each) for each in zip(*(run.verdicts for run in report.runs[::2]), strict=True)
+    ]
+    assert record["reported"] == f"{100 * sum(together) / 60:.2f}" and record["attack"] == "ensemble-pgd2+ensemble-pgd5"
+    assert record["eps"] == "8/255" and record["threat_model"] == "Linf"
     with pytest.raises(ValueError, match="no run at eps 4/255: there are 8/255"):
         report.robustbench(4 / 255)
 

@@ -6,38 +6,42 @@ ones below are such lists under a version: what ``worst-case-v1`` runs does not 
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from rsnn_zoo.attacks.adaptive import Adaptive, adaptive
 from rsnn_zoo.attacks.apgd import apgd
 from rsnn_zoo.attacks.base import Attack, Batch, GradientAttack, Victim
-from rsnn_zoo.attacks.library import torchattack
-from rsnn_zoo.attacks.queries import Noise, RayS, Square
+from rsnn_zoo.attacks.library import TorchAttack, torchattack
+from rsnn_zoo.attacks.queries import Noise, QueryAttack, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
+from rsnn_zoo.attacks.surrogates import follows_surrogates
 from rsnn_zoo.attacks.transfer import Transfer, published, unconverted
-from rsnn_zoo.modes import MODES, BackwardMode, Rate, Relu, Surrogate, parse_mode
+from rsnn_zoo.modes import BackwardMode, Surrogate, parse_mode
 from rsnn_zoo.names import near_matches
 from rsnn_zoo.neurons import SpikingNeuron
 
-__all__ = ["ENSEMBLE_MODES", "MODE_LISTS", "PROTOCOLS", "Member", "full_name", "protocol"]
+__all__ = ["ENSEMBLE_MODES", "MODE_LISTS", "PROTOCOLS", "Member", "Plan", "full_name", "plan", "protocol"]
 
-_log = logging.getLogger(__name__)
 
-ENSEMBLE_MODES: tuple[BackwardMode, ...] = tuple(
-    mode for mode in MODES.values() if isinstance(mode, Surrogate | Rate | Relu)
+def _modes(names: str) -> tuple[BackwardMode, ...]:
+    return tuple(map(parse_mode, names.split()))
+
+
+ENSEMBLE_MODES = _modes(
+    "pcw-1 pcw-2 pcw-3 pcw-0.5 pcw-0.25 exp_d-0.5 exp_d-1 exp_d-2 exp-0.5 exp-1 exp-2 "
+    "rect-0.25 rect-0.5 rect-1 rect-2 rect-4 ste rate relu"
 )
 """The published ensemble: 17 surrogates through time, backward through the rate, and the ReLU stand-in."""
 
 MODE_LISTS: dict[str, tuple[BackwardMode, ...]] = {
     "ensemble": ENSEMBLE_MODES,
-    "strong": tuple(map(parse_mode, ("pcw-1", "pcw-2", "exp_d-1", "rate", "assg", "hart-1", "rga", "pdsg"))),
-    "adaptive": tuple(map(parse_mode, ("pcw-2", "hart-1", "pcw-1", "exp_d-1", "pcw-0.5", "rate"))),
+    "strong": _modes("pcw-1 pcw-2 exp_d-1 rate assg hart-1 rga pdsg"),
+    "adaptive": _modes("pcw-2 hart-1 pcw-1 exp_d-1 pcw-0.5 rate"),
 }
 """Modes under one name: the 19 published ones; those that fell most and those published since; what the adaptive
 ensemble chooses from."""
@@ -50,9 +54,14 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
         "fab100-t",
         "square5000",
     ),
+    "ensemble-fgsm": ("fgsm@ensemble",),
+    "ensemble-pgd20": ("pgd20@ensemble",),
     "ensemble-apgd100": ("apgd100-ce@ensemble", "apgd100-dlr@ensemble"),
     "quick-v1": ("pgd10@pcw-1", "apgd30-ce@pcw-2", "apgd30-dlr@pcw-1", "sapgd30@assg", "pgd10@rate"),
     "worst-case-v1": (
+        "adaptive434",
+        "fgsm@ensemble",
+        "rfgsm@ensemble",
         "pgd20@ensemble",
         "apgd100-ce@strong",
         "apgd100-dlr@strong",
@@ -86,23 +95,31 @@ def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
 _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "fgsm": lambda model: FGSM,
     "rfgsm": lambda model: RFGSM,
-    "pgd{n}": lambda model, steps: pgd(int(steps)),
-    "apgd{n}-(ce|dlr)": lambda model, steps, loss: apgd(int(steps), loss),
-    "apgd{n}-t{n}": lambda model, steps, target: apgd(int(steps), "t", int(target)),
-    "sapgd{n}": lambda model, steps: sapgd(int(steps)),
-    "adaptive{n}": lambda model, steps: adaptive(int(steps), MODE_LISTS["adaptive"] if _spiking(model) else (None,)),
-    "square{n}": lambda model, queries: Square(int(queries)),
-    "rays{n}": lambda model, queries: RayS(int(queries)),
-    "(uniform|gaussian)-noise{n}": lambda model, kind, queries: Noise(int(queries), kind),
-    "fab{n}-t": lambda model, steps: torchattack("FAB", steps=int(steps), multi_targeted=True),
-    "torchattacks.(.+)": lambda model, name: torchattack(name),
-    "transfer-(.+)": _transfer,
-    r"transfer\[([^]]+)\]-(.+)": _transfer_from,
+    "pgdK": lambda model, steps: pgd(int(steps)),
+    "apgdK-ce": lambda model, steps: apgd(int(steps), "ce"),
+    "apgdK-dlr": lambda model, steps: apgd(int(steps), "dlr"),
+    "apgdK-tK": lambda model, steps, target: apgd(int(steps), "t", int(target)),
+    "sapgdK": lambda model, steps: sapgd(int(steps)),
+    "adaptiveK": lambda model, steps: adaptive(int(steps), _followed(MODE_LISTS["adaptive"], model)),
+    "squareK": lambda model, queries: Square(int(queries)),
+    "raysK": lambda model, queries: RayS(int(queries)),
+    "uniform-noiseK": lambda model, queries: Noise(int(queries), "uniform"),
+    "gaussian-noiseK": lambda model, queries: Noise(int(queries), "gaussian"),
+    "fabK-t": lambda model, steps: torchattack("FAB", steps=int(steps), multi_targeted=True),
+    "torchattacks.NAME": lambda model, name: torchattack(name),
+    "transfer-NAME": _transfer,
+    "transfer[MODEL]-NAME": _transfer_from,
 }
-"""Attacks by what their names look like ({n}: a positive number), from the model and what the name says in brackets."""
+"""Attacks by what their names look like, from the model under attack and what stands in place of the capitals."""
 
-_PATTERNS = {re.compile(name.replace("{n}", "([1-9][0-9]{0,4})")): make for name, make in _ATTACKS.items()}
-_TERM = re.compile(r"(?P<ensemble>ensemble-)?(?P<attack>[^@+]+?)(x(?P<restarts>[1-9][0-9]?))?(@(?P<modes>[^@+]+))?")
+_CAPITALS = {"K": "([1-9][0-9]{0,4})", "NAME": "(.+)", "MODEL": "([^]]+)"}
+_PATTERNS = {
+    re.compile(re.sub("[A-Z]+", lambda capitals: _CAPITALS[capitals[0]], re.escape(name))): make
+    for name, make in _ATTACKS.items()
+}
+_NAME = r"(?:[^@\[]|\[[^\]]*\])+?"  # in brackets stands the name of a model, which may hold anything
+_TERM = re.compile(rf"(?P<ensemble>ensemble-)?(?P<attack>{_NAME})(x(?P<restarts>[1-9][0-9]?))?(@(?P<modes>[^@]+))?")
+_PLUS = re.compile(r"\+(?![^\[]*\])")
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,19 @@ class Member:
     def mode_name(self) -> str:
         """The mode as reports name it."""
         return "own" if self.mode is None else str(self.mode)
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes a model must have to meet it."""
+        return getattr(self.attack, "least_classes", 2)
+
+    @property
+    def cost(self) -> float:
+        """About how many gradient passes a sample takes that does not fall; a question costs a third of one."""
+        attack = self.attack.attack if isinstance(self.attack, Transfer) else self.attack
+        if isinstance(attack, TorchAttack):
+            return 1000.0  # who knows; FAB towards each of nine classes takes more
+        return getattr(attack, "steps", None) or getattr(attack, "queries", 100) / 3
 
     def learned(self, victim: Victim, pilot: Batch) -> Member:
         """The same; what the adaptive ensemble wants to know beforehand it has learned on the pilot.
@@ -137,27 +167,85 @@ def full_name(name: str) -> str:
         >>> full_name("worst-case")
         'worst-case-v1'
     """
+    return "+".join(map(_newest, _PLUS.split(name)))
+
+
+def _newest(name: str) -> str:
     versions = [known for known in PROTOCOLS if re.fullmatch(re.escape(name) + r"-v\d+", known)]
     return max(versions, key=lambda known: int(known.rpartition("-v")[2]), default=name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a protocol comes to for one model.
+
+    Attributes:
+        name: Of the protocol, with versions.
+        members: What runs, in this order.
+        left_out: What of it this model does not meet, and why.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def of_classes(self, classes: int) -> Plan:
+        """The same for a model of so many classes: what of a named protocol needs more of them is left out.
+
+        Raises:
+            ValueError: If members need more that were asked for by their own names, or none would be left.
+        """
+        few = {str(member): member.least_classes for member in self.members if member.least_classes > classes}
+        kept = tuple(member for member in self.members if str(member) not in few)
+        why = {name: f"it needs at least {least} classes, and the model has {classes}" for name, least in few.items()}
+        if few and not (kept and PROTOCOLS.keys() & _PLUS.split(self.name)):
+            name, reason = next(iter(why.items()))
+            raise ValueError(f"{name}: {reason}: name others")
+        return replace(self, members=kept, left_out=self.left_out | why)
+
+
+def plan(name: str, model: nn.Module) -> Plan:
+    """What :func:`protocol` gives, and what is left out of it.
+
+    Raises:
+        ValueError: As of :func:`protocol`.
+        LookupError: As of :func:`protocol`.
+
+    Example:
+        >>> plan("worst-case", snn_of_my_own).left_out  # doctest: +SKIP
+        {'transfer-apgd100-ce': 'the network that the model was converted from is not published: ...'}
+    """
+    members: dict[str, Member] = {}
+    left_out: dict[str, str] = {}
+    for part in _PLUS.split(full_name(name)):
+        for term in PROTOCOLS.get(part, (part,)):
+            found, lacking = _members(term, model)
+            members |= {str(member): member for member in found}
+            left_out |= {term: lacking} if lacking else {}
+    if not members:
+        raise ValueError(f"attack {name!r} needs the published network that the model was converted from")
+    return Plan(full_name(name), tuple(members.values()), left_out)
 
 
 def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
     """The members of a protocol, for this model.
 
     Args:
-        name: A key of ``PROTOCOLS``, with its version or without, or terms joined by ``+``. Attacks are ``fgsm``,
+        name: A key of ``PROTOCOLS``, with its version or without, or terms, or several of these joined by ``+``.
+            Attacks are ``fgsm``,
             ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th likely wrong class),
-            ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``squareK``, ``raysK``,
-            ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a class of that library with
-            its default options), ``transfer-ATTACK`` (on the network that the model was converted from) and
-            ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights for). Modes are a
+            ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``adaptiveK``, ``squareK``,
+            ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a class of that
+            library with its default options), ``transfer-ATTACK`` (on the network that the model was converted from)
+            and ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights for). Modes are a
             key of ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own without any.
-        model: The model to attack. One without spiking neurons has but one way to be differentiated, so it meets each
-            attack once.
+        model: The model to attack. Neurons of other libraries follow the surrogates, see
+            :mod:`rsnn_zoo.attacks.surrogates`; in place of modes that a model does not follow it meets the attack once,
+            under its own gradients.
 
     Raises:
-        ValueError: For an unknown name, if nothing of it can be run on this model, or if a source of transfer has other
-            classes or channels.
+        ValueError: For an unknown name, a mode of an attack that has no use for it, if nothing of it can be run on this
+            model, or if a source of transfer has other classes or channels.
         LookupError: If nobody published the source of transfer.
 
     Example:
@@ -167,36 +255,46 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
     Source:
         Özdenizci & Legenstein, TMLR 2024, section 4.2, for the ensemble.
     """
-    terms = PROTOCOLS.get(full_name(name)) or tuple(name.split("+"))
-    members = {str(member): member for term in terms for member in _members(term, model)}
-    if not members:
-        raise ValueError(f"attack {name!r} needs the published network that the model was converted from")
-    return tuple(members.values())
+    return plan(name, model).members
 
 
-def _spiking(model: nn.Module) -> bool:
-    return any(isinstance(module, SpikingNeuron) for module in model.modules())
-
-
-def _members(term: str, model: nn.Module) -> Iterator[Member]:
+def _members(term: str, model: nn.Module) -> tuple[list[Member], str]:
+    """The members of a term, and why not all of it."""
     match = _TERM.fullmatch(term)
     if not match:
         raise _unknown(term)
     attack = _attack(match["attack"], model)
     if attack is None:
-        if _spiking(model):
-            about = "left out %s: the network that the model was converted from is not published; name one, as in %s"
-            _log.warning(about, term, term.replace("transfer-", "transfer[NAME]-", 1))
-        return
-    modes = _modes("ensemble" if match["ensemble"] else match["modes"])
-    differentiated = attack.source if isinstance(attack, Transfer) else model
-    for restart in range(1, int(match["restarts"] or 1) + 1):
-        for mode in modes if _spiking(differentiated) else (None,):
-            yield Member(_again(attack, restart), mode)
+        other = term.replace("transfer-", "transfer[NAME]-", 1)
+        why = f"the network that the model was converted from is not published: name one, as in {other}"
+        return [], "" if _is_ann(model) else why
+    runs, differentiated = (attack.attack, attack.source) if isinstance(attack, Transfer) else (attack, model)
+    wanted = "ensemble" if match["ensemble"] else match["modes"]
+    if wanted and isinstance(runs, QueryAttack | Adaptive):
+        what = "chooses its modes itself" if isinstance(runs, Adaptive) else "follows no gradient"
+        raise ValueError(f"{term}: {runs.name} {what}: name it without a mode")
+    modes: tuple[BackwardMode | None, ...] = (None,)
+    if wanted:
+        modes = MODE_LISTS.get(wanted) or (parse_mode(wanted),)
+    ways = _followed(modes, differentiated)
+    lost = [str(mode) for mode in modes if mode not in ways]
+    restarts = range(1, int(match["restarts"] or 1) + 1)
+    members = [Member(_again(attack, restart), way) for restart in restarts for way in ways]
+    why = f"no neurons that follow {', '.join(lost)}: under the network's own gradients instead"
+    return members, why if lost and not _is_ann(differentiated) else ""
 
 
-def _modes(name: str | None) -> tuple[BackwardMode | None, ...]:
-    return (None,) if name is None else MODE_LISTS.get(name) or (parse_mode(name),)
+def _is_ann(model: nn.Module) -> bool:
+    """Whether it is known to have no spikes, and so but one way to be differentiated."""
+    return getattr(model, "timesteps", model) is None
+
+
+def _followed(modes: tuple[BackwardMode | None, ...], model: nn.Module) -> tuple[BackwardMode | None, ...]:
+    """The modes that the neurons of a model follow; in place of all others None, its own way, once."""
+    if any(isinstance(module, SpikingNeuron) for module in model.modules()):
+        return modes
+    kinds = Surrogate if follows_surrogates(model) else ()
+    return tuple(dict.fromkeys(mode if isinstance(mode, kinds) else None for mode in modes))
 
 
 def _again(attack: Attack, restart: int) -> Attack:
@@ -216,5 +314,4 @@ def _attack(name: str, model: nn.Module) -> Attack | None:
 
 
 def _unknown(name: str) -> ValueError:
-    known = [*PROTOCOLS, *(pattern.replace("{n}", "K") for pattern in _ATTACKS), "ensemble-pgd20"]
-    return ValueError(f"unknown attack {name!r}{near_matches(name, known)}")
+    return ValueError(f"unknown attack {name!r}{near_matches(name, [*PROTOCOLS, *_ATTACKS])}")
