@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rsnn_zoo.attacks.surrogates import adopt_surrogates
 from rsnn_zoo.kernels import wide
 from rsnn_zoo.layers import WeightedSum, is_plain_norm
 from rsnn_zoo.memory import Memory, remembering
@@ -147,6 +148,7 @@ class InputGradient:
         self.pad = pad
         self.draws = draws
         self.model = (fold(model) if folded else copy.deepcopy(model).eval()).requires_grad_(False)
+        self.adopted = adopt_surrogates(self.model)
         # oneDNN reorders every operand of another layout, there and back; but not every network bears it
         last = folded or getattr(model, "channels_last", False)
         self.layout = torch.channels_last if last else torch.contiguous_format
