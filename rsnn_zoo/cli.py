@@ -22,7 +22,7 @@ from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, load_evidence
 from rsnn_zoo.hub import CONFIG, EVIDENCE, NotPublishedError, entries_folder, resolve
 from rsnn_zoo.names import ModelName
 
-__all__ = ["main"]
+__all__ = ["check_writable", "device", "main"]
 
 _ABOUT = """\
 Adversarially robust spiking neural networks: find, inspect, attack, verify and publish them.
@@ -38,6 +38,47 @@ _NAME = "a published name, hf-hub:org/name, hf-hub:org/name@revision, or local-d
 
 _ERRORS = (NotPublishedError, OSError, ValueError)  # what the library raises where something outside it is wrong
 _Outcome = tuple[str, Any, int]  # what is printed, what --json prints in its place, exit status
+
+
+def device(text: str) -> str:
+    """A device that this machine has; the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no such device, or nothing can be computed on it.
+
+    Example:
+        >>> device("cpu")
+        'cpu'
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=text).tolist()
+    except (AssertionError, RuntimeError) as error:  # the former where torch is built without CUDA
+        said = str(error).split("\n")[0]
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be used ({said}): name another device, such as cpu"
+        ) from None
+    return text
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written later, so that hours of work do not end at a wrong path.
+
+    Args:
+        path: Of the file; one that is there will be replaced.
+
+    Raises:
+        ValueError: If no file can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: its folder cannot be made ({error}); name another path") from None
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {path.parent} is read-only for you; name another path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +122,8 @@ def _evaluate(args: argparse.Namespace) -> _Outcome:
     import rsnn_zoo
     from rsnn_zoo.energy import energy
 
+    if args.output:
+        check_writable(args.output)
     model = rsnn_zoo.create_model(args.name, pretrained=True).to(args.device)
     name = str(model.pretrained_name)
     dataset = ModelName.parse(name).dataset if rsnn_zoo.is_model(name) else None
@@ -170,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--data", help="an .npz file or folder, in place of the data set's name")
         one.add_argument("--data-root", default="data", help="folder of the data sets (%(default)s)")
         one.add_argument("--download", action="store_true", help="let torchvision download the data set")
-        one.add_argument("--device", default="cpu", help="where to compute: cpu, cuda (%(default)s)")
+        one.add_argument("--device", type=device, default="cpu", help="where to compute: cpu, cuda (%(default)s)")
 
     one = command(_list, "list the names of the zoo", "rsnn-zoo list '*trades*' --pretrained --dataset digits")
     one.add_argument("filter", nargs="*", help="wildcards, one of which must match")

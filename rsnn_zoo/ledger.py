@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -34,7 +35,8 @@ class Ledger:
     """A ledger of verdicts; every process of an evaluation opens it and makes the same calls in the same order.
 
     Args:
-        path: SQLite file on a local disk; one for all processes of a machine. None keeps the verdicts in memory.
+        path: SQLite file on a local disk; one for all processes of a machine; a missing folder is made. None keeps the
+            verdicts in memory.
         fingerprint: What the verdicts depend on, as JSON.
         environment: What this evaluation runs on, as JSON.
 
@@ -43,6 +45,7 @@ class Ledger:
 
     Raises:
         ValueError: If the file is of another evaluation, or no such file.
+        OSError: If there can be no file of that name.
 
     Example:
         >>> ledger = Ledger(None, {"seed": 0})
@@ -63,7 +66,14 @@ class Ledger:
         self._own: dict[str, set[int]] = {}  # samples that this process answers for, by job
         self._seconds: dict[str, float] = {}
         resumed = path is not None and os.path.exists(path)
-        self._database = sqlite3.connect(path or ":memory:", timeout=600, isolation_level=None)
+        try:
+            if path is not None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path or ":memory:", timeout=600, isolation_level=None)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise OSError(
+                f"the state of the evaluation cannot be kept in {path} ({error}): name a file that can be written"
+            ) from None
         try:
             self._open(json.dumps(fingerprint), json.dumps(environment or {}), path)
         except BaseException:

@@ -257,7 +257,9 @@ class Report:
         return {
             "model": self.model,
             "dataset": self.dataset,
+            "split": self.split,
             "n": len(self.index),
+            "seed": self.settings["seed"],
             "clean": round(100 * self.clean_accuracy, 2),
             **accuracies,
             "flags": " ".join(flag.name for flag in self.raised),

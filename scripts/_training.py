@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from _malloc import tune_malloc
 
+from rsnn_zoo.cli import device
 from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import ImageData, load_dataset
 from rsnn_zoo.distributed import Ranks
@@ -41,7 +42,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path("data"), help="where torchvision keeps its data sets (%(default)s)")
     add("--download", action="store_true", help="let torchvision download the data set")
     add("--seed", type=int, default=0, help="of weights, order, augmentation and attacks (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     return found
 
 

@@ -7,36 +7,50 @@
     torchrun --nproc-per-node 4 scripts/evaluate.py --model resnet20_digits_trades_t4 --attack worst-case
 
 Each model's report goes to OUTPUT/NAME.json and NAME.csv; verdicts so far are kept beside it, so the same command
-resumes after a kill, with any number of processes. --results-file holds one row a model, written as each one ends. A
-published model's report can be held against its evidence, hub_configs/NAME/evaluation.json.
+resumes after a kill, with any number of processes. A report of other weights, images or settings that is there already
+is kept as NAME.1.json, NAME.2.json, ... --results-file holds one row for each model, weights, data set, split, number
+of images and seed, written as each model ends; further attacks add columns to it. A published model's report can be
+held against its evidence, hub_configs/NAME/evaluation.json.
 """
 
 import argparse
 import csv
+import io
 import logging
 import runpy
+from collections import Counter
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from _training import main
-from safetensors.torch import load_file
 
 import rsnn_zoo
+from rsnn_zoo.cli import check_writable, device
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import load_json, replacing, to_json
 from rsnn_zoo.names import ModelName
 from rsnn_zoo.plots import plot_accuracy, save_page
 from rsnn_zoo.report import Report, write_csv
+from rsnn_zoo.research import read_state_dict
 from rsnn_zoo.weights import check_state_dict
+
+ROW = ("model", "weights_sha256", "dataset", "split", "n", "seed")
+"""What a row of the results file is of."""
+ENDINGS = ("json", "csv", "html", "robustbench.json", "adversarial.safetensors")
+"""Of the files of a report."""
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", nargs="+", required=True, help="names or wildcards, hf-hub:org/name, local-dir:path")
-    p.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights (one model)")
+    p.add_argument(
+        "--weights", type=Path, help=".safetensors or .pth file in place of the published weights (one model)"
+    )
     p.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures first")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
@@ -56,9 +70,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the attack gradients")
     p.add_argument("--draws", type=int, help="passes averaged for a random model (default: 16 where it is random)")
     p.add_argument("--checks", type=int, default=64, help="images that the sanity flags attack (default: %(default)s)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--output", type=Path, default=Path("results"), help="folder of the reports (default: %(default)s)")
-    p.add_argument("--results-file", type=Path, help="one row a model, .csv or .json; rows of other models stay")
+    p.add_argument("--results-file", type=Path, help="a table of all models, .csv or .json; what it holds stays")
     p.add_argument("--adversarial", action="store_true", help="save OUTPUT/NAME.adversarial.safetensors (verify.py)")
     p.add_argument("--html", action="store_true", help="save OUTPUT/NAME.html, a page with the figure inside")
     p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, at the first eps")
@@ -70,7 +84,7 @@ def load(name: str, weights: Path | None) -> torch.nn.Module:
     if weights is None:
         return rsnn_zoo.create_model(name, pretrained=True)
     model = rsnn_zoo.create_model(name)
-    state = load_file(weights)
+    state = read_state_dict(weights)
     check_state_dict(state, model.state_dict(), str(weights))
     model.load_state_dict(state)
     model.pretrained_name = name
@@ -87,9 +101,40 @@ def names(args: argparse.Namespace) -> list[str]:
         found += [name for name in matching if name not in found]
     if args.weights and len(found) != 1:
         raise ValueError("--weights goes with one --model")
-    if args.results_file and args.results_file.suffix not in (".csv", ".json"):
-        raise ValueError(f"--results-file ends in .csv or .json, not as {args.results_file}")
+    short, times = Counter(map(short_name, found)).most_common(1)[0]
+    if times > 1:
+        same = " and ".join(name for name in found if short_name(name) == short)
+        raise ValueError(
+            f"the reports of {same} would all be {args.output / short}.json: evaluate one at a time, and give each an "
+            "--output of its own"
+        )
     return found
+
+
+def short_name(name: str) -> str:
+    """The name of a model's files: ``net`` of ``local-dir:mine/net`` and of ``hf-hub:me/net``."""
+    return name.split(":")[-1].rstrip("/").split("/")[-1]
+
+
+def check_outputs(args: argparse.Namespace, names: list[str]) -> None:
+    """Finds out before the attacks, which may take hours, whether all that is asked for can be written."""
+    if args.plot or args.html:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ValueError("--plot and --html need matplotlib: pip install 'rsnn_zoo[plot]'") from None
+    if args.plot:
+        try:
+            Figure().savefig(io.BytesIO(), format=args.plot.suffix.lstrip(".") or "png")
+        except ValueError as error:
+            raise ValueError(f"--plot {args.plot}: {error}") from None
+    if args.results_file:
+        if args.results_file.suffix not in (".csv", ".json"):
+            raise ValueError(f"--results-file ends in .csv or .json, not as {args.results_file}")
+        read_rows(args.results_file)
+    for path in (*(args.output / f"{short_name(name)}.json" for name in names), args.plot, args.results_file):
+        if path:
+            check_writable(path)
 
 
 def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
@@ -108,7 +153,7 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
         [eps / 255 for eps in args.eps],
         **{key: getattr(args, key) for key in ("seed", "batch_size", "chunk", "precision", "draws", "checks")},
         state=args.output / f"{short}.partial",
-        adversarial=args.output / f"{short}.adversarial.safetensors" if args.adversarial else None,
+        adversarial=args.output / f"{short}.adversarial.partial" if args.adversarial else None,
         progress=True,
     )
     if Ranks.current().main:
@@ -118,6 +163,8 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
 
 def save(args: argparse.Namespace, report: Report, short: str) -> None:
     path = args.output / f"{short}.json"
+    if kept := keep_former(path, report):
+        print(f"{path} was of other weights, images or settings: kept as {kept}", flush=True)
     report.save(path)
     report.save(path.with_suffix(".csv"))
     if args.html:
@@ -125,27 +172,82 @@ def save(args: argparse.Namespace, report: Report, short: str) -> None:
     if args.robustbench:
         with replacing(path.with_suffix(".robustbench.json")) as temporary:
             temporary.write_bytes(to_json(report.robustbench(args.eps[0] / 255)))
+    if args.adversarial:
+        (args.output / f"{short}.adversarial.partial").replace(path.with_suffix(".adversarial.safetensors"))
     if args.results_file:
         add_row(args.results_file, report.summary())
     (args.output / f"{short}.partial").unlink(missing_ok=True)
     print(f"{report.table()}\n\n  report: {path}\n", flush=True)
 
 
+def keep_former(path: Path, report: Report) -> Path | None:
+    """Renames the files of a report that the new one is no repetition of; gives their new path, if there are any."""
+    try:
+        if identity(load_json(path, MAX_EVIDENCE_BYTES)) == identity(report.to_json()):
+            return None
+    except FileNotFoundError:
+        return None
+    except (LookupError, TypeError, ValueError):
+        pass  # what cannot be read is no repetition
+    for number in count(1):
+        moves = [(path.with_suffix(f".{ending}"), path.with_suffix(f".{number}.{ending}")) for ending in ENDINGS]
+        if not any(new.exists() for _, new in moves):
+            break
+    for old, new in moves:
+        if old.exists():
+            old.rename(new)
+    return path.with_suffix(f".{number}.json")
+
+
+def identity(report: Mapping[str, Any]) -> list[Any]:
+    """What the verdicts of a report follow from: the same for one that only repeats it."""
+    about = [report[key] for key in ("model", "weights_sha256", "split", "data_sha256", "index", "settings")]
+    return [*about, [(run["protocol"], run["eps"]) for run in report["runs"]]]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file, values of a CSV file as text; none where there is no file.
+
+    Raises:
+        ValueError: If it is no results file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        if path.suffix == ".json":
+            rows = load_json(path, MAX_EVIDENCE_BYTES)
+        else:
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file, strict=True)
+                rows = list(reader)
+                if reader.fieldnames and "model" not in reader.fieldnames:
+                    raise ValueError("it has no column 'model'")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "model" in row for row in rows):
+            raise ValueError("it is no list of rows, each with its model")
+        if any(None in row for row in rows):
+            raise ValueError("a row has more values than there are columns")
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} is no results file ({error}): name another one") from None
+    return rows
+
+
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds the row of a model, in place of one that the file has of it."""
-    rows = []
-    if path.is_file() and path.suffix == ".json":
-        rows = load_json(path)
-    elif path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    rows = [old for old in rows if old["model"] != row["model"]] + [dict(row)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Adds a row to a results file; one of the same evaluation that is there keeps its other attacks and flags."""
+    known = read_rows(path)
+    rows = [*(old for old in known if row_key(old) == row_key(row)), row]
+    flags = dict.fromkeys(flag for one in rows for flag in str(one.get("flags") or "").split())
+    merged = {key: value for one in rows for key, value in one.items()} | {"flags": " ".join(flags)}
+    rows = [*(old for old in known if row_key(old) != row_key(row)), merged]
     if path.suffix == ".csv":
         write_csv(path, rows)
         return
     with replacing(path) as temporary:
         temporary.write_bytes(to_json(rows))
+
+
+def row_key(row: Mapping[str, Any]) -> list[str]:
+    """What a row is of, as text, since that is all that a CSV file gives back."""
+    return ["" if row.get(key) is None else str(row[key]) for key in ROW]
 
 
 def run() -> None:
@@ -154,10 +256,10 @@ def run() -> None:
         runpy.run_path(str(args.plugin))
     logging.getLogger("rsnn_zoo").setLevel(logging.INFO)
     chosen = names(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    check_outputs(args, chosen)
     reports = []
     for name in chosen:
-        short = name.split(":")[-1].rstrip("/").split("/")[-1]
+        short = short_name(name)
         report = evaluate(args, name, short)
         if Ranks.current().main:
             save(args, report, short)

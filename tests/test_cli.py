@@ -101,6 +101,8 @@ def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
         (["verify", PUBLISHED, "--images", "0"], "at least 1"),
         (["evaluate", PUBLISHED, "--attack", "pdg20"], "pdg20"),
         (["evaluate", PUBLISHED, "--data", "/nowhere.npz"], "/nowhere.npz"),
+        (["evaluate", "local-dir:/nowhere", "--output", "/dev/null/e.json"], "/dev/null/e.json cannot be written"),
+        (["evaluate", "local-dir:/nowhere", "--output", "/dev"], "it is a folder"),
         (["push"], "name an entry, a folder, or --all"),
     ],
 )
@@ -108,6 +110,14 @@ def test_what_cannot_be_done_is_one_line_with_a_remedy(run, argv, said):
     status, out, err = run(*argv)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"rsnn-zoo: {argv[0]}: ") and said in err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_wrong_usage(run, command, device):
+    status, out, err = run(command, PUBLISHED, "--device", device)
+    assert (status, out) == (2, "")
+    assert f"argument --device: '{device}' cannot be used (" in err and "name another device, such as cpu" in err
 
 
 @pytest.mark.parametrize("argv", [[], ["lst"], ["list", "--all"], ["evaluate", PUBLISHED, "--eps", "x"]])
@@ -149,6 +159,13 @@ def test_evaluate_gives_evidence_that_may_be_pushed(run, evaluated):
         "model.safetensors",
         "evaluation.json",
     }
+
+
+def test_the_folder_of_a_report_is_made(run, evaluated, tmp_path):
+    output = tmp_path / "missing" / "too" / "e.json"
+    status, _, err = run("evaluate", f"local-dir:{evaluated}", "--attack", "fgsm", "--images", 4, "--output", output)
+    assert status == 0, err
+    assert load_json(output)["n"] == 4 and [path.name for path in output.parent.iterdir()] == ["e.json"]
 
 
 def test_a_name_without_a_data_set_needs_data(run, tmp_path):

@@ -353,6 +353,16 @@ def test_a_foreign_state_is_refused(tmp_path):
         evaluate(tiny.network(), tiny.digits().select(4), **settings)
 
 
+def test_a_state_has_its_folder_made_or_is_refused(tmp_path):
+    settings = {"attack": "fgsm", **QUIET}
+    evaluate(tiny.network(), tiny.digits().select(4), state=tmp_path / "missing" / "too" / "state", **settings)
+    assert known(tmp_path / "missing" / "too" / "state")
+    (tmp_path / "file").touch()
+    for state in (tmp_path, tmp_path / "file" / "state"):
+        with pytest.raises(OSError, match=f"cannot be kept in {state} .*: name a file that can be written"):
+            evaluate(tiny.network(), tiny.digits().select(4), state=state, **settings)
+
+
 def test_time_left_and_robust_accuracy_so_far_are_shown(capsys):
     evaluate(tiny.network(), tiny.digits().select(20), "pgd3", batch_size=5, progress=True)
     shown = capsys.readouterr().err

@@ -327,7 +327,12 @@ def test_models_by_wildcard_into_one_file_and_verified(tmp_path):
 
 @pytest.mark.slow
 def test_bad_arguments_end_in_one_line(tmp_path):
-    for arguments in (("--model", "nothing_*"), ("--model", NAME, "--results-file", tmp_path / "x.txt")):
+    (tmp_path / "corrupt.safetensors").write_bytes(b"no weights")
+    for arguments in (
+        ("--model", "nothing_*"),
+        ("--model", NAME, "--results-file", tmp_path / "x.txt"),
+        ("--model", NAME, "--weights", tmp_path / "corrupt.safetensors", "--output", tmp_path),
+    ):
         done = script("evaluate.py", *arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
