@@ -120,6 +120,14 @@ def test_a_device_that_is_not_there_is_refused_first(run, capsys, device):
     assert f"argument --device: '{device}' cannot be used (" in capsys.readouterr().err
 
 
+def test_training_needs_a_device_that_is_there_too(scripts, capsys):
+    parser = import_module("_training").parser("")
+    assert parser.parse_args([NAME, "--device", "cpu"]).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args([NAME, "--device", "nonsense"])
+    assert "argument --device: 'nonsense' cannot be used (" in capsys.readouterr().err
+
+
 def test_corrupt_weights_are_refused(refused):
     Path("corrupt.safetensors").write_bytes(b"no weights")
     assert "corrupt.safetensors is damaged" in refused(NAME, "--weights", "corrupt.safetensors")
