@@ -87,13 +87,34 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
+_LABELS = {"training", "pretrained_name", "weights_sha256"}  # attributes that say nothing about what a model computes
+
+
 def digest(model: nn.Module) -> str:
-    """SHA-256, in hex, over what ``print(model)`` says of each layer, and names and bytes of the state dict."""
+    """SHA-256, in hex, by which two models are held to be the same.
+
+    Taken over the state dict, what ``print(model)`` says of each layer, and each layer's public attributes that are
+    numbers, strings, booleans or None, or lists or tuples of these, such as ``self.timesteps``. Other attributes, such
+    as plain tensors, and code do not count.
+
+    Example:
+        >>> digest(nn.ReLU()) == digest(nn.ReLU()) != digest(nn.Tanh())
+        True
+    """
     found = hashlib.sha256()
     for name, module in model.named_modules():
         said = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
         found.update(f"{name} {type(module).__name__}({said})\n".encode())
+        for attribute, value in sorted(vars(module).items()):
+            if not attribute.startswith("_") and attribute not in _LABELS and _is_plain(value):
+                found.update(f"{attribute}={value!r}\n".encode())
     for name, tensor in model.state_dict().items():
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)  # a bool is an int
