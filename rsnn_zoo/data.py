@@ -44,7 +44,8 @@ def check_images(images: Tensor, channels: int | None = None, size: int | None =
         ValueError: If the shape is another, or a value is NaN or outside [0, 1].
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"Images must be a floating-point tensor, not {_kind(images)}; divide uint8 by 255")
+        remedy = "divide uint8 by 255" if isinstance(images, Tensor) else "use torch.as_tensor"
+        raise TypeError(f"Images must be a floating-point tensor, not {_kind(images)}; {remedy}")
     if images.ndim != 4 or not images.numel():
         raise ValueError(f"Images must be (B, C, H, W), none of them 0, not {tuple(images.shape)}")
     _, found, height, width = images.shape
@@ -63,20 +64,22 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
     """Refuse what is not a vector of class numbers: integers (B,) from 0 to ``num_classes - 1``.
 
     Args:
-        labels: The labels.
+        labels: The labels, integers of any kind.
         num_classes: Number of classes; None where it is not known.
 
     Raises:
         TypeError: If ``labels`` is no tensor of integers.
         ValueError: If it is no vector, or a label is out of range.
     """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}; use torch.as_tensor")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}; use labels.long()")
     if labels.ndim != 1:
         raise ValueError(f"Labels must be a vector (B,), not {tuple(labels.shape)}; flatten them")
     if not len(labels):
         return
-    low, high = (bound.item() for bound in labels.aminmax())
+    low, high = (bound.item() for bound in labels.long().aminmax())  # which not every unsigned type has
     if low < 0 or (num_classes is not None and high >= num_classes):
         classes = "classes" if num_classes is None else f"{num_classes} classes"
         last = "" if num_classes is None else f" to {num_classes - 1}"

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import rsnn_zoo
 from rsnn_zoo.attacks.adaptive import adaptive
 from rsnn_zoo.attacks.apgd import apgd, checkpoints, dlr, on_sphere, targeted_dlr
-from rsnn_zoo.attacks.base import Batch
+from rsnn_zoo.attacks.base import Batch, check_eps
 from rsnn_zoo.attacks.library import TorchAttack
 from rsnn_zoo.attacks.queries import Noise, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
@@ -125,6 +126,12 @@ def test_no_attack_under_any_mode_leaves_the_ball_or_a_trace(eager, attack, mode
         ({"eps": 8}, ValueError, "e.g. 8 / 255"),
         ({"eps": -0.1}, ValueError, "must lie in \\[0, 1\\]"),
         ({"eps": float("nan")}, ValueError, "must lie in \\[0, 1\\]"),
+        ({"eps": "8/255"}, TypeError, "one number.*8 / 255.*str '8/255'"),
+        ({"eps": None}, TypeError, "one number.*None"),
+        ({"eps": True}, TypeError, "one number.*bool"),
+        ({"eps": np.array([0.1, 0.2])}, TypeError, "one number.*ndarray"),
+        ({"eps": torch.tensor([0.1])}, TypeError, "one number.*Tensor"),
+        ({"eps": torch.tensor(8.0)}, ValueError, "must lie in \\[0, 1\\]"),
     ],
 )
 def test_what_cannot_be_attacked_is_refused_before_any_work(change, error, message):
@@ -132,6 +139,15 @@ def test_what_cannot_be_attacked_is_refused_before_any_work(change, error, messa
     Batch(**good)
     with pytest.raises(error, match=message):
         Batch(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "eps", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), 0.5], ids=lambda e: type(e).__name__
+)
+def test_eps_is_any_single_number(eps):
+    assert check_eps(eps) == 0.5 and type(check_eps(eps)) is float
+    batch = Batch(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.int32), eps, (0,))
+    assert type(batch.eps) is float and batch.labels.dtype == torch.int64
 
 
 def test_sign_attacks_start_and_step_as_defined():

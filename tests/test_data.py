@@ -487,7 +487,7 @@ def test_an_absent_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (np.zeros((1, 3, 8, 8)), TypeError, "must be a floating-point tensor, not ndarray"),
+        (np.zeros((1, 3, 8, 8)), TypeError, "must be a floating-point tensor, not ndarray; use torch.as_tensor"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "not torch.uint8; divide uint8 by 255"),
         (torch.zeros(3, 8, 8), ValueError, r"must be \(B, C, H, W\)"),
         (torch.zeros(0, 3, 8, 8), ValueError, "none of them 0"),
@@ -518,8 +518,12 @@ def test_check_images_sees_one_bad_pixel_anywhere(position, value):
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        ([0, 1], TypeError, "not list"),
-        (torch.tensor([0.0, 1.0]), TypeError, "not torch.float32"),
+        ([0, 1], TypeError, "not list; use torch.as_tensor"),
+        (np.array([0, 1]), TypeError, "not ndarray; use torch.as_tensor"),
+        (torch.tensor([0.0, 1.0]), TypeError, r"not torch.float32; use labels.long\(\)"),
+        (torch.tensor([0j, 1j]), TypeError, "not torch.complex64"),
+        (torch.tensor([0, 10], dtype=torch.uint16), ValueError, "span 0 to 10"),
+        (torch.tensor([-1, 3], dtype=torch.int8), ValueError, "span -1 to 3"),
         (torch.tensor([True]), TypeError, "not torch.bool"),
         (torch.tensor([[0, 1]]), ValueError, "must be a vector"),
         (torch.tensor([0, 10]), ValueError, "span 0 to 10, but 10 classes are numbered from 0 to 9"),
@@ -529,6 +533,11 @@ def test_check_images_sees_one_bad_pixel_anywhere(position, value):
 def test_check_labels_names_cause_and_remedy(labels, error, message):
     with pytest.raises(error, match=message):
         check_labels(labels, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32], ids=str)
+def test_check_labels_takes_integers_of_any_kind(dtype):
+    check_labels(torch.tensor([0, 9], dtype=dtype), 10)
 
 
 # Augmentation.

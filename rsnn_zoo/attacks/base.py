@@ -10,8 +10,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,11 +28,23 @@ State = dict[str, Tensor]
 
 
 def check_eps(eps: float) -> float:
-    """Returns eps as a float if it lies in [0, 1].
+    """Returns eps as a float if it is a number (a tensor or array of no dimensions counts as one) in [0, 1].
 
     Raises:
-        ValueError: If it does not: pixels lie in [0, 1], so the usual eps is 8 / 255.
+        TypeError: If it is no number, such as ``"8/255"``.
+        ValueError: If it lies outside: pixels lie in [0, 1], so the usual eps is 8 / 255.
+
+    Example:
+        >>> check_eps(torch.tensor(0.5))
+        0.5
     """
+    if isinstance(eps, Tensor | np.ndarray) and not eps.ndim:
+        eps = eps.item()
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        raise TypeError(
+            "eps must be one number, in units of pixels in [0, 1] (e.g. 8 / 255), got the "
+            f"{type(eps).__name__} {eps!r:.60}"
+        )
     if not 0 <= eps <= 1:
         raise ValueError(f"eps must lie in [0, 1], in units of pixels in [0, 1] (e.g. 8 / 255), got {eps}")
     return float(eps)
@@ -47,7 +61,7 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W) in [0, 1].
-        labels: (B,).
+        labels: (B,), integers of any kind; kept as int64.
         eps: Radius of the L-infinity ball, in units of pixels in [0, 1].
         index: Of each sample in its data set.
         seed: Of all that is drawn.
@@ -71,7 +85,8 @@ class Batch:
         if len(self.images):
             check_images(self.images)
         check_labels(self.labels)
-        check_eps(self.eps)
+        object.__setattr__(self, "labels", self.labels.long())
+        object.__setattr__(self, "eps", check_eps(self.eps))
         if not len(self.images) == len(self.labels) == len(self.index):
             raise ValueError(
                 f"{len(self.images)} images, {len(self.labels)} labels and {len(self.index)} indices: must be one each"
