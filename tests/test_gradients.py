@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 
-from rsnn_zoo.attacks.gradients import InputGradient, fold, input_gradient
+from rsnn_zoo.attacks.gradients import LOSSES, InputGradient, PassGradient, fold, input_gradient
+from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.modes import ASSG, HART, PDSG, RGA, Rate, Relu, Surrogate, backward_mode
 
@@ -123,6 +124,82 @@ def test_draws_are_averaged():
     assert (alone[0][0] - alone[1][0]).abs().max() > 1e-6
     for k in range(2):
         torch.testing.assert_close(found[k], torch.stack([each[k] for each in alone]).mean(0))
+
+
+class Wrapped(torch.nn.Module):
+    """A linear model under a function of model and images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7))
+        self.weight, self.function = torch.nn.Parameter(torch.arange(7.0)), function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@torch.no_grad()
+def without_gradients(model, x):
+    return model.linear(x)
+
+
+@torch.inference_mode()
+def in_inference_mode(model, x):
+    return model.linear(x)
+
+
+GRAPHLESS = {
+    "ignores its input": lambda model, x: model.weight.expand(len(x), 7),
+    "quantises": lambda model, x: model.linear((x * 8).long().float() / 8),
+    "one-hot": lambda model, x: F.one_hot(model.linear(x).argmax(1), 7),
+    "no_grad": without_gradients,
+    "inference_mode": in_inference_mode,
+}
+"""Functions of :class:`Wrapped` from whose logits no graph leads to the images."""
+
+
+@pytest.mark.parametrize("function", GRAPHLESS.values(), ids=GRAPHLESS)
+def test_without_a_graph_the_gradient_is_zero(function):
+    model = Wrapped(function)
+    images, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
+    logits = model(images).float()
+    for draws in (1, 2):
+        gradient, found = InputGradient(model, chunk=2, pad=True, draws=draws)(images, labels)
+        assert gradient.shape == images.shape and not gradient.any()
+        torch.testing.assert_close(found, logits.clone().detach())
+    gradient, _ = PassGradient(model)(images, labels, LOSSES["ce"], {})  # parameters want gradients here
+    assert gradient.shape == images.shape and not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda model, x: (model.linear(x), x), "a tuple"),
+        (lambda model, x: {"logits": model.linear(x)}, "a dict"),
+        (lambda model, x: model.linear(x).expand(4, -1, -1), r"\(4, 2, 7\)"),
+        (lambda model, x: model.linear(x).mean(0, keepdim=True), r"\(1, 7\)"),
+        (lambda model, x: model.linear(x).argmax(1), r"\(2,\) of torch.int64"),
+    ],
+)
+def test_what_is_no_logits_is_refused(function, what):
+    images, labels, gradient = torch.rand(2, 1, 8, 8), torch.arange(2), InputGradient(Wrapped(function))
+    message = r"must give logits \(B, K\).*for 2 images it gave " + what
+    with pytest.raises(ValueError, match=message):
+        gradient.logits(images)
+    with pytest.raises(ValueError, match=message):
+        gradient(images, labels)
+    with pytest.raises(ValueError, match=message):
+        PassGradient(gradient.model).logits(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.uint16], ids=str)
+def test_labels_of_any_integer_type(dtype):
+    model = Wrapped(lambda model, x: model.linear(x))
+    images, labels = torch.rand(5, 1, 8, 8), torch.arange(5)
+    expected, _ = InputGradient(model)(images, labels)
+    assert torch.equal(InputGradient(model)(images, labels.to(dtype))[0], expected)
+    victim = ModelVictim(model, 4)
+    assert torch.equal(victim.fallen(images, labels.to(dtype)), victim.fallen(images, labels))
 
 
 def test_bfloat16_points_where_float32_points():

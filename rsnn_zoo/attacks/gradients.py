@@ -21,7 +21,7 @@ from rsnn_zoo.layers import WeightedSum, is_plain_norm
 from rsnn_zoo.memory import Memory, remembering
 from rsnn_zoo.modes import BackwardMode, backward_mode
 
-__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "PassGradient", "fold", "input_gradient"]
+__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "PassGradient", "checked_logits", "fold", "input_gradient"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,6 +87,26 @@ def fold(model: nn.Module) -> nn.Module:
     return model
 
 
+def checked_logits(output: Tensor, images: Tensor) -> Tensor:
+    """What a model gave for images (B, C, H, W), if these are logits (B, K); those of an integer type as float32.
+
+    Raises:
+        ValueError: If they are not.
+
+    Example:
+        >>> checked_logits(torch.eye(3, dtype=torch.long), torch.rand(3, 1, 8, 8)).dtype
+        torch.float32
+    """
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images) or output.is_complex():
+        is_tensor = isinstance(output, Tensor)
+        given = f"{tuple(output.shape)} of {output.dtype}" if is_tensor else f"a {type(output).__name__}"
+        raise ValueError(
+            f"the model must give logits (B, K), one row an image; for {len(images)} images it gave {given}. "
+            "Wrap it in a module that returns the logits alone, averaged over time steps where it gives some for each"
+        )
+    return output if output.is_floating_point() else output.float()
+
+
 def input_gradient(
     model: Callable[[Tensor], Tensor], images: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -98,13 +118,18 @@ def input_gradient(
         loss: Logits to the losses, summed here, so that samples do not weigh on each other.
 
     Returns:
-        The gradient, shaped as the images, and the logits, both detached.
+        The gradient, shaped as the images, and the logits, both detached. The gradient is zero where no path leads from
+        the logits back to the images: the model ignores them, rounds them or runs without gradients.
+
+    Raises:
+        ValueError: If the model gives no logits (B, K).
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(images)
-        (gradient,) = torch.autograd.grad(loss(logits).sum(), images)
-    return gradient, logits.detach()
+        logits = checked_logits(model(images), images)
+        total = loss(logits).sum()
+        gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
+    return torch.zeros_like(images) if gradient is None else gradient, logits.detach()
 
 
 class InputGradient:
@@ -169,15 +194,16 @@ class InputGradient:
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,), or what else the loss takes, one row a sample.
+            labels: (B,), integers of any kind, or what else the loss takes, one row a sample.
             loss: A name of ``LOSSES``, or a function of logits (B, K) and labels (B,) to values (B,).
             memory: What the mode remembers of these samples between calls, updated in place: an empty dictionary at
                 first. None to remember nothing.
 
         Raises:
-            ValueError: For a memory of another number of samples.
+            ValueError: For a memory of another number of samples, or a model that gives no logits (B, K).
         """
         function = LOSSES[loss] if isinstance(loss, str) else loss
+        labels = labels if labels.is_floating_point() else labels.long()
         memory = {} if memory is None else memory
         if any(len(rows) != len(images) for rows in memory.values()):
             raise ValueError(f"the memory is not of {len(images)} samples: hand an empty one to a new batch")
@@ -194,9 +220,14 @@ class InputGradient:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W), in float32, or in float64 for a float64 model."""
+        """Logits (B, K) of images (B, C, H, W), in float32, or in float64 for a float64 model.
+
+        Raises:
+            ValueError: If the model gives something else.
+        """
         with backward_mode(self.mode):
-            return _wide(torch.cat([self.model(x) for x in self._chunks(images)])[: len(images)])
+            logits = [checked_logits(self.model(x), x) for x in self._chunks(images)]
+        return _wide(torch.cat(logits)[: len(images)])
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):
@@ -224,7 +255,7 @@ class PassGradient:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
         with backward_mode(self.mode):
-            return self.forward(images)
+            return checked_logits(self.forward(images), images)
 
 
 def _wide(x: Tensor) -> Tensor:
