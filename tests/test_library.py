@@ -17,6 +17,7 @@ from rsnn_zoo.attacks.signed import FGSM, pgd
 from rsnn_zoo.attacks.transfer import Transfer, unconverted
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.neurons import Rate, Relu
+from tests.test_gradients import GRAPHLESS, Wrapped
 
 CLASSES = 3
 LIBRARY = [
@@ -214,6 +215,15 @@ def test_where_there_is_no_gradient_nothing_falls():
         assert not fell.any() and (adversarial - images).abs().max() <= 0.1 + 1e-6
 
 
+@pytest.mark.parametrize("function", GRAPHLESS.values(), ids=GRAPHLESS)
+@pytest.mark.parametrize("name", ["PGD", "APGD", "APGDT", "FAB", "DeepFool", "CW", "EADL1", "SparseFool", "VNIFGSM", "TPGD"])
+def test_where_there_is_no_graph_no_library_crashes(name, function):
+    victim = ModelVictim(Wrapped(function), 2)
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, victim.logits(images).argmax(1), 1e-6, (0,))
+    assert not torchattack(name)(victim, batch)[0].any()
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -290,6 +300,22 @@ def test_every_question_of_a_library_on_the_source_counts():
     source.register_forward_hook(lambda *_: asked.append(1))
     fell, adversarial = Transfer(source, attack, "other")(Brittle(source, 1), Batch(images, labels, 0.1, (0,)))
     assert fell.all() and torch.equal(adversarial, images)
+
+
+@pytest.mark.parametrize("attack", [Square(9), RayS(9), Noise(9)], ids=lambda attack: attack.name)
+def test_every_question_about_the_source_counts(attack):
+    """Though the source itself stands."""
+    seen = []
+
+    class Brittle(ModelVictim):
+        def fallen(self, x, labels):
+            seen.append(x)
+            return torch.tensor([len(seen) == 5])
+
+    images, labels = standing(smooth(), 1)
+    batch = Batch(images, labels, 1e-5 if attack.name != "rays9" else 1.0, (0,))
+    fell, adversarial = Transfer(smooth(), attack, "other")(Brittle(smooth(), 1), batch)
+    assert fell.all() and len(seen) == 5 and torch.equal(adversarial, seen[4])
 
 
 def test_every_iterate_on_the_source_counts():

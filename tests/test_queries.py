@@ -109,6 +109,16 @@ def test_the_model_stays_as_it_was(snn, eager, attack):
     assert all(p.requires_grad and p.grad is None for p in snn.parameters())
 
 
+def test_logits_that_are_no_numbers_are_of_no_class_for_square_too():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * torch.nan
+
+    images = torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    fell, _ = Square(1)(ModelVictim(Broken(), 2), Batch(images, torch.zeros(2, dtype=torch.uint8), 0.1, (0, 1)))
+    assert fell.all()
+
+
 def test_fallen_samples_are_not_asked_about_again():
     model, images, labels, needed = two_classes(6)
     victim = Counting(model)

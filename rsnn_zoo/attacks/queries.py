@@ -144,10 +144,13 @@ class Square(QueryAttack):
         return min(max(round(math.sqrt(self.p / divisor * height * width)), 1), height, width)
 
     def ask(self, victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin, logit of the label minus the largest of the others, and which images are misclassified."""
+        """The margin, logit of the label minus the largest of the others, and which images are misclassified.
+
+        Where the logits are those that verdicts go by, only images without a margin are judged, else all.
+        """
         logits, own = victim.logits(x), labels[:, None]
         margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)).flatten()
-        wrong = margin <= 0
+        wrong = (margin > 0).logical_not() | (not victim.faithful)
         if wrong.any():
             wrong[wrong.clone()] = victim.fallen(x[wrong], labels[wrong])
         return margin, wrong
