@@ -13,6 +13,7 @@ from rsnn_zoo.evaluation import evaluate
 from rsnn_zoo.modes import Relu, parse_mode
 from rsnn_zoo.neurons import SpikingNeuron
 from rsnn_zoo.report import Run
+from tests.test_gradients import GRAPHLESS, Wrapped
 from tests.tiny import Dense, digits, fit, network
 
 
@@ -115,6 +116,25 @@ def test_a_random_model_is_attacked_by_expectation():
 def test_a_model_that_ignores_its_input():
     _, raised = found(Blind())
     assert "ignores_input" in raised
+
+
+@pytest.mark.parametrize("function", GRAPHLESS.values(), ids=GRAPHLESS)
+def test_a_model_without_a_graph_to_its_input_is_flagged(function):
+    model = Wrapped(function)
+    fit(model.linear, digits("train").pixels(), digits("train").labels % 7)
+    data = digits().pixels(slice(0, 32)), digits().labels[:32] % 7
+    _, raised = found(model, ["ensemble-pgd3", "adaptive31", "torchattacks.PGD"], 32 / 255, data)
+    assert "zero_gradients" in raised
+    assert ("ignores_input" in raised) == (function is GRAPHLESS["ignores its input"])
+
+
+def test_noise_alone_fells_hardly_any():
+    model = Front(lambda x: x + 0.3 * torch.randn_like(x), network())
+    report = evaluate(model, digits().select(100), ["pgd20", "square60", "torchattacks.PGD"], 0.0, checks=0, chunk=100)
+    one = evaluate(model, digits().select(100), "pgd20", 0.0, checks=0, chunk=100, draws=1).runs[0]
+    correct = [run.robust_accuracy for run in report.runs]
+    assert report.settings["draws"] == 16 and min(correct) >= report.clean_accuracy - 0.02
+    assert one.robust_accuracy < report.clean_accuracy - 0.1  # which a single draw would not have told
 
 
 @pytest.mark.parametrize("scale", [1, 3])

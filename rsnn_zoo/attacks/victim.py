@@ -15,6 +15,10 @@ from rsnn_zoo.neurons import BackwardMode, Relu, model_under
 
 __all__ = ["ModelVictim", "default_chunk", "exact_arithmetic"]
 
+VERDICT = 8
+"""How many times as many passes as a gradient a verdict about a random model takes. An attack of a hundred iterates has
+a hundred chances that the mean of a few passes is wrong by luck; that of eight times as many strays a third as far."""
+
 
 def default_chunk(images: Tensor) -> int:
     """How many of images (B, C, H, W) to send through a network at once: what stays in the caches of a CPU."""
@@ -40,7 +44,8 @@ class ModelVictim:
         model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
         chunk: Images that go through the network at once; the last chunk is padded, so each meets the same algorithms.
         precision: Of the gradients, ``"float32"`` or ``"bfloat16"``; verdicts are the exact float32 network's.
-        draws: Passes over which logits and gradients are averaged, for a random model.
+        draws: Passes over which logits and gradients are averaged, for a random model. What these misclassify is
+            a suspect: verdicts are those of new passes, ``VERDICT`` times as many.
 
     Example:
         >>> fell, adversarial = pgd(20)(ModelVictim(model, 64), batch)  # doctest: +SKIP
@@ -72,14 +77,17 @@ class ModelVictim:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) of the exact network."""
+        return self._mean(x, self.draws)
+
+    def _mean(self, x: Tensor, passes: int) -> Tensor:
         logits = self._exact.logits(x)
-        for _ in range(1, self.draws):
+        for _ in range(1, passes):
             logits = logits + self._exact.logits(x)
-        return logits / self.draws
+        return logits / passes
 
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
         """Which images the exact network misclassifies, (B,) bool; logits that are no numbers are of no class."""
-        return _wrong(self.logits(x), labels)
+        return _wrong(self._mean(x, self.draws * VERDICT if self.draws > 1 else 1), labels)
 
     def gradient(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
@@ -90,8 +98,9 @@ class ModelVictim:
         if not self.faithful:
             return direction, logits, self.fallen(x, labels)
         down = _wrong(logits, labels)
-        # a suspicion, no verdict; without its own spikes a library may have another kernel, which rounds otherwise
-        if self._fast is not self._exact or (self.mode is not None and self._exact.adopted):
+        # without its own spikes a library may have another kernel, which rounds otherwise
+        other = self._fast is not self._exact or (self.mode is not None and self._exact.adopted)
+        if other or self.draws > 1:  # a suspicion, no verdict
             suspects = down.nonzero().flatten()
             if len(suspects):
                 down[suspects] = self.fallen(x[suspects], labels[suspects])
@@ -111,4 +120,4 @@ class _Averaged(nn.Module):
 
 
 def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(1) != labels) | logits.isnan().any(1)
+    return (logits.argmax(1) != labels.long()) | logits.isnan().any(1)
