@@ -217,8 +217,7 @@ def lie(verdict_of):
             verdicts = [verdict_of(int(verdict)) for verdict in run["verdicts"].split()]
             run["verdicts"] = " ".join(map(str, verdicts))
             run["robust_accuracy"] = verdicts.count(-1) / len(verdicts)
-        (robust,) = evidence["robust"]
-        robust["accuracy"] = run["robust_accuracy"]
+        del evidence["robust"]
 
     return edit
 
@@ -229,7 +228,11 @@ def lie(verdict_of):
         (lambda entry: flip(entry / "model.safetensors"), "weights", "has SHA-256"),
         (lambda entry: (entry / "evaluation.json").unlink(), "evidence", "No such file"),
         (lambda entry: (entry / "README.md").unlink(), "card", "No such file"),
-        (lambda entry: change(entry / "evaluation.json", lambda e: (e["runs"].clear(), e.pop("robust"))), "card", "differ"),
+        (
+            lambda entry: change(entry / "evaluation.json", lambda e: (e["runs"].clear(), e.pop("robust"))),
+            "card",
+            "differ",
+        ),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: e["robust"][0].update(accuracy=0.99)),
             "evidence",
