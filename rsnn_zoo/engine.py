@@ -17,7 +17,7 @@ from rsnn_zoo.attacks.adaptive import PILOT
 from rsnn_zoo.attacks.base import Batch
 from rsnn_zoo.attacks.protocols import Member
 from rsnn_zoo.attacks.victim import ModelVictim
-from rsnn_zoo.data import ImageData, check_images
+from rsnn_zoo.data import ImageData, check_images, check_labels
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.report import MISCLASSIFIED, STANDS, Run, in_255
 
@@ -49,11 +49,17 @@ class Samples:
     @staticmethod
     def of(data: ImageData | tuple[Tensor, Tensor], model: nn.Module, device: torch.device) -> Samples:
         """Those of ``data``, checked."""
-        images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
+        if isinstance(data, ImageData):
+            images, labels = data.pixels(), data.labels
+        elif isinstance(data, tuple | list) and len(data) == 2:
+            images, labels = data
+        else:
+            raise TypeError(f"pass an ImageData, or images and labels as two tensors, not {type(data).__name__}")
         check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
+        check_labels(labels)
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images come with {len(labels)} labels")
-        here = images.detach().to(device, torch.float32), labels.to(device)
+        here = images.detach().to(device, torch.float32), labels.to(device, torch.int64)
         if isinstance(data, ImageData):
             info = data.info
             return Samples(*here, data.index.tolist(), info.name, data.split, data.sha256, info.mean, info.std)

@@ -100,7 +100,8 @@ def evaluate(
         precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster).
             Verdicts are always the exact float32 network's; but with the latter it only judges the iterates that the
             16-bit network has misclassify, and the last, so fewer samples may fall.
-        draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1.
+        draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1. What
+            these misclassify is judged by eight times as many, since one of many iterates may fall by luck.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.flags`); 0 for no flags.
         state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number
             of processes, an evaluation resumes from it.
@@ -111,9 +112,11 @@ def evaluate(
         The report.
 
     Raises:
-        TypeError: For images or labels that are no tensors of the right kind.
+        TypeError: For a model that is no module, images or labels that are no tensors of the right kind, or an eps that
+            is no number.
         ValueError: For bad images or labels, an unknown protocol, eps outside [0, 1], a state of another evaluation, or
-            a model that still holds the graph of an earlier forward pass.
+            a model that does not give logits (B, K), or still holds the graph of an earlier forward pass.
+        OSError: If the state or the adversarial examples cannot be written.
 
     Example:
         A network of SpikingJelly 2.0 is attacked through its own surrogates. It keeps its membranes until it is reset,

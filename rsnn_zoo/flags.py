@@ -46,7 +46,7 @@ ZEROS = 0.1
 
 MESSAGES = {
     "random_model": "{:.0%} of the images get other logits at a second pass: the model is random, or keeps a state. "
-    "Gradients and verdicts are those of means over {draws} draws (EOT), and a few verdicts will differ next time. "
+    "Gradients are means over {draws} draws (EOT), verdicts over eight times as many, and a few will differ next time. "
     "Fix its randomness, reset its state in each forward pass, or raise draws until the accuracy stays.",
     "ignores_input": "{:.0%} of the images get the logits of the first one: the model does not look at its input. "
     "Check that forward() uses its argument, and that the state of a spiking model is reset.",

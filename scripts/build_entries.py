@@ -32,7 +32,7 @@ from rsnn_zoo.publish import EVIDENCE, save_pretrained
 
 SCRIPTS = Path(__file__).parent
 
-EVIDENCE_RUNS = {"digits": {"ensemble-pgd20": EPSILONS}}
+EVIDENCE_RUNS = {"digits": {"ensemble-pgd20": EPSILONS, "worst-case": 32 / 255}}
 EVIDENCE_RUNS_ELSE = {"ensemble-pgd20": tuple(k / 255 for k in (2, 4, 8, 16)), "worst-case": 8 / 255}
 """Protocols and their radii: by data set, and of all others."""
 ANNS_TOO = {"autoattack": 8 / 255}
