@@ -10,6 +10,7 @@ from torch import nn
 from rsnn_zoo.attacks.gradients import InputGradient, input_gradient
 from rsnn_zoo.attacks.surrogates import adopt_surrogates, follows_surrogates
 from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.evaluation import evaluate
 from rsnn_zoo.modes import HART, Rate, Relu, Surrogate, backward_mode, parse_mode
 from tests import tiny
 
@@ -329,3 +330,16 @@ def test_verdicts_are_those_of_the_network_with_its_own_spikes():
     victim = ModelVictim(_Kernel(), 4).under(Surrogate())
     direction, logits, down = victim.gradient(x, labels, lambda z, y: z.sum(1), labels, {})
     assert direction.any() and (logits == 0).all() and not down.any()
+
+
+def test_the_published_ensemble_is_run_as_far_as_its_neurons_follow(digits):
+    """A narrow surrogate of the network's own hides its gradients; those of the ensemble find the way."""
+    network = Jelly(make=lambda: neuron.IFNode(surrogate_function=surrogate.Rect(alpha=1e4))).eval()
+    data = tiny.digits().select(40)
+    with torch.no_grad():
+        labels = network(data.pixels()).argmax(1)
+    alone, ensemble = evaluate(network, (data.pixels(), labels), ["pgd5", "ensemble-pgd5"], 16 / 255, checks=0).runs
+    assert len(ensemble.members) == 18 and [mode for _, mode in ensemble.members].count("own") == 1
+    assert {"pcw-1", "ste", "rect-4"} < {mode for _, mode in ensemble.members}
+    assert "no neurons that follow rate, relu" in ensemble.left_out["ensemble-pgd5"]
+    assert ensemble.robust_accuracy < alone.robust_accuracy - 0.2
