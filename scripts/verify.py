@@ -17,6 +17,7 @@ from evaluate import load
 
 import rsnn_zoo
 from rsnn_zoo.adversarial import ROUNDED, verify
+from rsnn_zoo.cli import device
 from rsnn_zoo.verification import TOLERANCE
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights")
     parser.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures")
-    parser.add_argument("--device", default="cpu", help="(%(default)s)")
+    parser.add_argument("--device", type=device, default="cpu", help="(%(default)s)")
     parser.add_argument("--data", help="data set or .npz file that the clean images must be of")
     parser.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
