@@ -4,7 +4,8 @@
     python scripts/readme_tables.py --check    # only says whether they are stale
 
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (the scripts of these names wrote
-them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py).
+them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py), experiments from
+docs/ablation.json (by ablate.py).
 """
 
 import argparse
@@ -20,7 +21,9 @@ from benchmark import ratios_table
 from rsnn_zoo.config import load_config
 from rsnn_zoo.files import load_json, replacing
 from rsnn_zoo.hub import CONFIG, entries_folder, published_names
+from rsnn_zoo.names import ModelName
 from rsnn_zoo.publish import EVIDENCE
+from rsnn_zoo.recipe import load_recipe
 from rsnn_zoo.report import in_255
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,9 +127,38 @@ def runs() -> str:
     return "\n".join(lines)
 
 
+def ablation() -> str:
+    """One row an experiment, by what sets it off from the recipe as it is now."""
+    experiments = load_json(DOCS / "ablation.json")["runs"]
+    changes = [differences(one) for one in experiments]
+    everywhere = [change for change in changes[0] if all(change in others for others in changes)]
+    header = ["SNN", "change", "images", "images/s", "clean", "attack", "robust"]
+    lines = [f"All with {', '.join(f'`{change}`' for change in everywhere)}.\n"] if everywhere else []
+    lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for one, mine in zip(experiments, changes, strict=True):
+        change = ", ".join(f"`{change}`" for change in mine if change not in everywhere) or "none"
+        cells = [f"`{one['name']}`", change, f"{one['images']:,}", f"{one['history'][-1]['images_per_second']:.0f}"]
+        cells += [f"{100 * one['clean']:.1f}", f"{one['attack']}, n = {one['n']}"]
+        lines.append(f"| {' | '.join([*cells, percent(one['robust'], one['robust_ci95'])])} |")
+    return "\n".join(lines)
+
+
+def differences(experiment: dict[str, Any]) -> list[str]:
+    """Settings of an experiment that the recipe of that name does not have now."""
+    made_by = experiment["recipe"]
+    recipe = load_recipe(made_by["name"], ModelName.parse(experiment["name"]).objective).to_json()
+    return [
+        f"{part}.{key} = {in_255(value) if key == 'eps' else json.dumps(value)}"
+        for part in made_by
+        if part != "name"
+        for key, value in made_by[part].items()
+        if json.loads(json.dumps(recipe[part].get(key))) != value
+    ]
+
+
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results, evaluation, benchmark, training),
-    DOCS / "cifar10.md": (runs,),
+    DOCS / "cifar10.md": (runs, ablation),
 }
 """Tables by page; a table stands between markers with the name of its function."""
 
