@@ -4,8 +4,8 @@
     python scripts/readme_tables.py --check    # only says whether they are stale
 
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (the scripts of these names wrote
-them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py), experiments from
-docs/ablation.json (by ablate.py).
+them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py),
+experiments from docs/ablation.json (by ablate.py).
 """
 
 import argparse
