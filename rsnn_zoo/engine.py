@@ -46,6 +46,14 @@ class Samples:
     mean: Sequence[float]
     std: Sequence[float]
 
+    def each(self) -> dict[int, str]:
+        """SHA-256 of the image and label of each sample, by its index."""
+        images, labels = self.images.cpu().contiguous().numpy(), self.labels.tolist()
+        return {
+            sample: hashlib.sha256(image.tobytes() + str(label).encode()).hexdigest()
+            for sample, image, label in zip(self.index, images, labels, strict=True)
+        }
+
     @staticmethod
     def of(data: ImageData | tuple[Tensor, Tensor], model: nn.Module, device: torch.device) -> Samples:
         """Those of ``data``, checked."""
@@ -86,6 +94,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
         self.accuracy = 1.0  # without attack: attacked are those that are classified correctly
+        self.jobs: dict[tuple[str, float], str] = {}  # by member and radius
 
     def expect(self, samples: int, members: Sequence[Member]) -> None:
         """Adds to the bar what so many samples will meet, in gradient passes."""
@@ -167,7 +176,8 @@ class Engine:
                 self.bar.set_postfix_str(f"{name} {in_255(eps)}{so_far}", refresh=False)
                 self.bar.update(round(size * self.ledger.ranks.size * member.cost))
 
-            found, took = self.judge(_job(str(member), eps), left, judge, show)
+            job = self.jobs[str(member), eps] = f"{member.job} {in_255(eps)}|{eps!r}"
+            found, took = self.judge(job, left, judge, show)
             seconds += took
             verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
             left = [i for i in left if found[self.samples.index[i]] == STANDS]
@@ -188,7 +198,7 @@ class Engine:
         for number, run in enumerate(runs):
             verdicts = list(zip(self.samples.index, run.verdicts, strict=True))
             for fell in sorted({verdict for _, verdict in verdicts if verdict >= 0}):
-                images = self.ledger.images(_job("/".join(run.members[fell]), run.eps))
+                images = self.ledger.images(self.jobs["/".join(run.members[fell]), run.eps])
                 rows += [(number, sample, fell, images[sample]) for sample, verdict in verdicts if verdict == fell]
         rows.sort(key=lambda row: (row[0], self.place[row[1]]))
         at = torch.tensor([self.place[sample] for _, sample, _, _ in rows], dtype=torch.long)
@@ -198,7 +208,3 @@ class Engine:
         return Examples(
             torch.from_numpy(pixels).reshape(clean.shape), clean, labels, numbers[:, 1], numbers[:, 0], numbers[:, 2]
         )
-
-
-def _job(member: str, eps: float) -> str:
-    return f"{member} {in_255(eps)}|{eps!r}"

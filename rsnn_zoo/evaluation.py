@@ -104,7 +104,7 @@ def evaluate(
             these misclassify is judged by eight times as many, since one of many iterates may fall by luck.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.flags`); 0 for no flags.
         state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number
-            of processes, an evaluation resumes from it.
+            of processes, an evaluation resumes from it. More attacks, radii and samples may be asked of it later.
         adversarial: File for the adversarial examples: see :func:`rsnn_zoo.adversarial.verify`.
         progress: Show a progress bar with the robust accuracy so far and the time left.
 
@@ -196,14 +196,13 @@ def evaluate(
         fingerprint = {
             "version": __version__,
             "model": weights,
-            "data": samples.sha256,
-            "index": samples.index,
             "adversarial": adversarial is not None,
             **settings,
         }
         hidden = not (progress and Ranks.current().main)
         here = environment(parameter.device) | {"processes": Ranks.current().size}
-        with closing(Ledger(state, fingerprint, here)) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
+        kept = Ledger(state, fingerprint, here, samples.each())
+        with closing(kept) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
             engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]

@@ -1,6 +1,7 @@
 """Verdicts of an evaluation while it runs: on disk after every batch, and merged among processes.
 
 A sample has one verdict under each job (an attack at a radius); which process found it, and when, makes no difference.
+More jobs and more samples may come later.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, fingerprint TEXT)",
     "CREATE TABLE IF NOT EXISTS sessions (environment TEXT UNIQUE)",
+    "CREATE TABLE IF NOT EXISTS images (sample INTEGER PRIMARY KEY, sha256 TEXT)",
     "CREATE TABLE IF NOT EXISTS batches (job TEXT, seconds REAL)",
     "CREATE TABLE IF NOT EXISTS samples (job TEXT, sample INT, verdict INT, image BLOB, PRIMARY KEY (job, sample))",
 )
@@ -39,6 +41,7 @@ class Ledger:
             verdicts in memory.
         fingerprint: What the verdicts depend on, as JSON.
         environment: What this evaluation runs on, as JSON.
+        images: SHA-256 of each sample; the file may be of others, but of no sample with another one.
 
     Attributes:
         sessions: Other environments that earlier verdicts in the file were found in.
@@ -61,6 +64,7 @@ class Ledger:
         path: str | os.PathLike[str] | None,
         fingerprint: dict[str, Any],
         environment: dict[str, Any] | None = None,
+        images: Mapping[int, str] | None = None,
     ):
         self.ranks = Ranks.current()
         self._own: dict[str, set[int]] = {}  # samples that this process answers for, by job
@@ -75,7 +79,7 @@ class Ledger:
                 f"the state of the evaluation cannot be kept in {path} ({error}): name a file that can be written"
             ) from None
         try:
-            self._open(json.dumps(fingerprint), json.dumps(environment or {}), path)
+            self._open(json.dumps(fingerprint), json.dumps(environment or {}), images or {}, path)
         except BaseException:
             self._database.close()
             raise
@@ -85,22 +89,28 @@ class Ledger:
         several = self.ranks.size > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
 
-    def _open(self, fingerprint: str, environment: str, path: str | os.PathLike[str] | None) -> None:
+    def _open(
+        self, fingerprint: str, environment: str, images: Mapping[int, str], path: str | os.PathLike[str] | None
+    ) -> None:
         try:
             with self._transaction():
                 for table in _TABLES:
                     self._run(table)
                 self._run("INSERT OR IGNORE INTO about VALUES (0, ?)", fingerprint)
                 ((found,),) = self._run("SELECT fingerprint FROM about")
-                if found == fingerprint:
+                others = dict(self._run("SELECT sample, sha256 FROM images"))
+                same = found == fingerprint and all(others.get(key, value) == value for key, value in images.items())
+                if same:
                     self._run("INSERT OR IGNORE INTO sessions VALUES (?)", environment)
+                    new = [row for row in images.items() if row[0] not in others]
+                    self._database.executemany("INSERT INTO images VALUES (?, ?)", new)
                 known = self._run("SELECT environment FROM sessions WHERE environment != ?", environment)
                 self.sessions = [json.loads(row[0]) for row in known]
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{path} is no state of an evaluation ({error}): delete it, or name another file"
             ) from None
-        if found != fingerprint:
+        if not same:
             raise ValueError(
                 f"{path} holds the state of another evaluation (model, data or settings differ): delete it, or name "
                 "another file"

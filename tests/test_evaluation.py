@@ -20,6 +20,7 @@ import rsnn_zoo
 import rsnn_zoo.hub
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
+from rsnn_zoo.attacks.signed import SignAttack
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import EPSILONS, evaluate
 from rsnn_zoo.neurons import Rate, Relu, Surrogate, model_under
@@ -331,6 +332,25 @@ def test_a_finished_state_gives_the_report_without_any_attack(tmp_path, monkeypa
     assert again.runs[0].seconds == first.runs[0].seconds > 0
 
 
+def test_more_samples_attacks_and_radii_are_asked_of_a_state_later(tmp_path, monkeypatch):
+    """Among them the adaptive ensemble, which learns something else from more samples."""
+    snn, few, more = tiny.network(True), tiny.digits().select(30), tiny.digits().select(90)
+    settings = {"adversarial": tmp_path / "examples", **QUIET}
+    attacks = {"pgd3": [24 / 255, 32 / 255], "adaptive31": 24 / 255}
+    evaluate(snn, few, ["pgd3", "adaptive31"], 24 / 255, state=tmp_path / "state", **settings)
+    judged, attack = [], SignAttack.__call__
+    with monkeypatch.context() as patched:
+        patched.setattr(SignAttack, "__call__", lambda *args: judged.extend(args[2].index) or attack(*args))
+        grown = evaluate(snn, more, attacks, state=tmp_path / "state", **settings)
+    correct = [sample for sample, right in enumerate(grown.correct) if right]
+    assert sorted(judged) == sorted([*correct, *(sample for sample in correct if sample >= 30)])
+    found = contents(tmp_path / "examples")
+    assert comparable(grown.to_json()) == comparable(evaluate(snn, more, attacks, **settings).to_json())
+    assert contents(tmp_path / "examples") == found
+    again = evaluate(snn, few, "pgd3", 24 / 255, state=tmp_path / "state", **settings)
+    assert again.runs[0].verdicts == grown.runs[0].verdicts[:30]
+
+
 def test_a_foreign_state_is_refused(tmp_path):
     settings = {"attack": "fgsm", "state": tmp_path / "state", **QUIET}
     evaluate(tiny.network(), tiny.digits().select(4), **settings)
@@ -347,6 +367,10 @@ def test_a_foreign_state_is_refused(tmp_path):
     for other in (tiny.network(True), slower):
         with pytest.raises(ValueError, match="another evaluation"):
             evaluate(other, tiny.digits().select(4), **settings)
+    images, labels = tiny.digits().pixels(slice(0, 4)), tiny.digits().labels[:4]
+    for data in ((images.flip(0), labels), (images, labels.flip(0))):  # of the same numbers
+        with pytest.raises(ValueError, match="another evaluation"):
+            evaluate(tiny.network(), data, **settings)
     assert (tmp_path / "state").read_bytes() == before
     (tmp_path / "state").write_text('{"verdicts": {}}')
     with pytest.raises(ValueError, match="no state of an evaluation"):

@@ -6,6 +6,7 @@ ones below are such lists under a version: what ``worst-case-v1`` runs does not 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from rsnn_zoo.attacks.transfer import Transfer, published, unconverted
 from rsnn_zoo.modes import BackwardMode, Surrogate, parse_mode
 from rsnn_zoo.names import near_matches
 from rsnn_zoo.neurons import SpikingNeuron
+from rsnn_zoo.provenance import digest
 
 __all__ = ["ENSEMBLE_MODES", "MODE_LISTS", "PROTOCOLS", "Member", "Plan", "full_name", "plan", "protocol"]
 
@@ -138,6 +140,13 @@ class Member:
     def least_classes(self) -> int:
         """How many classes a model must have to meet it."""
         return getattr(self.attack, "least_classes", 2)
+
+    @property
+    def job(self) -> str:
+        """What its verdicts are kept under: its name, and what else they follow from."""
+        if isinstance(self.attack, Adaptive):  # has learned, and from other first samples something else
+            return f"{self} {json.dumps(self.attack.to_json())}"
+        return f"{self} {digest(self.attack.source)}" if isinstance(self.attack, Transfer) else str(self)
 
     @property
     def cost(self) -> float:
