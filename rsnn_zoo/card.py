@@ -193,11 +193,7 @@ def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
             _row(run["protocol"], _eps(run), *_accuracy(run, "robust_accuracy"))
             for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
         ),
-        *(
-            _row(ALL, _eps(robust), *_accuracy(robust, "accuracy"))
-            for robust in evidence.get("robust", [])
-            if len(evidence["runs"]) > 1
-        ),
+        *(_row(ALL, _eps(robust), *_accuracy(robust, "accuracy")) for robust in evidence.get("robust", [])),
     ]
 
 
@@ -238,6 +234,7 @@ def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
         _row("attack", "backward mode", *(f"eps {_eps(run)}" for run in runs)),
         "|---" * (2 + len(runs)) + "|",
         *(_row(*member, *(column.get(member, "") for column in counts)) for member in members),
+        *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
     ]
 
 

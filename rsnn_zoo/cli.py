@@ -19,10 +19,11 @@ from rsnn_zoo import __version__
 from rsnn_zoo.card import summary
 from rsnn_zoo.catalog import list_models
 from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, load_evidence
+from rsnn_zoo.files import check_writable
 from rsnn_zoo.hub import CONFIG, EVIDENCE, NotPublishedError, entries_folder, resolve
 from rsnn_zoo.names import ModelName
 
-__all__ = ["check_writable", "device", "main"]
+__all__ = ["device", "main"]
 
 _ABOUT = """\
 Adversarially robust spiking neural networks: find, inspect, attack, verify and publish them.
@@ -60,25 +61,6 @@ def device(text: str) -> str:
             f"{text!r} cannot be used ({said}): name another device, such as cpu"
         ) from None
     return text
-
-
-def check_writable(path: Path) -> None:
-    """Makes the folder of a file that is to be written later, so that hours of work do not end at a wrong path.
-
-    Args:
-        path: Of the file; one that is there will be replaced.
-
-    Raises:
-        ValueError: If no file can be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: its folder cannot be made ({error}); name another path") from None
-    if path.is_dir():
-        raise ValueError(f"{path} cannot be written: it is a folder; name a file in it")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path} cannot be written: {path.parent} is read-only for you; name another path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.adversarial import Examples
-from rsnn_zoo.attacks.adaptive import PILOT
+from rsnn_zoo.attacks.adaptive import PILOT, Adaptive
 from rsnn_zoo.attacks.base import Batch
 from rsnn_zoo.attacks.protocols import Member
 from rsnn_zoo.attacks.victim import ModelVictim
@@ -71,8 +71,9 @@ class Samples:
         if isinstance(data, ImageData):
             info = data.info
             return Samples(*here, data.index.tolist(), info.name, data.split, data.sha256, info.mean, info.std)
-        sha256 = hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes())
-        sha256.update(labels.cpu().contiguous().numpy().tobytes())
+        sha256 = hashlib.sha256()
+        for part in here:
+            sha256.update(part.cpu().contiguous().numpy().tobytes())
         std, mean = torch.std_mean(here[0], (0, 2, 3), correction=0)
         statistics = mean.tolist(), std.clamp(min=1e-3).tolist()
         return Samples(*here, list(range(len(labels))), "tensors", "", sha256.hexdigest(), *statistics)
@@ -90,6 +91,8 @@ class Engine:
     batch_size: int
     keep: bool
     """Whether adversarial images are to be kept."""
+    taught: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By member, what it has learned before."""
 
     def __post_init__(self) -> None:
         self.place = {sample: position for position, sample in enumerate(self.samples.index)}
@@ -98,7 +101,7 @@ class Engine:
 
     def expect(self, samples: int, members: Sequence[Member]) -> None:
         """Adds to the bar what so many samples will meet, in gradient passes."""
-        self.bar.total = (self.bar.total or 0) + round(samples * sum(member.cost for member in members))
+        self.bar.total = (self.bar.total or 0) + samples * sum(member.cost for member in members)
 
     def judge(
         self, job: str, positions: Sequence[int], judge: Judge, show: Callable[[int, int, int], None] | None = None
@@ -174,18 +177,29 @@ class Engine:
                 robust = self.accuracy * left * stand / known / len(positions)
                 so_far = "" if name.startswith("check ") else f": robust {100 * robust:.1f} %, {member}"
                 self.bar.set_postfix_str(f"{name} {in_255(eps)}{so_far}", refresh=False)
-                self.bar.update(round(size * self.ledger.ranks.size * member.cost))
+                self.bar.update(size * self.ledger.ranks.size * member.cost)
 
             job = self.jobs[str(member), eps] = f"{member.job} {in_255(eps)}|{eps!r}"
             found, took = self.judge(job, left, judge, show)
             seconds += took
             verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
             left = [i for i in left if found[self.samples.index[i]] == STANDS]
-            self.bar.n = before + round(len(positions) * sum(costs) - len(left) * sum(costs[number + 1 :]))
+            self.bar.n = before + len(positions) * sum(costs) - len(left) * sum(costs[number + 1 :])
             self.bar.refresh()
         return verdicts, seconds
 
-    def pilot(self, eps: float, positions: Sequence[int]) -> Batch:
+    def learned(self, member: Member, eps: float, positions: Sequence[int]) -> Member:
+        """The same; what an adaptive ensemble wants to know beforehand it has learned on the first of these samples."""
+        attack = member.attack
+        if not isinstance(attack, Adaptive):
+            return member
+        pilot = self._pilot(eps, positions)
+        known = self.taught.get(str(member)) or self.ledger.made(
+            f"{member} {in_255(eps)}|{eps!r} {pilot.index}", lambda: attack.learned(self.victim, pilot).to_json()
+        )
+        return replace(member, attack=attack.taught(known))
+
+    def _pilot(self, eps: float, positions: Sequence[int]) -> Batch:
         """The first of these samples by index: the same for any order, batch size and number of processes."""
         first = sorted(positions, key=self.samples.index.__getitem__)[:PILOT]
         at = torch.tensor(first, dtype=torch.long, device=self.samples.labels.device)

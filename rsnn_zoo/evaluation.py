@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data import ImageData, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.engine import Engine, Samples
+from rsnn_zoo.files import check_writable
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import digest, environment
 from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
@@ -77,6 +78,7 @@ def evaluate(
     checks: int = 64,
     state: str | os.PathLike[str] | None = None,
     adversarial: str | os.PathLike[str] | None = None,
+    taught: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
 ) -> Report:
     """Robust accuracy under a protocol, by the worst case over its members for each sample.
@@ -106,6 +108,8 @@ def evaluate(
         state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number
             of processes, an evaluation resumes from it. More attacks, radii and samples may be asked of it later.
         adversarial: File for the adversarial examples: see :func:`rsnn_zoo.adversarial.verify`.
+        taught: By member, as ``"adaptive434/own"``, what an adaptive ensemble has learned, as a report holds it; by
+            default it learns from the first samples.
         progress: Show a progress bar with the robust accuracy so far and the time left.
 
     Returns:
@@ -114,8 +118,9 @@ def evaluate(
     Raises:
         TypeError: For a model that is no module, images or labels that are no tensors of the right kind, or an eps that
             is no number.
-        ValueError: For bad images or labels, an unknown protocol, eps outside [0, 1], a state of another evaluation, or
-            a model that does not give logits (B, K), or still holds the graph of an earlier forward pass.
+        ValueError: For bad images or labels, an unknown protocol, something that no adaptive ensemble learns, eps
+            outside [0, 1], a state of another evaluation, or a model that does not give logits (B, K), or still holds
+            the graph of an earlier forward pass.
         OSError: If the state or the adversarial examples cannot be written.
 
     Example:
@@ -161,13 +166,17 @@ def evaluate(
         ("checks", checks, 0),
         ("draws", 1 if draws is None else draws, 1),
     ):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if adversarial is not None and not Path(adversarial).absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder for {adversarial}: make it first")
-    plans = [(plan(name, model), _radii(mine)) for name, mine in attack.items()]
-    if not plans or not all(radii for _, radii in plans):
+    if adversarial is not None:
+        check_writable(adversarial)
+    planned = {(one := plan(name, model)).name: (one, _radii(mine)) for name, mine in attack.items()}
+    if not planned or not all(radii for _, radii in planned.values()):
         raise ValueError("name at least one attack and one eps")
+    for member in (member for one, _ in planned.values() for member in one.members):
+        if str(member) in (taught or {}) and isinstance(member.attack, Adaptive):
+            member.attack.taught(taught[str(member)])
+    source = unconverted(model) if checks else None
     parameter = next(model.parameters(), torch.zeros(()))
     if parameter.dtype != torch.float32:
         raise ValueError(f"verdicts are those of a float32 network, and this is {parameter.dtype}: use model.float()")
@@ -184,10 +193,11 @@ def evaluate(
             ) from error
         classes = victim.logits(samples.images[:1]).shape[1]
         check_labels(samples.labels, classes)
-        plans = [(each.of_classes(classes), radii) for each, radii in plans]
-        for each, _ in plans:
-            for what, why in each.left_out.items():
-                _log.warning("%s: left out %s: %s", each.name, what, why)
+        plans = [(each.of_classes(classes), radii) for each, radii in planned.values()]
+        if Ranks.current().main:
+            for each, _ in plans:
+                for what, why in each.left_out.items():
+                    _log.warning("%s: left out %s: %s", each.name, what, why)
         is_random = flags.random_model(victim, samples.images[:chunk], draws or DRAWS)
         draws = draws or (DRAWS if is_random.raised else 1)
         if draws > 1:
@@ -203,7 +213,7 @@ def evaluate(
         here = environment(parameter.device) | {"processes": Ranks.current().size}
         kept = Ledger(state, fingerprint, here, samples.each())
         with closing(kept) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
-            engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None)
+            engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None, taught or {})
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
             engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
@@ -211,7 +221,7 @@ def evaluate(
             found: list[Flag] = []
             if checks:
                 found = [is_random, *_model_flags(engine, [each for each, _ in plans])]
-                found += _run_flags(engine, [each for each, _ in plans], model, runs, correct, checks, classes)
+                found += _run_flags(engine, [each for each, _ in plans], source, runs, correct, checks, classes)
             called = str(
                 getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
             )
@@ -220,9 +230,10 @@ def evaluate(
                 if ledger.ranks.main:
                     how = {"model": called, "digest": weights, "chunk": chunk, "draws": draws}
                     save_examples(adversarial, examples, victim, runs, **how)
+    sha256 = _weights_sha256(model)
     return Report(
         model=called,
-        weights_sha256=_weights_sha256(model),
+        weights_sha256=sha256,
         dataset=samples.dataset,
         split=samples.split,
         data_sha256=samples.sha256,
@@ -233,20 +244,24 @@ def evaluate(
         environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         flags=tuple(found),
-        training=_training(getattr(model, "training_record", {})),
+        training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
     )
 
 
 def _radii(eps: float | Sequence[float]) -> list[float]:
+    if getattr(eps, "ndim", 0) == 1:  # an array or a tensor
+        eps = eps.tolist()
     several = isinstance(eps, Sequence) and not isinstance(eps, str)
     return [check_eps(each) for each in (eps if several else [eps])]
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+def _training(model: nn.Module) -> dict[str, Any]:
     """What a number must come with of an entry's record of its training, which anybody may have written."""
+    record = getattr(model, "training_record", {})
     stage = record.get("stage")
     known = stage if isinstance(stage, Mapping) else {}
-    said = {key: known[key] for key in _TOLD if isinstance(known.get(key), str | int | float)}
+    told = _TOLD[:1] if known.get("objective") == "natural" else _TOLD  # else no attack ran
+    said = {key: known[key] for key in told if isinstance(known.get(key), str | int | float)}
     steps, eps, images = known.get("validation_steps"), known.get("validation_eps"), record.get("validation_images")
     if isinstance(steps, int) and isinstance(eps, float) and isinstance(images, int):
         attack = f"pgd{steps} at eps {in_255(eps)}" if steps else "no attack"
@@ -263,8 +278,7 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:
-    pilot = engine.pilot(eps, correct)
-    members = [member.learned(engine.victim, pilot) for member in plan.members]
+    members = [engine.learned(member, eps, correct) for member in plan.members]
     verdicts, seconds = engine.attack(plan.name, eps, members, correct)
     return Run(
         plan.name,
@@ -293,7 +307,7 @@ def _model_flags(engine: Engine, plans: Sequence[Plan]) -> list[Flag]:
 def _run_flags(
     engine: Engine,
     plans: Sequence[Plan],
-    model: nn.Module,
+    source: nn.Module | None,
     runs: Sequence[Run],
     correct: Sequence[int],
     n: int,
@@ -316,13 +330,12 @@ def _run_flags(
     far, enough = probe, min(seen / classes, len(left))
     for number, member in enumerate(plan.members):
         if len(far) > enough:  # else neither flag can be raised
-            member = member.learned(engine.victim, engine.pilot(flags.FAR, correct))
-            far = standing(f"far {number}", flags.FAR, member, far)
+            far = standing(f"far {number}", flags.FAR, engine.learned(member, flags.FAR, correct), far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
     without = left  # what needs no gradient of the model is held against attacks that followed it
     if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
         without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
-        if source := unconverted(model):
+        if source is not None:
             without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
     curves = [
         [run.robust_accuracy for run in sorted(runs, key=lambda run: run.eps) if run.protocol == one.name]

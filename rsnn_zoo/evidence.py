@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -30,11 +30,13 @@ class PublishedRun:
         protocol: Name of the protocol.
         eps: Radius, in units of pixels in [0, 1].
         verdicts: By image: number of the attack that felled it, -1 if it stands, -2 if wrong without any attack.
+        learned: What its adaptive ensembles had learned, by member.
     """
 
     protocol: str
     eps: float
     verdicts: tuple[int, ...]
+    learned: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_evidence(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, Any]:
@@ -79,10 +81,6 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         for attack in run.sections("attacks"):
             attack.text("attack", _TEXT)
             attack.integer("felled", 0, n)
-    for robust in top.sections("robust"):
-        robust.number("eps", 0.0, 1.0)
-        robust.number("accuracy", 0.0, 1.0)
-        robust.numbers("ci95", 2, 0.0, 1.0)
     if "ann" in evidence:
         ann = top.section("ann")
         ann.text("name", _TEXT)
@@ -92,11 +90,14 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
 
 def _accuracies(report: Section) -> list[Section]:
     """The runs, once they and the accuracy without attack are seen to be there."""
-    clean, runs = report.section("clean"), report.sections("runs")
+    clean, runs, robust = report.section("clean"), report.sections("runs"), report.sections("robust")
     for run in runs:
         run.text("protocol", _TEXT)
-        run.number("eps", 0.0, 1.0)
-    for section, key in [(clean, "accuracy"), *((run, "robust_accuracy") for run in runs)]:
+        run.section("left_out", optional=True)
+    for section in (*runs, *robust):
+        section.number("eps", 0.0, 1.0)
+    accuracies = [(section, "accuracy") for section in (clean, *robust)]
+    for section, key in [*accuracies, *((run, "robust_accuracy") for run in runs)]:
         section.number(key, 0.0, 1.0)
         section.numbers("ci95", 2, 0.0, 1.0)
     return runs
@@ -126,8 +127,11 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
         for what, claimed, counted in claims:
             if abs(claimed - counted) > 1e-6:
                 raise EvidenceError(f"{place} claims {what} accuracy {claimed:.4f}, its verdicts say {counted:.4f}")
-        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts))
+        learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in run.get("attacks", []) if "learned" in a}
+        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned))
     for claim in evidence.get("robust", []):
+        if claim["eps"] not in {run.eps for run in runs}:
+            raise EvidenceError(f"a worst case at eps {255 * claim['eps']:.3g}/255 is claimed, where nothing was run")
         below = [run.verdicts for run in runs if run.eps <= claim["eps"]]
         stand = sum(set(each) == {-1} for each in zip(*below, strict=True))
         if abs(claim["accuracy"] - stand / evidence["n"]) > 1e-6:

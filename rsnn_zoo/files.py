@@ -16,6 +16,26 @@ class ConfigError(ValueError):
     """A ``config.json`` (or another JSON file of an entry) that cannot be used; names file, key, cause and remedy."""
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Makes the folder of a file that is to be written later, so that hours of work do not end at a wrong path.
+
+    Args:
+        path: Of the file; one that is there will be replaced.
+
+    Raises:
+        ValueError: If no file can be written there.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: its folder cannot be made ({error}); name another path") from None
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {path.parent} is read-only for you; name another path")
+
+
 def load_json(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most ``limit`` bytes strictly.
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, fingerprint TEXT)",
     "CREATE TABLE IF NOT EXISTS sessions (environment TEXT UNIQUE)",
     "CREATE TABLE IF NOT EXISTS images (sample INTEGER PRIMARY KEY, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS made (name TEXT PRIMARY KEY, value TEXT)",
     "CREATE TABLE IF NOT EXISTS batches (job TEXT, seconds REAL)",
     "CREATE TABLE IF NOT EXISTS samples (job TEXT, sample INT, verdict INT, image BLOB, PRIMARY KEY (job, sample))",
 )
@@ -106,6 +107,8 @@ class Ledger:
                     self._database.executemany("INSERT INTO images VALUES (?, ?)", new)
                 known = self._run("SELECT environment FROM sessions WHERE environment != ?", environment)
                 self.sessions = [json.loads(row[0]) for row in known]
+        except sqlite3.OperationalError as error:  # locked, or read-only: it may well be a good one
+            raise OSError(f"the state of the evaluation cannot be kept in {path} ({error})") from None
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{path} is no state of an evaluation ({error}): delete it, or name another file"
@@ -121,6 +124,19 @@ class Ledger:
         self._database.close()
         if self._group is not None:
             dist.destroy_process_group(self._group)
+
+    def made(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made once, as JSON, and the same for all processes and whenever the evaluation goes on.
+
+        Args:
+            name: What it is kept under.
+            make: Makes it where it is not there yet; called in the main process alone.
+        """
+        rows = self._run("SELECT value FROM made WHERE name = ?", name)
+        known = [value for value in self._gather(rows[0][0] if rows else None) if value is not None]
+        value = known[0] if known else self._gather(json.dumps(make()) if self.ranks.main else None)[0]
+        self._run("INSERT OR IGNORE INTO made VALUES (?, ?)", name, value)
+        return json.loads(value)
 
     def begin(self, job: str) -> dict[int, int]:
         """The verdicts by sample that any process knows already."""

@@ -99,7 +99,7 @@ def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
     for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
         runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])
         yield protocol, [clean, *((255 * run["eps"], run["robust_accuracy"], run["ci95"]) for run in runs)]
-    if len({run["protocol"] for run in report["runs"]}) > 1 and "robust" in report:
+    if "robust" in report:
         yield ALL, [clean, *((255 * one["eps"], one["accuracy"], one["ci95"]) for one in report["robust"])]
 
 
@@ -141,8 +141,8 @@ def _page(report: Evidence, image: str) -> str:
     title = f"{report['model']}: robust accuracy"
     accuracies = [("none", "0", report["clean"]["accuracy"], report["clean"]["ci95"])]
     accuracies += [(run["protocol"], in_255(run["eps"]), run["robust_accuracy"], run["ci95"]) for run in report["runs"]]
-    if len(report["runs"]) > 1:
-        accuracies += [(ALL, in_255(one["eps"]), one["accuracy"], one["ci95"]) for one in report.get("robust", [])]
+    if "robust" in report:
+        accuracies += [(ALL, in_255(one["eps"]), one["accuracy"], one["ci95"]) for one in report["robust"]]
     rows = [
         (attack, eps, f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %")
         for attack, eps, accuracy, (low, high) in accuracies

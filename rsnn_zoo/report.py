@@ -15,7 +15,7 @@ from rsnn_zoo.files import replacing, to_json
 
 __all__ = ["ALL", "MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "by_steps", "in_255", "wilson", "write_csv"]
 
-ALL = "all of these"
+ALL = "all, up to this eps"
 """What tables call the worst case over all runs at a radius and at smaller ones."""
 
 STANDS, MISCLASSIFIED = -1, -2
@@ -187,9 +187,11 @@ class Report:
     def robust(self) -> dict[float, int]:
         """By radius, how many samples stand under all runs at it and at smaller ones: a ball lies in every larger one.
 
-        More members, more steps or a larger radius never raise it.
+        Further runs, of whatever attack, steps or radius, never raise it. Empty where there is but one run.
         """
-        standing, found = [True] * len(self.index), {}
+        standing, found = [True] * len(self.index), dict[float, int]()
+        if len(self.runs) < 2:
+            return found
         for run in sorted(self.runs, key=lambda run: run.eps):
             standing = [so_far and v == STANDS for so_far, v in zip(standing, run.verdicts, strict=True)]
             found[run.eps] = sum(standing)
@@ -207,6 +209,10 @@ class Report:
             flag.name: {"raised": flag.raised, "value": flag.value} | ({"message": flag.message} if flag.raised else {})
             for flag in self.flags
         }
+        robust = [
+            {"eps": eps, "accuracy": stand / len(index), "ci95": list(wilson(stand, len(index)))}
+            for eps, stand in self.robust.items()
+        ]
         return {
             "schema": 1,
             "model": self.model,
@@ -218,10 +224,7 @@ class Report:
             "index": "0..n-1" if index == list(range(len(index))) else index,
             "clean": {"accuracy": self.clean_accuracy, "ci95": list(wilson(sum(self.correct), len(index)))},
             "runs": [one.to_json() for one in self.runs],
-            "robust": [
-                {"eps": eps, "accuracy": stand / len(index), "ci95": list(wilson(stand, len(index)))}
-                for eps, stand in self.robust.items()
-            ],
+            **({"robust": robust} if robust else {}),
             **({"training": dict(self.training)} if self.training else {}),
             **({"flags": flags} if flags else {}),
             "settings": self.settings,
@@ -235,18 +238,15 @@ class Report:
         n, about = len(self.index), {"model": self.model, "dataset": self.dataset, "split": self.split}
         tail = {"seed": self.settings["seed"], "flags": " ".join(flag.name for flag in self.raised)}
         tail["weights_sha256"] = self.weights_sha256
-        lines = [("none", 0.0, self.clean_accuracy, wilson(sum(self.correct), n), 0, 0.0)]
+        lines: list[tuple[Any, ...]] = [("none", 0.0, self.clean_accuracy, wilson(sum(self.correct), n), 0, 0.0)]
         lines += [
             (run.protocol, run.eps, run.robust_accuracy, run.ci95, len(run.members), run.seconds) for run in self.runs
         ]
-        if len(self.runs) > 1:
-            members = len({member for run in self.runs for member in run.members})
-            seconds = sum(run.seconds for run in self.runs)
-            lines += [(ALL, eps, k / n, wilson(k, n), members, seconds) for eps, k in self.robust.items()]
+        lines += [(ALL, eps, k / n, wilson(k, n), None, None) for eps, k in self.robust.items()]
         return [
             about
             | {"attack": attack, "eps": in_255(eps), "accuracy": accuracy, "ci95_low": low, "ci95_high": high, "n": n}
-            | {"members": members, "seconds": round(seconds, 3)}
+            | {"members": members, "seconds": None if seconds is None else round(seconds, 3)}
             | tail
             for attack, eps, accuracy, (low, high), members, seconds in lines
         ]
@@ -259,7 +259,8 @@ class Report:
             "dataset": self.dataset,
             "split": self.split,
             "n": len(self.index),
-            "seed": self.settings["seed"],
+            "data_sha256": self.data_sha256,
+            **{key: self.settings[key] for key in ("seed", "precision")},
             "clean": round(100 * self.clean_accuracy, 2),
             **accuracies,
             "flags": " ".join(flag.name for flag in self.raised),
@@ -281,6 +282,8 @@ class Report:
         runs = [run for run in self.runs if abs(run.eps - eps) < 1e-9]
         if not runs:
             raise ValueError(f"no run at eps {in_255(eps)}: there are {', '.join(in_255(r.eps) for r in self.runs)}")
+        below = [run for run in self.runs if run.eps <= max(run.eps for run in runs)]
+        worst = sum(set(verdicts) == {STANDS} for verdicts in zip(*(run.verdicts for run in below), strict=True))
         return {
             "name": self.model,
             "dataset": self.dataset,
@@ -288,8 +291,8 @@ class Report:
             "eps": in_255(eps),
             "number_forward_passes": self.settings.get("draws", 1),
             "clean_acc": f"{100 * self.clean_accuracy:.2f}",
-            "reported": f"{100 * self.robust[runs[0].eps] / len(self.index):.2f}",
-            "attack": "+".join(dict.fromkeys(run.protocol for run in runs)),
+            "reported": f"{100 * worst / len(self.index):.2f}",
+            "attack": "+".join(dict.fromkeys(run.protocol for run in below)),
             "n_examples": len(self.index),
             "flags": [flag.name for flag in self.raised],
         }
@@ -316,6 +319,7 @@ class Report:
             felled = zip(run.felled(), ("/".join(member) for member in run.members), strict=True)
             counts = ", ".join(f"{member} {count}" for count, member in sorted(felled, reverse=True) if count)
             lines += ["", f"  felled at eps {in_255(run.eps)} by {run.protocol}: {counts or 'none'}"]
+            lines += [f"    left out {what}: {why}" for what, why in run.left_out.items()]
         if self.flags:
             lines += ["", f"  sanity flags: {len(self.raised) or 'none'} of {len(self.flags)} raised"]
             lines += [f"  ! {flag.name}: {flag.message}" for flag in self.raised]

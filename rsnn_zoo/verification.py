@@ -148,7 +148,8 @@ def _recompute(
             f"the evidence is of other images than the {len(data)} at hand: name its data set"
         ) from None
     settings = {key: evidence["settings"][key] for key in _SETTINGS if key in evidence.get("settings", {})}
-    report = evaluate(model, part, run.protocol, run.eps, batch_size=len(part), checks=0, progress=progress, **settings)
+    settings |= {"batch_size": len(part), "taught": run.learned}  # which the part alone would not teach
+    report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
     pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
     differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member
     if differ > TOLERANCE * len(published):

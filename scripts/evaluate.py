@@ -7,10 +7,10 @@
     torchrun --nproc-per-node 4 scripts/evaluate.py --model resnet20_digits_trades_t4 --attack worst-case
 
 Each model's report goes to OUTPUT/NAME.json and NAME.csv; verdicts so far are kept beside it, so the same command
-resumes after a kill, with any number of processes. A report of other weights, images or settings that is there already
-is kept as NAME.1.json, NAME.2.json, ... --results-file holds one row for each model, weights, data set, split, number
-of images and seed, written as each model ends; further attacks add columns to it. A published model's report can be
-held against its evidence, hub_configs/NAME/evaluation.json.
+resumes after a kill, with any number of processes. A report of another evaluation that is there already is kept as
+NAME.1.json, NAME.2.json, ... --results-file holds one row for each model, weights, images, seed and precision, written
+as each model ends; further attacks add columns to it. A published model's report can be held against its evidence,
+hub_configs/NAME/evaluation.json.
 """
 
 import argparse
@@ -28,18 +28,18 @@ import torch
 from _training import main
 
 import rsnn_zoo
-from rsnn_zoo.cli import check_writable, device
+from rsnn_zoo.cli import device
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.files import load_json, replacing, to_json
+from rsnn_zoo.files import check_writable, load_json, replacing, to_json
 from rsnn_zoo.names import ModelName
 from rsnn_zoo.plots import plot_accuracy, save_page
 from rsnn_zoo.report import Report, write_csv
 from rsnn_zoo.research import read_state_dict
 from rsnn_zoo.weights import check_state_dict
 
-ROW = ("model", "weights_sha256", "dataset", "split", "n", "seed")
+ROW = ("model", "weights_sha256", "dataset", "split", "n", "data_sha256", "seed", "precision")
 """What a row of the results file is of."""
 ENDINGS = ("json", "csv", "html", "robustbench.json", "adversarial.safetensors")
 """Of the files of a report."""
@@ -164,7 +164,7 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
 def save(args: argparse.Namespace, report: Report, short: str) -> None:
     path = args.output / f"{short}.json"
     if kept := keep_former(path, report):
-        print(f"{path} was of other weights, images or settings: kept as {kept}", flush=True)
+        print(f"{path} was of another evaluation: kept as {kept}", flush=True)
     report.save(path)
     report.save(path.with_suffix(".csv"))
     if args.html:
@@ -202,7 +202,8 @@ def keep_former(path: Path, report: Report) -> Path | None:
 def identity(report: Mapping[str, Any]) -> list[Any]:
     """What the verdicts of a report follow from: the same for one that only repeats it."""
     about = [report[key] for key in ("model", "weights_sha256", "split", "data_sha256", "index", "settings")]
-    return [*about, [(run["protocol"], run["eps"]) for run in report["runs"]]]
+    members = [[(attack["attack"], attack["mode"]) for attack in run["attacks"]] for run in report["runs"]]
+    return [*about, report["versions"]["rsnn_zoo"], members, [(run["protocol"], run["eps"]) for run in report["runs"]]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 import rsnn_zoo
 import rsnn_zoo.hub
+from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, protocol
 from rsnn_zoo.attacks.signed import SignAttack
@@ -351,6 +352,32 @@ def test_more_samples_attacks_and_radii_are_asked_of_a_state_later(tmp_path, mon
     assert again.runs[0].verdicts == grown.runs[0].verdicts[:30]
 
 
+def test_what_an_adaptive_ensemble_learned_is_kept_and_may_be_given(tmp_path, monkeypatch):
+    """So an evaluation that goes on elsewhere, and one that repeats a part of it, follow the same order and bars."""
+    snn, settings = tiny.network(True), {"attack": "adaptive62", "eps": 24 / 255, **QUIET}
+    (whole,) = evaluate(snn, tiny.digits().select(150), state=tmp_path / "state", **settings).runs
+    (part,) = evaluate(snn, tiny.digits().select(20), **settings).runs
+    assert part.learned != whole.learned
+    monkeypatch.setattr(Adaptive, "learned", None)  # it learns no more
+    (again,) = evaluate(snn, tiny.digits().select(150), state=tmp_path / "state", **settings).runs
+    taught = {"adaptive62/own": json.loads(json.dumps(whole.learned[0]))}
+    (given,) = evaluate(snn, tiny.digits().select(20), **settings, taught=taught).runs
+    assert again.learned == given.learned == whole.learned and again.verdicts == whole.verdicts
+    assert given.verdicts == whole.verdicts[:20]
+
+
+def test_a_report_says_how_a_published_model_was_trained():
+    snn = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+    data = tiny.digits().select(2)
+    training = evaluate(snn, data, "fgsm", **QUIET).to_json()["training"]
+    assert training["objective"] == "trades" and training["eps"] == 32 / 255
+    assert training["selection"].endswith("validation images under pgd10 at eps 32/255")
+    natural = evaluate(rsnn_zoo.create_model("resnet20_digits_natural_ann", pretrained=True), data, "fgsm", **QUIET)
+    assert set(natural.training) == {"objective", "selection"} and natural.training["objective"] == "natural"
+    snn.fc.weight.data *= 2  # these weights nobody trained
+    assert not evaluate(snn, data, "fgsm", **QUIET).training
+
+
 def test_a_foreign_state_is_refused(tmp_path):
     settings = {"attack": "fgsm", "state": tmp_path / "state", **QUIET}
     evaluate(tiny.network(), tiny.digits().select(4), **settings)
@@ -432,7 +459,8 @@ def bad(images, value):
         ({"labels": lambda y: y[:-1]}, ValueError, "labels"),
         ({"labels": lambda y: y.float()}, TypeError, "integers"),
         ({"chunk": 2.5}, ValueError, "chunk must be an integer of at least 1, got 2.5"),
-        ({"adversarial": "nowhere/examples.safetensors"}, FileNotFoundError, "no folder for nowhere"),
+        ({"adversarial": "/"}, ValueError, "is a folder; name a file in it"),
+        ({"attack": "adaptive31", "taught": {"adaptive31/own": {"rounds": [1]}}}, ValueError, "cannot have learned"),
         ({"attack": "rays5@rate"}, ValueError, "follows no gradient"),
     ],
 )

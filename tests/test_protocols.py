@@ -219,8 +219,11 @@ def test_modes_that_a_network_from_elsewhere_does_not_follow_are_left_out():
     elsewhere = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     found = plan("ensemble-pgd20+pgd5@rate", elsewhere)
     assert [*map(str, found.members)] == ["pgd20/own", "pgd5/own"]
-    assert list(found.left_out) == ["pgd20@ensemble", "pgd5@rate"]
-    assert found.left_out["pgd5@rate"] == "no neurons that follow rate: under the network's own gradients instead"
+    assert found.left_out == {
+        "pgd20@ensemble under all its modes": "no neurons follow: the model's own gradients instead",
+        "pgd5@rate under rate": "no neurons follow: the model's own gradients instead",
+    }
+    assert list(plan("adaptive", elsewhere).left_out) == ["adaptive434 under all its modes"]
 
 
 @pytest.mark.parametrize(("classes", "without"), [(2, ("apgd100-dlr", "apgd100-t", "adaptive")), (3, ("apgd100-t",))])

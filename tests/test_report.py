@@ -23,7 +23,7 @@ from rsnn_zoo.evaluation import evaluate
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy, save_page
-from rsnn_zoo.report import STANDS, Flag, Run, wilson
+from rsnn_zoo.report import ALL, STANDS, Flag, Run, wilson
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -84,8 +84,8 @@ def test_csv_and_rows_say_what_the_json_says(report, raised, tmp_path):
         ("ensemble-pgd2", "24/255"),
         ("ensemble-pgd5", "8/255"),
         ("ensemble-pgd5", "24/255"),
-        ("all of these", "8/255"),
-        ("all of these", "24/255"),
+        (ALL, "8/255"),
+        (ALL, "24/255"),
     ]
     together = [stand / 60 for stand in report.robust.values()]
     assert [float(row["accuracy"]) for row in rows[1:]] == [*(run.robust_accuracy for run in report.runs), *together]
@@ -106,12 +106,14 @@ def test_more_members_steps_or_eps_never_raise_the_worst_case(report):
     assert [run.robust_accuracy for run in runs] == [0.6, 0.6, 0.6]
     assert made.robust == {0.1: 3, 0.2: 2}
     assert [(row["attack"], row["eps"], row["accuracy"]) for row in made.rows()[-2:]] == [
-        ("all of these", "25.5/255", 0.6),
-        ("all of these", "51/255", 0.4),
+        (ALL, "25.5/255", 0.6),
+        (ALL, "51/255", 0.4),
     ]
     assert made.robustbench(0.2)["reported"] == "40.00"
     assert [(one["eps"], one["accuracy"]) for one in made.to_json()["robust"]] == [(0.1, 0.6), (0.2, 0.4)]
-    assert not any(row["attack"] == "all of these" for row in replace(made, runs=runs[:1]).rows())
+    alone = replace(made, runs=runs[:1])
+    assert not any(row["attack"] == ALL for row in alone.rows()) and "robust" not in alone.to_json()
+    assert alone.robustbench(0.2)["reported"] == "60.00"
 
 
 def test_robustbench_record(report):

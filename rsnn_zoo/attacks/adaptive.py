@@ -10,6 +10,7 @@ not on batches, processes or time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +104,22 @@ class Adaptive:
             "pairs": pairs,
             "bars": [None if math.isinf(bar) else bar for bar in self.bars],
         }
+
+    def taught(self, known: Mapping[str, Any]) -> Adaptive:
+        """The same with what :meth:`to_json` gave of one that has learned.
+
+        Raises:
+            ValueError: If it is nothing that this one could learn.
+        """
+        pairs = {f"{loss}/{mode or 'own'}": (loss, mode) for loss, mode in self.pairs}
+        try:
+            rounds, order = tuple(known["rounds"]), tuple(pairs[name] for name in known["pairs"])
+            bars = tuple(math.inf if bar is None else float(bar) for bar in known["bars"])
+        except (LookupError, TypeError, ValueError):
+            raise ValueError(f"{self.name} cannot have learned {known!r:.200}") from None
+        if not rounds or rounds != self.rounds[: len(rounds)] or len(bars) >= len(self.rounds) or not order:
+            raise ValueError(f"{self.name} cannot have learned {known!r:.200}")
+        return replace(self, rounds=rounds, pairs=order, bars=bars)
 
     def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
         """The same with the bars between its rounds and the order of its pairs learned on some samples.

@@ -15,7 +15,7 @@ from torch import nn
 
 from rsnn_zoo.attacks.adaptive import Adaptive, adaptive
 from rsnn_zoo.attacks.apgd import apgd
-from rsnn_zoo.attacks.base import Attack, Batch, GradientAttack, Victim
+from rsnn_zoo.attacks.base import Attack, GradientAttack
 from rsnn_zoo.attacks.library import TorchAttack, torchattack
 from rsnn_zoo.attacks.queries import Noise, QueryAttack, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
@@ -84,7 +84,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
 
 
 def _transfer(model: nn.Module, attack: str) -> Attack | None:
-    source, there = unconverted(model), _attack(attack, model)
+    source = unconverted(model)
+    there = _attack(attack, source or model)
     return Transfer(source, there, "ann") if source and there else None
 
 
@@ -144,26 +145,17 @@ class Member:
     @property
     def job(self) -> str:
         """What its verdicts are kept under: its name, and what else they follow from."""
-        if isinstance(self.attack, Adaptive):  # has learned, and from other first samples something else
+        if isinstance(self.attack, Adaptive):  # other first samples teach it something else
             return f"{self} {json.dumps(self.attack.to_json())}"
         return f"{self} {digest(self.attack.source)}" if isinstance(self.attack, Transfer) else str(self)
 
     @property
-    def cost(self) -> float:
+    def cost(self) -> int:
         """About how many gradient passes a sample takes that does not fall; a question costs a third of one."""
         attack = self.attack.attack if isinstance(self.attack, Transfer) else self.attack
         if isinstance(attack, TorchAttack):
-            return 1000.0  # who knows; FAB towards each of nine classes takes more
-        return getattr(attack, "steps", None) or getattr(attack, "queries", 100) / 3
-
-    def learned(self, victim: Victim, pilot: Batch) -> Member:
-        """The same; what the adaptive ensemble wants to know beforehand it has learned on the pilot.
-
-        Args:
-            victim: The model under attack.
-            pilot: The first ``PILOT`` samples that are classified correctly: the same for all batches and processes.
-        """
-        return replace(self, attack=self.attack.learned(victim, pilot)) if isinstance(self.attack, Adaptive) else self
+            return 1000  # who knows; FAB towards each of nine classes takes more
+        return getattr(attack, "steps", None) or -(-attack.queries // 3)
 
     def __str__(self) -> str:
         return f"{self.attack.name}/{self.mode_name}"
@@ -192,11 +184,13 @@ class Plan:
         name: Of the protocol, with versions.
         members: What runs, in this order.
         left_out: What of it this model does not meet, and why.
+        asked: Members that were asked for by their own name, not by that of a protocol.
     """
 
     name: str
     members: tuple[Member, ...]
     left_out: dict[str, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     def of_classes(self, classes: int) -> Plan:
         """The same for a model of so many classes: what of a named protocol needs more of them is left out.
@@ -207,9 +201,9 @@ class Plan:
         few = {str(member): member.least_classes for member in self.members if member.least_classes > classes}
         kept = tuple(member for member in self.members if str(member) not in few)
         why = {name: f"it needs at least {least} classes, and the model has {classes}" for name, least in few.items()}
-        if few and not (kept and PROTOCOLS.keys() & _PLUS.split(self.name)):
-            name, reason = next(iter(why.items()))
-            raise ValueError(f"{name}: {reason}: name others")
+        for name, reason in why.items():
+            if name in self.asked or not kept:
+                raise ValueError(f"{name}: {reason}: name others")
         return replace(self, members=kept, left_out=self.left_out | why)
 
 
@@ -226,14 +220,16 @@ def plan(name: str, model: nn.Module) -> Plan:
     """
     members: dict[str, Member] = {}
     left_out: dict[str, str] = {}
+    asked: set[str] = set()
     for part in _PLUS.split(full_name(name)):
         for term in PROTOCOLS.get(part, (part,)):
             found, lacking = _members(term, model)
             members |= {str(member): member for member in found}
-            left_out |= {term: lacking} if lacking else {}
+            left_out |= lacking
+            asked |= set() if part in PROTOCOLS else set(map(str, found))
     if not members:
         raise ValueError(f"attack {name!r} needs the published network that the model was converted from")
-    return Plan(full_name(name), tuple(members.values()), left_out)
+    return Plan(full_name(name), tuple(members.values()), left_out, frozenset(asked))
 
 
 def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
@@ -267,8 +263,8 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
     return plan(name, model).members
 
 
-def _members(term: str, model: nn.Module) -> tuple[list[Member], str]:
-    """The members of a term, and why not all of it."""
+def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]:
+    """The members of a term, and what the model does not meet of it, with the reason."""
     match = _TERM.fullmatch(term)
     if not match:
         raise _unknown(term)
@@ -276,7 +272,7 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], str]:
     if attack is None:
         other = term.replace("transfer-", "transfer[NAME]-", 1)
         why = f"the network that the model was converted from is not published: name one, as in {other}"
-        return [], "" if _is_ann(model) else why
+        return [], {} if _is_ann(model) else {term: why}
     runs, differentiated = (attack.attack, attack.source) if isinstance(attack, Transfer) else (attack, model)
     wanted = "ensemble" if match["ensemble"] else match["modes"]
     if wanted and isinstance(runs, QueryAttack | Adaptive):
@@ -286,11 +282,15 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], str]:
     if wanted:
         modes = MODE_LISTS.get(wanted) or (parse_mode(wanted),)
     ways = _followed(modes, differentiated)
-    lost = [str(mode) for mode in modes if mode not in ways]
     restarts = range(1, int(match["restarts"] or 1) + 1)
     members = [Member(_again(attack, restart), way) for restart in restarts for way in ways]
-    why = f"no neurons that follow {', '.join(lost)}: under the network's own gradients instead"
-    return members, why if lost and not _is_ann(differentiated) else ""
+    if isinstance(runs, Adaptive):
+        modes, ways = MODE_LISTS["adaptive"], tuple(mode for _, mode in runs.pairs)
+    lost = [str(mode) for mode in modes if mode not in ways]
+    if not lost or _is_ann(differentiated):
+        return members, {}
+    which = "all its modes" if len(lost) == len(modes) > 1 else ", ".join(lost)
+    return members, {f"{term} under {which}": "no neurons follow: the model's own gradients instead"}
 
 
 def _is_ann(model: nn.Module) -> bool:
@@ -311,7 +311,7 @@ def _again(attack: Attack, restart: int) -> Attack:
     if restart == 1:
         return attack
     if not isinstance(attack, GradientAttack):
-        raise ValueError(f"{attack.name} has no restarts: give it more queries")
+        raise ValueError(f"{attack.name} has no restarts: give it more steps or queries")
     return replace(attack, name=f"{attack.name}#{restart}")
 
 
