@@ -35,14 +35,15 @@ def main() -> None:
     evidence = load_json(entry_folder(args.model) / EVIDENCE)
     data = rsnn_zoo.load_dataset(evidence["dataset"], evidence["split"])
     wanted = [round(eps / 255, 9) for eps in args.eps]
-    runs = [run for run in evidence["runs"] if round(run["eps"], 9) in wanted]
+    first = evidence["runs"][0]["protocol"]
+    runs = [run for run in evidence["runs"] if run["protocol"] == first and round(run["eps"], 9) in wanted]
     if len(runs) < len(wanted):
-        published = ", ".join(f"{255 * run['eps']:.3g}" for run in evidence["runs"])
-        sys.exit(f"the evidence of {args.model} holds eps {published} (in 1/255): choose among these")
+        published = ", ".join(f"{255 * run['eps']:.3g}" for run in evidence["runs"] if run["protocol"] == first)
+        sys.exit(f"the evidence of {args.model} holds {first} at eps {published} (in 1/255): choose among these")
     report = rsnn_zoo.evaluate(
         model,
         data,
-        runs[0]["protocol"],
+        first,
         [run["eps"] for run in runs],
         **evidence["settings"] | {"checks": 0},  # the verdicts alone
         batch_size=len(data),  # fewer half-filled chunks; no influence on the verdicts
