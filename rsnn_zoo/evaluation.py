@@ -119,9 +119,9 @@ def evaluate(
         TypeError: For a model that is no module, images or labels that are no tensors of the right kind, or an eps that
             is no number.
         ValueError: For bad images or labels, an unknown protocol, something that no adaptive ensemble learns, eps
-            outside [0, 1], a state of another evaluation, or a model that does not give logits (B, K), or still holds
-            the graph of an earlier forward pass.
-        OSError: If the state or the adversarial examples cannot be written.
+            outside [0, 1], a state of another evaluation, a path where no adversarial examples can be written, or a
+            model that does not give logits (B, K), or still holds the graph of an earlier forward pass.
+        OSError: If the state cannot be written.
 
     Example:
         A network of SpikingJelly 2.0 is attacked through its own surrogates. It keeps its membranes until it is reset,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.gradients import LOSSES
+from rsnn_zoo.attacks.victim import passes_of
 from rsnn_zoo.neurons import BackwardMode, Relu
 from rsnn_zoo.report import STANDS, Flag, Run, wilson
 
@@ -46,7 +47,7 @@ ZEROS = 0.1
 
 MESSAGES = {
     "random_model": "{:.0%} of the images get other logits at a second pass: the model is random, or keeps a state. "
-    "Gradients are means over {draws} draws (EOT), verdicts over eight times as many, and a few will differ next time. "
+    "Gradients are means over {draws} draws (EOT), verdicts over {passes}, and a few will differ next time. "
     "Fix its randomness, reset its state in each forward pass, or raise draws until the accuracy stays.",
     "ignores_input": "{:.0%} of the images get the logits of the first one: the model does not look at its input. "
     "Check that forward() uses its argument, and that the state of a spiking model is reset.",
@@ -74,7 +75,7 @@ def random_model(victim: Victim, images: Tensor, draws: int) -> Flag:
     """Whether two passes of the same images (B, C, H, W) give other logits; ``draws`` is what is then averaged."""
     first, second = victim.logits(images), victim.logits(images)
     share = (~torch.isclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)).double().mean().item()
-    return _flag("random_model", share > 0, share, draws=draws)
+    return _flag("random_model", share > 0, share, draws=draws, passes=passes_of(draws))
 
 
 def ignores_input(logits: Tensor) -> Flag:

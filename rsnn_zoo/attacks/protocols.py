@@ -237,13 +237,13 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
 
     Args:
         name: A key of ``PROTOCOLS``, with its version or without, or terms, or several of these joined by ``+``.
-            Attacks are ``fgsm``,
-            ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th likely wrong class),
-            ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``adaptiveK``, ``squareK``,
-            ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a class of that
-            library with its default options), ``transfer-ATTACK`` (on the network that the model was converted from)
-            and ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights for). Modes are a
-            key of ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own without any.
+            Attacks are ``fgsm``, ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th
+            likely wrong class), ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``adaptiveK``,
+            ``squareK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a
+            class of that library with its default options), ``transfer-ATTACK`` (on the network that the model was
+            converted from) and ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights
+            for). Modes are a key of ``MODE_LISTS``, or what :func:`rsnn_zoo.modes.parse_mode` reads; the model's own
+            without any.
         model: The model to attack. Neurons of other libraries follow the surrogates, see
             :mod:`rsnn_zoo.attacks.surrogates`; in place of modes that a model does not follow it meets the attack once,
             under its own gradients.

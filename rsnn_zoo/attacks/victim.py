@@ -13,11 +13,16 @@ from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons import BackwardMode, Relu, model_under
 
-__all__ = ["ModelVictim", "default_chunk", "exact_arithmetic"]
+__all__ = ["ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
 
 VERDICT = 8
 """How many times as many passes as a gradient a verdict about a random model takes. An attack of a hundred iterates has
 a hundred chances that the mean of a few passes is wrong by luck; that of eight times as many strays a third as far."""
+
+
+def passes_of(draws: int) -> int:
+    """Passes that a verdict takes where gradients are averaged over ``draws``."""
+    return draws * VERDICT if draws > 1 else 1
 
 
 def default_chunk(images: Tensor) -> int:
@@ -87,7 +92,7 @@ class ModelVictim:
 
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
         """Which images the exact network misclassifies, (B,) bool; logits that are no numbers are of no class."""
-        return _wrong(self._mean(x, self.draws * VERDICT if self.draws > 1 else 1), labels)
+        return _wrong(self._mean(x, passes_of(self.draws)), labels)
 
     def gradient(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
