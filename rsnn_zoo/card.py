@@ -148,7 +148,8 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
         kind = f"A {network}, an ordinary network with ReLU activations"
     else:
         leak = "no leak" if config.leak == 1 else f"leak {config.leak:g}"
-        neurons = f"integrate-and-fire neurons with {config.reset} reset, {leak} and trainable thresholds"
+        start = f", membranes that start at {config.initial:g} of the threshold" if config.initial else ""
+        neurons = f"integrate-and-fire neurons with {config.reset} reset{start}, {leak} and trainable thresholds"
         kind = f"A spiking {network}: {neurons}, {config.timesteps} time steps, direct input coding"
     if dataset:
         made = f"Converted from {_cell(ann)} and fine-tuned" if (ann := config.training.get("ann")) else "Trained"

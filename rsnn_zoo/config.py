@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
-_WHERE_SET = ("surrogate", "hidden_features")  # and absent where they are the usual ones
+_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None}  # where an argument is absent
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
@@ -61,6 +61,7 @@ class ModelConfig:
         std: Standard deviation of each channel.
         reset: ``"hard"`` or ``"soft"``.
         leak: Membrane decay a step, in (0, 1].
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1).
         surrogate: Name of the derivative by which training goes on, as ``"rect-0.5"``; None for ``"pcw-1"``.
         hidden_features: Width of the hidden linear layers of a VGG, 1 to 16,384; None for the other networks, and for
             a VGG of the usual width.
@@ -83,6 +84,7 @@ class ModelConfig:
     std: tuple[float, ...]
     reset: str = "hard"
     leak: float = 1.0
+    initial: float = 0.0
     surrogate: str | None = None
     hidden_features: int | None = None
     first_conv: str = "conv1"
@@ -97,7 +99,7 @@ class ModelConfig:
     def model_args(self) -> dict[str, Any]:
         """The keyword arguments that build the network, besides ``num_classes``."""
         args = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in _MODEL_ARGS}
-        return args | {key: value for key in _WHERE_SET if (value := getattr(self, key)) is not None}
+        return args | {key: value for key, usual in _USUAL.items() if (value := getattr(self, key)) != usual}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``; ``parse_config`` reads it back."""
@@ -154,7 +156,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     if ours.value("schema", SCHEMA) != SCHEMA:
         raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
     architecture = top.one_of("architecture", tuple(_PREFIX + a for a in ARCHITECTURES)).removeprefix(_PREFIX)
-    known = {*_MODEL_ARGS, "surrogate", *(["hidden_features"] if architecture.startswith("vgg") else [])}
+    known = {*_MODEL_ARGS, "initial", "surrogate", *(["hidden_features"] if architecture.startswith("vgg") else [])}
     if unknown := set(args.content) - known:
         raise args.error(min(unknown), f"is not an argument of {architecture}")
 
@@ -170,6 +172,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
         std=args.numbers("std", in_chans, 1e-6, 10.0),
         reset=args.one_of("reset", ("hard", "soft"), "hard"),
         leak=args.number("leak", 1e-6, 1.0, 1.0),
+        initial=args.number("initial", 0.0, 1 - 1e-6, 0.0),
         surrogate=args.text("surrogate", _SURROGATE, None),
         hidden_features=args.integer("hidden_features", 1, 16_384) if "hidden_features" in args.content else None,
         first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
@@ -189,7 +192,20 @@ def parse_config(content: Any, source: str) -> ModelConfig:
         else None,
     )
     _check_name(config, ours)
+    _check_neuron(config, args)
     return config
+
+
+def _check_neuron(config: ModelConfig, args: Section) -> None:
+    """No checksum covers what the neurons do, but the record of the training names it a second time."""
+    trained = config.training.get("neuron")
+    if config.timesteps is None or not isinstance(trained, dict):
+        return
+    for key in ("reset", "leak", "initial"):
+        if trained.get(key, value := getattr(config, key)) != value:
+            raise args.error(
+                key, f"is {value!r}, but training.neuron.{key} is {trained[key]!r}: one of them is damaged"
+            )
 
 
 def _check_name(config: ModelConfig, ours: Section) -> None:

@@ -137,6 +137,7 @@ def convert(
     calibration_timesteps: int = 100,
     reset: str = "hard",
     leak: float = 1.0,
+    initial: float = 0.0,
     surrogate: Surrogate | None = None,
     max_pool: str = "spikes",
     mean: tuple[float, ...] | None = None,
@@ -154,6 +155,8 @@ def convert(
         calibration_timesteps: Steps over which thresholds are found.
         reset: ``"hard"`` or ``"soft"``.
         leak: Membrane leak in [0, 1].
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1); 0.5 loses the least in few
+            steps (Bu et al., AAAI 2022).
         surrogate: How training will differentiate the spike.
         max_pool: ``"spikes"`` pools each step's spikes; ``"average"`` puts average pooling in its place.
         mean: Normalisation that the network expects from outside, per channel: it moves inside. None for one that
@@ -185,7 +188,7 @@ def convert(
         raise ValueError("a registered architecture is rebuilt by its builder: put the average pooling there")
     if own and (mean is not None or std is not None):
         raise ValueError("a network of this zoo normalises inside: leave mean and std out")
-    spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, surrogate=surrogate)
+    spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, initial=initial, surrogate=surrogate)
 
     network = copy.deepcopy(ann).eval()
     images = images.to(next(network.parameters(), images))  # in the network's precision, on its device

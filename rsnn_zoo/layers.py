@@ -37,6 +37,7 @@ class Spiking:
         reset: ``"hard"`` or ``"soft"``.
         surrogate: How training differentiates the spike, or its name, as ``"pcw-1"``; None for the default of
             :class:`SpikingNeuron`.
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1).
     """
 
     timesteps: int | None = None
@@ -44,18 +45,23 @@ class Spiking:
     leak: float = 1.0
     reset: str = "hard"
     surrogate: Surrogate | str | None = None
+    initial: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.surrogate, str):
             object.__setattr__(self, "surrogate", Surrogate.of(self.surrogate))
         timesteps = 1 if self.timesteps is None else self.timesteps
-        SpikingNeuron(timesteps, self.threshold, self.leak, self.reset)  # refuses, of an ANN too, what none can be
+        self._neuron(timesteps)  # refuses, of an ANN too, what none can be
 
     def activation(self, repeated: bool = False) -> nn.Module:
         """A new activation layer; ``repeated`` marks the first, which shows its one input at every step."""
         if self.timesteps is None:
             return nn.ReLU()
-        return SpikingNeuron(self.timesteps, self.threshold, self.leak, self.reset, self.surrogate, repeated)
+        return self._neuron(self.timesteps, repeated)
+
+    def _neuron(self, timesteps: int, repeated: bool = False) -> SpikingNeuron:
+        how = self.threshold, self.leak, self.reset, self.surrogate
+        return SpikingNeuron(timesteps, *how, repeated=repeated, initial=self.initial)
 
     def static_norm(self, num_features: int) -> StaticBatchNorm2d:
         """A batch norm before the first neuron, where the T steps are equal and are computed once."""

@@ -56,14 +56,16 @@ RESETS = ("hard", "soft")
 # --- the two loops --------------------------------------------------------------------------------------------------
 
 
-def _fire(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool) -> tuple[Tensor, Tensor]:
+def _fire(
+    x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool, initial: float
+) -> tuple[Tensor, Tensor]:
     """Spikes and u - threshold of all steps, (T, N) each, from currents (T, N), or (1, N) shown at every step.
 
     u - threshold is kept rather than u: its sign is the spike, exactly, in any precision.
     """
     dtype = wide(x.dtype)
     spikes, excess = [], []
-    v = None
+    v = initial * threshold if initial else None
     for t in range(timesteps):
         current = x[t if x.shape[0] > 1 else 0].to(dtype)
         u = current if v is None else (v if leak == 1.0 else leak * v) + current
@@ -75,8 +77,8 @@ def _fire(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool)
     return torch.stack(spikes), torch.stack(excess)
 
 
-def _fire_only(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool) -> Tensor:
-    return _fire(x, threshold, timesteps, leak, soft)[0]
+def _fire_only(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool, initial: float) -> Tensor:
+    return _fire(x, threshold, timesteps, leak, soft, initial)[0]
 
 
 def _backward(
@@ -88,6 +90,7 @@ def _backward(
     timesteps: int,
     leak: float,
     soft: bool,
+    initial: float,
     repeated: bool,
     averaged: bool,
     with_threshold: bool,
@@ -126,6 +129,8 @@ def _backward(
             threshold_sum = lost if threshold_sum is None else threshold_sum + lost
         if not averaged:
             carry = du if leak == 1.0 else leak * du
+    if initial and threshold_sum is not None and carry is not None:
+        threshold_sum = threshold_sum - initial * carry  # v_0 is a part of the threshold
     if total is None:
         currents = torch.stack(grads[::-1])
     elif repeated:
@@ -164,26 +169,27 @@ class _IntegrateAndFire(torch.autograd.Function):
         timesteps: int,
         leak: float,
         soft: bool,
+        initial: float,
         repeated: bool,
         mode: ThroughTime | ThroughRate,
     ) -> Tensor:
         rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
         compared = threshold.to(wide(x.dtype))
-        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft), steps=timesteps)
+        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft, initial), steps=timesteps)
         batch = x.shape[0] if repeated else x.shape[0] // timesteps
         firing = Firing(rows, excess, compared, leak, (batch, *x.shape[1:]), ctx.channels_last)
         if isinstance(mode, ThroughRate):
             ctx.save_for_backward(mode.slope_of(firing))
         else:
             ctx.save_for_backward(excess, compared, mode.width_of(firing))
-        ctx.settings = (timesteps, leak, soft, repeated)
+        ctx.settings = (timesteps, leak, soft, initial, repeated)
         ctx.mode, ctx.shape, ctx.threshold_dtype = mode, x.shape, threshold.dtype
         return _like(spikes, (timesteps * batch, *x.shape[1:]), ctx.channels_last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        timesteps, leak, soft, repeated = ctx.settings
+        timesteps, leak, soft, initial, repeated = ctx.settings
         if ctx.channels_last:
             grad = grad.permute(0, 2, 3, 1)
         grad = grad.reshape(timesteps, -1)
@@ -193,11 +199,20 @@ class _IntegrateAndFire(torch.autograd.Function):
             grad_x = (grad.sum(0, keepdim=True) if repeated else grad) * slope
         else:
             excess, threshold, width = ctx.saved_tensors
-            static = (ctx.mode.kind, timesteps, leak, soft, repeated, ctx.mode.averaged, ctx.needs_input_grad[1])
+            static = (
+                ctx.mode.kind,
+                timesteps,
+                leak,
+                soft,
+                initial,
+                repeated,
+                ctx.mode.averaged,
+                ctx.needs_input_grad[1],
+            )
             grad_x, grad_threshold = run(_backward, (grad, excess, threshold, width), static, steps=timesteps)
             if grad_threshold is not None:
                 grad_threshold = grad_threshold.to(ctx.threshold_dtype)
-        return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None
+        return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None, None
 
 
 def check_timesteps(timesteps: int) -> int:
@@ -221,13 +236,15 @@ def integrate_and_fire(
     *,
     leak: float = 1.0,
     reset: str = "hard",
+    initial: float = 0.0,
     repeated: bool = False,
     mode: ThroughTime | ThroughRate | None = None,
 ) -> Tensor:
     """Spikes of a layer of integrate-and-fire neurons over T steps.
 
     u_t = leak * v_{t-1} + x_t, s_t = 1 where u_t >= threshold, then v_t = (1 - s_t) u_t (hard reset) or
-    v_t = u_t - threshold * s_t (soft). v_0 = 0, and nothing survives the call. The reset is not detached.
+    v_t = u_t - threshold * s_t (soft). v_0 = initial * threshold, and nothing survives the call. The reset is not
+    detached.
 
     Args:
         x: Currents, (T * B, ...) time-major, or (B, ...) with ``repeated``; any floating dtype and layout.
@@ -235,6 +252,7 @@ def integrate_and_fire(
         timesteps: T.
         leak: What remains of the membrane from step to step, in [0, 1].
         reset: ``"hard"`` or ``"soft"``.
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1).
         repeated: ``x`` holds one step, shown at every step.
         mode: How to differentiate the spike; ``Surrogate("pcw", 1.0)`` by default. Under :class:`Rate` and the like the
             threshold gets no gradient.
@@ -250,7 +268,8 @@ def integrate_and_fire(
         tensor([0., 1., 0., 1.])
 
     Source:
-        Özdenizci & Legenstein, TMLR 2024, section 2; the gradients are worked out in the design's section 3.
+        Özdenizci & Legenstein, TMLR 2024, section 2; the gradients are worked out in the design's section 3. Initial
+        membranes: Bu et al., "Optimized Potential Initialization for Low-latency Spiking Neural Networks", AAAI 2022.
     """
     if reset not in RESETS:
         raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
@@ -259,11 +278,11 @@ def integrate_and_fire(
             f"the first dimension, {x.shape[0]}, is no multiple of timesteps={timesteps}: "
             "pass currents as (timesteps * batch, ...), time-major"
         )
-    soft, leak = reset == "soft", float(leak)
+    soft, leak, initial = reset == "soft", float(leak), float(initial)
     if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
-        return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, repeated, mode or Surrogate())
+        return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, initial, repeated, mode or Surrogate())
     rows, channels_last = _rows(x, 1 if repeated else timesteps)
-    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft), steps=timesteps)
+    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft, initial), steps=timesteps)
     return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
 
 
@@ -278,6 +297,8 @@ class SpikingNeuron(nn.Module):
         surrogate: How training differentiates the spike, unless :func:`backward_mode` says otherwise.
         repeated: The layer is given one step, (B, ...), and shows it at every step: the first layer of a directly
             coded network.
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1): with 0.5, T steps round to the
+            nearest number of spikes, where with 0 they round down.
 
     Shape:
         Input (T * B, ...), or (B, ...) where ``repeated``; output (T * B, ...), zeros and ones. Under
@@ -296,18 +317,22 @@ class SpikingNeuron(nn.Module):
         reset: str = "hard",
         surrogate: Surrogate | None = None,
         repeated: bool = False,
+        initial: float = 0.0,
     ):
         super().__init__()
         if reset not in RESETS:
             raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
         if not 0.0 <= leak <= 1.0:
             raise ValueError(f"leak must lie in [0, 1], got {leak}")
+        if not 0.0 <= initial < 1.0:
+            raise ValueError(f"initial must lie in [0, 1), got {initial}")
         self.timesteps = check_timesteps(timesteps)
         self.threshold = nn.Parameter(torch.tensor(float(threshold)))
         self.leak = float(leak)
         self.reset = reset
         self.surrogate = surrogate or Surrogate()
         self.repeated = repeated
+        self.initial = float(initial)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of all steps: see the class."""
@@ -320,10 +345,13 @@ class SpikingNeuron(nn.Module):
             self.timesteps,
             leak=self.leak,
             reset=self.reset,
+            initial=self.initial,
             repeated=self.repeated,
             mode=mode,
         )
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"timesteps={self.timesteps}, leak={self.leak:g}, reset={self.reset!r}, surrogate={self.surrogate}"
+        initial = f", initial={self.initial:g}" if self.initial else ""
+        how = f"leak={self.leak:g}, reset={self.reset!r}{initial}"
+        return f"timesteps={self.timesteps}, {how}, surrogate={self.surrogate}"

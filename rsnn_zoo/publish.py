@@ -205,6 +205,7 @@ def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mod
             std=tuple(model.normalize.std.flatten().tolist()),
             reset=model.reset,
             leak=model.leak,
+            initial=model.initial,
             surrogate=model.surrogate,
             hidden_features=getattr(model, "hidden_features", None),
             first_conv=model.default_cfg["first_conv"],

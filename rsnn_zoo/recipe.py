@@ -106,6 +106,8 @@ class Stage(_Checked):
         attack_pass: What the attacks in training meet: the network as in ``"evaluation"``, with running statistics and
             folded batch norms, or the very pass of ``"training"``, with the statistics of the batch. A few roundings
             flip the spikes of an SNN, so what fools the one may not fool the other.
+        statistics: Of which images batch norms remember the statistics that they use in evaluation: of ``"both"``, or
+            only of the ``"adversarial"`` ones, which costs clean accuracy and gains robust accuracy.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
@@ -143,6 +145,7 @@ class Stage(_Checked):
     attack_loss: str = _one_of("objective", ("objective", "ce", "kl"))
     attack_mode: str = "own"
     attack_pass: str = _one_of("evaluation", ("evaluation", "training"))
+    statistics: str = _one_of("both", ("both", "adversarial"))
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)
@@ -195,6 +198,7 @@ class Neuron(_Checked):
     Attributes:
         reset: ``"hard"`` or ``"soft"``.
         leak: Of the membrane.
+        initial: Membrane before the first step, as a part of the threshold.
         surrogate: Kind of the surrogate derivative in training.
         width: Its width.
         threshold: Where direct training starts; conversion finds thresholds of its own.
@@ -202,6 +206,7 @@ class Neuron(_Checked):
 
     reset: str = _one_of("hard", RESETS)
     leak: float = _number(1.0, 0.0, 1.0)
+    initial: float = _number(0.0, 0.0, 0.999)
     surrogate: str = "pcw"
     width: float = _number(1.0, 1e-6, 1000.0)
     threshold: float = _number(1.0, MIN_THRESHOLD, 1000.0)
@@ -216,7 +221,8 @@ class Neuron(_Checked):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``rsnn_zoo.convert``, and of a network."""
-        return {"reset": self.reset, "leak": self.leak, "surrogate": Surrogate(self.surrogate, self.width)}
+        surrogate = Surrogate(self.surrogate, self.width)
+        return {"reset": self.reset, "leak": self.leak, "initial": self.initial, "surrogate": surrogate}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def create_model(
         local_files_only: Never touch the network.
         endpoint: Address of the Hub or of a mirror, instead of ``HF_ENDPOINT``.
         **kwargs: Arguments of the network in place of those that the name implies (``num_classes``, ``threshold``,
-            ``leak``, ``reset``, ``surrogate``, ...).
+            ``leak``, ``reset``, ``initial``, ``surrogate``, ...).
 
     Returns:
         The network: images (B, C, H, W) in [0, 1] to logits (B, K). A loaded one carries ``pretrained_name`` and

@@ -72,7 +72,7 @@ class PlainNeuron(nn.Module):
         threshold = neuron.threshold.clamp(min=MIN_THRESHOLD)
         surrogate = mode if isinstance(mode, Surrogate) else Surrogate()
         currents = [x] * neuron.timesteps if neuron.repeated else x.chunk(neuron.timesteps)
-        v, spikes = torch.zeros_like(currents[0]), []
+        v, spikes = (neuron.initial * threshold).expand_as(currents[0]), []
         for current in currents:
             u = neuron.leak * v + current
             s = PlainSpike.apply(u - threshold, surrogate)

@@ -43,6 +43,7 @@ configs = st.builds(
     std=st.tuples(*[st.floats(1e-6, 10)] * 3),
     reset=st.sampled_from(["hard", "soft"]),
     leak=st.floats(1e-6, 1),
+    initial=st.just(0.0) | st.floats(0.0, 0.99),
     surrogate=st.none() | st.sampled_from(["ste"]) | st.builds(Surrogate, SURROGATES, WIDTHS).map(str),
     name=st.none() | st.just("my-network.v2"),
 )
@@ -65,6 +66,21 @@ def broken(path: str, value: object) -> dict:
 @given(configs)
 def test_a_config_reads_back_as_it_was_written(config):
     assert parse_config(parse_json(to_json(config.to_json()), "x"), "x") == config
+
+
+@pytest.mark.parametrize("changed", [("reset", "soft"), ("leak", 0.5), ("initial", 0.25)])
+def test_neurons_are_those_that_were_trained(changed):
+    key, value = changed
+    trained = replace(
+        CONFIG, timesteps=4, initial=0.5, training={"neuron": {"initial": 0.5, "leak": 1.0, "width": 2.0}}
+    )
+    for config in (trained, replace(trained, timesteps=None, initial=0.0)):
+        assert parse_config(config.to_json(), "x") == config
+    content = trained.to_json()
+    content["rsnn_zoo"]["training"]["neuron"]["reset"] = "hard"
+    content["model_args"][key] = value
+    with pytest.raises(ConfigError, match=f"model_args.{key} is {value!r}, but training.neuron.{key}.*damaged"):
+        parse_config(content, "x")
 
 
 def test_the_whole_record_reads_back(tmp_path):
@@ -105,6 +121,7 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
         ("model_args.std", [0.0], "model_args.std is 0.0"),
         ("model_args.reset", "none", "model_args.reset is 'none'"),
         ("model_args.leak", 1.5, "model_args.leak is 1.5"),
+        ("model_args.initial", 1.0, "model_args.initial is 1.0"),
         ("model_args.surrogate", "relu", "model_args.surrogate is 'relu'"),
         ("model_args.block", "evil", "model_args.block is not an argument of resnet20"),
         ("model_args.hidden_features", 512, "model_args.hidden_features is not an argument of resnet20"),

@@ -70,11 +70,11 @@ def test_our_networks_become_their_spiking_twins(architecture):
     kwargs |= {"hidden_features": 16} if architecture == "vgg11" else {}
     ann = seeded(lambda: ARCHITECTURES[architecture](**kwargs)).double()
     x, surrogate = images(6, 1, dtype=torch.float64), Surrogate("exp", 2.0)
-    snn = convert(ann, 3, x, reset="soft", leak=0.9, surrogate=surrogate, **QUICK)
-    assert (snn.timesteps, snn.reset, snn.leak, snn.training) == (3, "soft", 0.9, False)
+    snn = convert(ann, 3, x, reset="soft", leak=0.9, initial=0.5, surrogate=surrogate, **QUICK)
+    assert (snn.timesteps, snn.reset, snn.leak, snn.initial, snn.training) == (3, "soft", 0.9, 0.5, False)
     assert all(neuron.surrogate == surrogate and neuron.timesteps == 3 for _, neuron in snn.neurons())
     # the twin that create_model would build, with its weights loaded, is the same network to the bit
-    twin = ARCHITECTURES[architecture](timesteps=3, reset="soft", leak=0.9, **kwargs).double().eval()
+    twin = ARCHITECTURES[architecture](timesteps=3, reset="soft", leak=0.9, initial=0.5, **kwargs).double().eval()
     twin.load_state_dict(snn.state_dict())
     assert torch.equal(twin(x), snn(x))
     assert [n.repeated for _, n in snn.neurons()] == [n.repeated for _, n in twin.neurons()]

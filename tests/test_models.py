@@ -150,13 +150,13 @@ def test_every_layer_fires(snn):  # or the tests below would compare silence
     assert (rates > 0.02).all() and (rates < 0.5).all()
 
 
-def test_reset_and_leak_change_the_logits(snn):
+def test_reset_leak_and_initial_membrane_change_the_logits(snn):
     images = images_for(snn)
     logits = [snn(images)]
-    for change in ({"reset": "soft"}, {"leak": 0.5}):
+    for change in ({"reset": "soft"}, {"leak": 0.5}, {"initial": 0.5}):
         other = build(snn.architecture, **change).double()
         logits.append(other(images))
-    assert not torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+    assert not any(torch.equal(logits[0], other) for other in logits[1:])
 
 
 def test_normalisation_is_inside():
@@ -432,6 +432,7 @@ def test_networks_can_be_copied_and_pickled(snn):
         ({"reset": "zero"}, ValueError, "reset must be 'hard' or 'soft', got 'zero'"),
         ({"timesteps": None, "reset": "zero"}, ValueError, "reset must be 'hard' or 'soft', got 'zero'"),
         ({"leak": -0.1}, ValueError, r"leak must lie in \[0, 1\], got -0\.1"),
+        ({"initial": 1.0}, ValueError, r"initial must lie in \[0, 1\), got 1\.0"),
         ({"leak": 1.1}, ValueError, r"leak must lie in \[0, 1\]"),
         ({"leak": float("nan")}, ValueError, r"leak must lie in \[0, 1\]"),
         ({"timesteps": None, "leak": 2.0}, ValueError, r"leak must lie in \[0, 1\]"),

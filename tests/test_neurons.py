@@ -59,9 +59,9 @@ class Spike(torch.autograd.Function):
         return grad * written_out_derivative(ctx.surrogate.kind, u, ctx.surrogate.width), None
 
 
-def written_out(x, threshold, timesteps, leak, reset, surrogate):
+def written_out(x, threshold, timesteps, leak, reset, initial, surrogate):
     """u = leak v + x; s = [u >= threshold]; v = (1 - s) u, or u - threshold s; step by step, by autograd."""
-    v, spikes = torch.zeros_like(x[0]), []
+    v, spikes = initial * threshold.expand(x[0].shape), []
     for t in range(timesteps):
         u = leak * v + x[t]
         s = Spike.apply(u - threshold, surrogate)
@@ -82,15 +82,18 @@ def gradients(function, x, threshold, weights):
     size=st.integers(1, 9),
     leak=st.sampled_from([1.0, 0.9, 0.5, 0.0]),
     reset=st.sampled_from(["hard", "soft"]),
+    initial=st.sampled_from([0.0, 0.5, 0.9]),
     threshold=st.floats(0.05, 2.0),
     surrogate=st.sampled_from(SURROGATES),
     repeated=st.booleans(),
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=60, deadline=None)
-def test_gradients_agree_with_autograd(compiled, timesteps, size, leak, reset, threshold, surrogate, repeated, seed):
+def test_gradients_agree_with_autograd(
+    compiled, timesteps, size, leak, reset, initial, threshold, surrogate, repeated, seed
+):
     if compiled:  # few combinations, since each is compiled once
-        timesteps, surrogate, leak = 3, Surrogate(surrogate.kind, 1.0), 0.9
+        timesteps, surrogate, leak, initial = 3, Surrogate(surrogate.kind, 1.0), 0.9, 0.5 if initial else 0.0
     generator = torch.Generator().manual_seed(seed)
     shape = (size, 2, 3) if not compiled else (size, 40, 120)
     steps = 1 if repeated else timesteps
@@ -100,11 +103,12 @@ def test_gradients_agree_with_autograd(compiled, timesteps, size, leak, reset, t
 
     def ours(x, threshold):
         flat = x.flatten(0, 1)
-        out = integrate_and_fire(flat, threshold, timesteps, leak=leak, reset=reset, repeated=repeated, mode=surrogate)
+        how = {"leak": leak, "reset": reset, "initial": initial, "repeated": repeated, "mode": surrogate}
+        out = integrate_and_fire(flat, threshold, timesteps, **how)
         return out.unflatten(0, (timesteps, -1))
 
     def theirs(x, threshold):
-        return written_out(x.expand(timesteps, *shape), threshold, timesteps, leak, reset, surrogate)
+        return written_out(x.expand(timesteps, *shape), threshold, timesteps, leak, reset, initial, surrogate)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RSNN_ZOO_COMPILE", "1" if compiled else "0")
@@ -166,6 +170,17 @@ def test_rate_passes_where_a_neuron_ever_fired():
     out = integrate_and_fire(x, torch.tensor(0.8), 2, mode=Rate())
     (grad,) = torch.autograd.grad((out * torch.tensor([[2.0, 3.0], [5.0, 7.0]])).sum(), x)
     assert torch.equal(grad, torch.tensor([[2.0, 0.0], [5.0, 0.0]]))
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+@given(rates=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=9), timesteps=st.integers(1, 8))
+def test_spikes_count_a_steady_current_rounded(initial, rates, timesteps):
+    """Soft reset: down from 0, and to the nearest number from half the threshold (Bu et al. 2022, theorem 1)."""
+    x = torch.tensor([rates], dtype=torch.float64)
+    spikes = integrate_and_fire(x, torch.tensor(1.0).double(), timesteps, reset="soft", initial=initial, repeated=True)
+    exact = timesteps * x[0] + initial
+    near_a_step = (exact - exact.round()).abs() < 1e-9
+    assert ((spikes.sum(0) == exact.floor()) | near_a_step).all()
 
 
 def test_relu_mode_is_a_relu():
@@ -232,6 +247,8 @@ def test_model_under_shares_weights_and_always_runs_so():
         (lambda: SpikingNeuron(True), TypeError, "integer"),
         (lambda: SpikingNeuron(2, leak=1.5), ValueError, r"\[0, 1\]"),
         (lambda: SpikingNeuron(2, reset="none"), ValueError, "hard"),
+        (lambda: SpikingNeuron(2, initial=1.0), ValueError, r"\[0, 1\), got 1\.0"),
+        (lambda: SpikingNeuron(2, initial=float("nan")), ValueError, r"\[0, 1\)"),
         (lambda: Surrogate("triangle"), ValueError, "pcw"),
         (lambda: Surrogate("pcw", 0.0), ValueError, "positive"),
         (lambda: model_under(torch.nn.ReLU(), "rate"), TypeError, "Surrogate"),
@@ -256,5 +273,5 @@ print(int(y.sum()))
     env = {"PATH": "", "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
     x = torch.arange(80_000).reshape(4, -1) % 7 / 5.0
-    assert int(run.stdout) == int(neurons._fire_only(x, torch.tensor(1.0), 4, 1.0, False).sum())
+    assert int(run.stdout) == int(neurons._fire_only(x, torch.tensor(1.0), 4, 1.0, False, 0.0).sum())
     assert run.stderr.count("running eager") == 1

@@ -36,6 +36,11 @@ class Temporal(nn.Module):
         return self.spiking.leak
 
     @property
+    def initial(self) -> float:
+        """The membrane before the first step, as a part of the threshold."""
+        return self.spiking.initial
+
+    @property
     def surrogate(self) -> str | None:
         """Name of the derivative by which training differentiates the spike; None for the usual one."""
         surrogate = self.spiking.surrogate
@@ -86,7 +91,7 @@ class Network(Temporal):
         timesteps: T of the SNN, or None for the ANN.
         mean: Per channel, of pixels in [0, 1]; zeros by default.
         std: Likewise; ones by default.
-        **neuron: ``threshold``, ``leak``, ``reset``, ``surrogate`` of every neuron: see :class:`Spiking`.
+        **neuron: ``threshold``, ``leak``, ``reset``, ``initial``, ``surrogate`` of every neuron: see :class:`Spiking`.
 
     Raises:
         ValueError: For a value out of range, or mean and std that do not fit the channels.
