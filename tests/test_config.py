@@ -74,7 +74,7 @@ def test_neurons_are_those_that_were_trained(changed):
     trained = replace(
         CONFIG, timesteps=4, initial=0.5, training={"neuron": {"initial": 0.5, "leak": 1.0, "width": 2.0}}
     )
-    for config in (trained, replace(trained, timesteps=None, initial=0.0)):
+    for config in (trained, replace(trained, name=None, timesteps=None, initial=0.0)):
         assert parse_config(config.to_json(), "x") == config
     content = trained.to_json()
     content["rsnn_zoo"]["training"]["neuron"]["reset"] = "hard"
