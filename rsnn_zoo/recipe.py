@@ -106,8 +106,6 @@ class Stage(_Checked):
         attack_pass: What the attacks in training meet: the network as in ``"evaluation"``, with running statistics and
             folded batch norms, or the very pass of ``"training"``, with the statistics of the batch. A few roundings
             flip the spikes of an SNN, so what fools the one may not fool the other.
-        statistics: Of which images batch norms remember the statistics that they use in evaluation: of ``"both"``, or
-            only of the ``"adversarial"`` ones, which costs clean accuracy and gains robust accuracy.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
@@ -145,7 +143,6 @@ class Stage(_Checked):
     attack_loss: str = _one_of("objective", ("objective", "ce", "kl"))
     attack_mode: str = "own"
     attack_pass: str = _one_of("evaluation", ("evaluation", "training"))
-    statistics: str = _one_of("both", ("both", "adversarial"))
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)

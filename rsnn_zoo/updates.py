@@ -178,11 +178,8 @@ class Updates:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
         objective = self.objective
         taught = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
-        clean = adversarial = None
-        if objective.clean:
-            remembered = self.stage.statistics == "both"
-            with nullcontext() if remembered else batch_statistics(self.model, track=False):
-                clean = self._forward(images, self.parallel)
+        clean = self._forward(images, self.parallel) if objective.clean else None
+        adversarial = None
         if objective.inner:
             adversarial = self._forward(attacked(labels, taught, clean), self.parallel)
         loss = objective.loss(clean, adversarial, taught, self.stage.weight, self.stage.label_smoothing)
