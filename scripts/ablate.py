@@ -11,6 +11,7 @@ where what is there already is not run again, and drawn beside it. Test images a
 import argparse
 import copy
 import json
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,18 +60,21 @@ def measured(
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Clean and robust accuracy of each run, with intervals."""
-    figure = Figure(figsize=(8, 1 + 0.3 * len(found)), layout="constrained")
+    figure = Figure(figsize=(10, 1 + 0.4 * len(found)), layout="constrained")
     axes = figure.subplots()
     rows = range(len(found))
     robust = [100 * one["robust"] for one in found]
     spans = [[100 * abs(one["robust"] - bound) for one in found for bound in [one["robust_ci95"][k]]] for k in (0, 1)]
     axes.errorbar(robust, rows, xerr=spans, fmt="o", capsize=3, label="robust, 95 % interval")
     axes.plot([100 * one["clean"] for one in found], rows, "s", label="clean")
-    labels = [f"{one['name']}, {one['change'] or 'recipe as it is'}" for one in found]
-    axes.set(xlabel="accuracy on validation images (%)", yticks=list(rows), yticklabels=labels)
+    several = len({one["name"] for one in found}) > 1
+    labels = [f"{one['name']} {one['change']}" if several else one["change"] or "no change" for one in found]
+    labels = ["\n".join(textwrap.wrap(label, 60)) for label in labels]
+    axes.set(xlabel="accuracy on validation images (%)", yticks=list(rows))
+    axes.set_yticklabels(labels, fontsize="small")
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
