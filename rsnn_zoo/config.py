@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
-_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None}  # where an argument is absent
+_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None}  # what is meant where an argument is absent
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")

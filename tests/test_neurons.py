@@ -175,7 +175,7 @@ def test_rate_passes_where_a_neuron_ever_fired():
 @pytest.mark.parametrize("initial", [0.0, 0.5])
 @given(rates=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=9), timesteps=st.integers(1, 8))
 def test_spikes_count_a_steady_current_rounded(initial, rates, timesteps):
-    """Soft reset: down from 0, and to the nearest number from half the threshold (Bu et al. 2022, theorem 1)."""
+    """Soft reset: down from 0, and to the nearest number from half the threshold (Bu et al. 2022)."""
     x = torch.tensor([rates], dtype=torch.float64)
     spikes = integrate_and_fire(x, torch.tensor(1.0).double(), timesteps, reset="soft", initial=initial, repeated=True)
     exact = timesteps * x[0] + initial
