@@ -56,7 +56,8 @@ def list_models(
     for what, value, known in (("data set", dataset, DATASETS), ("objective", objective, objectives())):
         if value is not None and value not in known:
             raise UnknownNameError(f"unknown {what} {value!r}{near_matches(value, known)}")
-    names = [ModelName.parse(name) for name in published_names()]
+    # an entry of an architecture that is not registered in this process cannot be built in it
+    names = [ModelName.parse(name) for name in published_names() if is_model(name)]
     if not pretrained:
         grid = product(ARCHITECTURES, DATASETS, objectives(), _LISTED_TIMESTEPS)
         names += [ModelName(*parts) for parts in grid]

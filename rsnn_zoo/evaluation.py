@@ -33,6 +33,7 @@ from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data import ImageData, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.engine import Engine, Samples
+from rsnn_zoo.evidence import NETWORK
 from rsnn_zoo.files import check_writable
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.provenance import digest, environment
@@ -244,6 +245,7 @@ def evaluate(
         environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         flags=tuple(found),
+        network={key: getattr(model, key) for key in NETWORK} if getattr(model, "timesteps", None) and sha256 else {},
         training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
     )
 

@@ -13,6 +13,9 @@ from rsnn_zoo.schema import Section
 
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 
+NETWORK = ("timesteps", "reset", "leak", "initial")
+"""What an SNN computes by and its weights do not say."""
+
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
@@ -63,6 +66,9 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
     remedy = f"evaluate {config.name} again with `rsnn-zoo evaluate`"
     if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
         raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
+    network = top.section("network", optional=True)
+    if differing := [key for key in NETWORK if key in network.content and network.content[key] != getattr(config, key)]:
+        raise EvidenceError(f"The evidence of {config.name} was made with another {', '.join(differing)}; {remedy}")
     if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
         raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
     n = top.integer("n", 1, _MAX_IMAGES)

@@ -18,7 +18,18 @@ from rsnn_zoo.card import model_card
 from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
 from rsnn_zoo.evidence import EvidenceError, check_evidence, load_evidence, parse_time
 from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json
-from rsnn_zoo.hub import CARD, CONFIG, EVIDENCE, WEIGHTS, HubError, default_org, entry_folder, explained, within
+from rsnn_zoo.hub import (
+    CARD,
+    CONFIG,
+    EVIDENCE,
+    WEIGHTS,
+    HubError,
+    default_org,
+    entries_folder,
+    entry_folder,
+    explained,
+    within,
+)
 from rsnn_zoo.weights import load_weights, serialize
 
 _PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
@@ -120,10 +131,12 @@ def push_to_hub(
         token: Access token, instead of ``HF_TOKEN`` or the one of ``hf auth login``.
         private: Make the repository private; refused where a public one is there already.
         dry_run: Check everything that can be checked here, upload and write nothing.
-        tag: Release to mark the uploaded commit with; the config is made to pin it. None keeps the pinned one.
+        tag: Release to mark the uploaded commit with; the config is made to pin it, in the folder too, but not where an
+            entry of the package goes to another organisation. None keeps the pinned one.
         endpoint: Address of the Hub, instead of ``HF_ENDPOINT``.
 
     Raises:
+        UnknownNameError: If it is neither a folder with a config nor a name of the grid.
         NotPublishedError: If there is no entry of that name.
         ConfigError: If a file of the entry is unusable.
         WeightsError: If the weights are not those of the config.
@@ -137,7 +150,8 @@ def push_to_hub(
         {'config.json': 1319, 'README.md': 2911, 'model.safetensors': 1094140, 'evaluation.json': 5120}
     """
     given = os.fspath(name_or_folder)
-    folder = Path(given) if isinstance(name_or_folder, os.PathLike) or os.sep in given else entry_folder(given)
+    is_folder = isinstance(name_or_folder, os.PathLike) or (Path(given) / CONFIG).is_file()
+    folder = Path(given) if is_folder else entry_folder(given)
     config, weights, content, evidence = _checked(folder, tag)
     repo = f"{org or default_org()}/{config.name}"
     files = {
@@ -165,7 +179,10 @@ def push_to_hub(
         commit = api.create_commit(repo, operations, commit_message=f"Publish {config.name}").oid
         if config.revision and not released:
             api.create_tag(repo, tag=config.revision, revision=commit)
-    _write(folder, {name: files[name] for name in (CARD, CONFIG)})
+    if (
+        org in (None, default_org()) or entries_folder() not in folder.resolve().parents
+    ):  # else it is the zoo's own copy
+        _write(folder, {name: files[name] for name in (CARD, CONFIG)})
     return Push(repo, sizes, commit, changed=commit != before.sha)
 
 

@@ -159,6 +159,7 @@ class Report:
         settings: Seed, precision of the gradients, chunk, draws of a random model, samples of the checks.
         environment: Versions and hardware.
         created: ISO 8601.
+        network: Of an SNN, what it computes by and its weights do not say: timesteps, reset, leak, initial.
         training: How the model came to be, as far as that is known: objective, radius, selection of the epoch.
         extra: Further parts of the JSON, such as the energy estimate.
     """
@@ -175,6 +176,7 @@ class Report:
     environment: dict[str, Any]
     created: str
     flags: tuple[Flag, ...] = ()
+    network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -217,6 +219,7 @@ class Report:
             "schema": 1,
             "model": self.model,
             "weights_sha256": self.weights_sha256,
+            **({"network": dict(self.network)} if self.network else {}),
             "dataset": self.dataset,
             "split": self.split,
             "n": len(index),

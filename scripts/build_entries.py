@@ -25,6 +25,7 @@ from rsnn_zoo.config import load_config
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evaluation import EPSILONS
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import CONFIG, entries_folder
 from rsnn_zoo.names import ModelName
@@ -84,7 +85,7 @@ def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
             f"the entry {ann} is {'not there' if weights is None else 'of other weights'}: publish the network that "
             f"{name} was converted from first, as it is attacked by transfer from it and compared with it"
         )
-    report = load_json(folder / EVIDENCE)
+    report = load_json(folder / EVIDENCE, MAX_EVIDENCE_BYTES)
     runs = [{key: run[key] for key in ("protocol", "eps", "robust_accuracy", "ci95")} for run in report["runs"]]
     return {"name": str(ann), "weights_sha256": sha256, "n": report["n"], "clean": report["clean"], "runs": runs}
 
@@ -130,7 +131,11 @@ def run() -> None:
     parser.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries")
     args = parser.parse_args()
     arguments = ["--data", args.data] if args.data else []
-    for name in names_of(args.name):
+    names = names_of(args.name)
+    for name in names:
+        if name.timesteps and replace(name, timesteps=None) in names and args.output != entries_folder():
+            raise ValueError(f"{name} is attacked from its ANN as published in {entries_folder()}: leave out --output")
+    for name in names:
         folder = args.output / str(name)
         if (folder / EVIDENCE).is_file():
             print(f"{name}: published already; remove {os.path.relpath(folder)} to make it anew")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import rsnn_zoo
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy
@@ -32,7 +33,7 @@ def main() -> None:
 
     model = rsnn_zoo.create_model(args.model, pretrained=True)
     print(f"{args.model}: weights verified, sha256 {model.weights_sha256[:16]}...")
-    evidence = load_json(entry_folder(args.model) / EVIDENCE)
+    evidence = load_json(entry_folder(args.model) / EVIDENCE, MAX_EVIDENCE_BYTES)
     data = rsnn_zoo.load_dataset(evidence["dataset"], evidence["split"])
     wanted = [round(eps / 255, 9) for eps in args.eps]
     first = evidence["runs"][0]["protocol"]

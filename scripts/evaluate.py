@@ -3,7 +3,9 @@
     python scripts/evaluate.py --model resnet20_digits_trades_t4
     python scripts/evaluate.py --model 'resnet20_digits_*' --eps 2 4 8 16 32 --results-file results/digits.csv
     python scripts/evaluate.py --model resnet20_digits_trades_t4 --attack pgd5 pgd20 pgd100 --adversarial --html
-    python scripts/evaluate.py --model resnet20_cifar10_natural_t4 --weights FILE.safetensors --data cifar10.npz -n 256
+    python scripts/evaluate.py --model local-dir:runs/resnet20_cifar10_at_t4 --data cifar10.npz -n 256
+    python scripts/evaluate.py --model resnet20_cifar10_at_t4 --weights FILE.pth --neuron reset=soft initial=0.5 \\
+        --data cifar10.npz -n 256
     torchrun --nproc-per-node 4 scripts/evaluate.py --model resnet20_digits_trades_t4 --attack worst-case
 
 Each model's report goes to OUTPUT/NAME.json and NAME.csv; verdicts so far are kept beside it, so the same command
@@ -51,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--weights", type=Path, help=".safetensors or .pth file in place of the published weights (one model)"
     )
+    add_neuron(p)
     p.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures first")
     p.add_argument("--data", help="data set or .npz file (default: the one in the model's name)")
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
@@ -80,10 +83,33 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def load(name: str, weights: Path | None) -> torch.nn.Module:
+NEURON = {"reset": str, "leak": float, "initial": float}
+"""What --neuron takes: that which an SNN computes by and its weights do not say."""
+
+
+def add_neuron(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--neuron",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help=f"with --weights of an SNN, which do not say it: {', '.join(NEURON)}; e.g. reset=hard for the defaults",
+    )
+
+
+def load(name: str, weights: Path | None, neuron: list[str] | None) -> torch.nn.Module:
+    if neuron and weights is None:
+        raise ValueError("--neuron goes with --weights: a published model says itself what neurons it has")
     if weights is None:
         return rsnn_zoo.create_model(name, pretrained=True)
-    model = rsnn_zoo.create_model(name)
+    given = dict(part.partition("=")[::2] for part in neuron or [])
+    if unknown := given.keys() - NEURON.keys():
+        raise ValueError(f"--neuron takes {', '.join(NEURON)}, not {', '.join(sorted(unknown))}")
+    model = rsnn_zoo.create_model(name, **{key: NEURON[key](value) for key, value in given.items()})
+    if getattr(model, "timesteps", None) and neuron is None:
+        raise ValueError(
+            f"{weights} does not say how the neurons of {name} reset, leak and start: give --neuron, such as "
+            "reset=soft, or the folder of the run, --model local-dir:FOLDER"
+        )
     state = read_state_dict(weights)
     check_state_dict(state, model.state_dict(), str(weights))
     model.load_state_dict(state)
@@ -138,7 +164,7 @@ def check_outputs(args: argparse.Namespace, names: list[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
-    model = load(name, args.weights).to(args.device)
+    model = load(name, args.weights, args.neuron).to(args.device)
     dataset = ModelName.parse(short).dataset if rsnn_zoo.is_model(short) else None
     if args.data is None and dataset is None:
         raise ValueError(f"{name} names no data set: pass --data")
@@ -203,6 +229,7 @@ def identity(report: Mapping[str, Any]) -> list[Any]:
     """What the verdicts of a report follow from: the same for one that only repeats it."""
     about = [report[key] for key in ("model", "weights_sha256", "split", "data_sha256", "index", "settings")]
     members = [[(attack["attack"], attack["mode"]) for attack in run["attacks"]] for run in report["runs"]]
+    about.append(report.get("network"))
     return [*about, report["versions"]["rsnn_zoo"], members, [(run["protocol"], run["eps"]) for run in report["runs"]]]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from benchmark import ratios_table
 
 from rsnn_zoo.config import load_config
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import load_json, replacing
 from rsnn_zoo.hub import CONFIG, entries_folder, published_names
 from rsnn_zoo.names import ModelName
@@ -35,7 +36,7 @@ EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 def results() -> str:
     """A table a data set: accuracy without attack and under each protocol and radius, with its interval."""
-    reports = {name: load_json(entries_folder() / name / EVIDENCE) for name in published_names()}
+    reports = {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in published_names()}
     datasets = dict.fromkeys(report["dataset"] for report in reports.values())
     return "\n\n".join(
         results_on({name: report for name, report in reports.items() if report["dataset"] == dataset})
@@ -116,7 +117,7 @@ def runs() -> str:
     header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for folder in sorted((DOCS / "runs").iterdir()):
-        run, report = load_json(folder / "run.json"), load_json(folder / "validation.json")
+        run, report = (load_json(folder / name, MAX_EVIDENCE_BYTES) for name in ("run.json", "validation.json"))
         history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         cells = [f"`{folder.name}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
         cells += [f"{history[-1]['images_per_second']:.0f}", f"{report['n']:,}"]

@@ -13,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from evaluate import load
+from evaluate import add_neuron, load
 
 import rsnn_zoo
 from rsnn_zoo.adversarial import ROUNDED, verify
@@ -28,6 +28,7 @@ def main() -> None:
         "--model", required=True, help="the model that they are to fell: name, hf-hub:... or local-dir:..."
     )
     parser.add_argument("--weights", type=Path, help="a .safetensors file in place of the published weights")
+    add_neuron(parser)
     parser.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures")
     parser.add_argument("--device", type=device, default="cpu", help="(%(default)s)")
     parser.add_argument("--data", help="data set or .npz file that the clean images must be of")
@@ -37,7 +38,7 @@ def main() -> None:
     try:
         if args.plugin is not None:
             runpy.run_path(str(args.plugin))
-        model = load(args.model, args.weights).to(args.device)
+        model = load(args.model, args.weights, args.neuron).to(args.device)
         data = rsnn_zoo.load_dataset(args.data, args.split, root=args.data_root) if args.data else None
         found = verify(model, args.file, data)
     except (LookupError, OSError, ValueError) as error:

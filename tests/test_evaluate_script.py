@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rsnn_zoo import evaluate, load_dataset
 from rsnn_zoo.files import load_json, to_json
 from rsnn_zoo.publish import save_pretrained
 from tests.conftest import NAME, small_network
@@ -130,7 +131,24 @@ def test_training_needs_a_device_that_is_there_too(scripts, capsys):
 
 def test_corrupt_weights_are_refused(refused):
     Path("corrupt.safetensors").write_bytes(b"no weights")
-    assert "corrupt.safetensors is damaged" in refused(NAME, "--weights", "corrupt.safetensors")
+    assert "corrupt.safetensors is damaged" in refused(NAME, "--weights", "corrupt.safetensors", "--neuron", "leak=1")
+
+
+def test_weights_of_an_snn_need_the_neurons_said(run, refused, tmp_path):
+    soft = small_network(reset="soft", initial=0.5)
+    save_pretrained(soft, "soft", name=NAME)
+    assert "give --neuron" in refused(NAME, "--weights", "soft/model.safetensors")
+    assert "not init" in refused(NAME, "--weights", "soft/model.safetensors", "--neuron", "init=0.5")
+    assert "goes with --weights" in refused(NAME, "--neuron", "reset=soft")
+    found = {}
+    for kind in ("reset=soft initial=0.5", "reset=hard"):
+        run(NAME, "--weights", "soft/model.safetensors", "--neuron", *kind.split(), "-n", 64, "--checks", 0)
+        found[kind] = load_json(f"results/{NAME}.json")
+    data = load_dataset("digits", "test").select(64)
+    wanted = evaluate(soft, data, "ensemble-pgd20", 8 / 255, checks=0).to_json()
+    assert found["reset=soft initial=0.5"]["network"] == {"timesteps": 2, "reset": "soft", "leak": 1.0, "initial": 0.5}
+    assert found["reset=soft initial=0.5"]["runs"][0]["verdicts"] == wanted["runs"][0]["verdicts"]
+    assert found["reset=hard"]["runs"][0]["verdicts"] != wanted["runs"][0]["verdicts"]
 
 
 # --- what there was before ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 import rsnn_zoo
 from rsnn_zoo import publish
 from rsnn_zoo.config import load_config
+from rsnn_zoo.evidence import check_evidence
 from rsnn_zoo.files import ConfigError, load_json, to_json
 from rsnn_zoo.hub import HubError, NotPublishedError, resolve
 from rsnn_zoo.models import resnet20, vgg11
@@ -339,6 +340,26 @@ def test_the_card_on_the_hub_is_fresh_and_valid(entry, hub, push):
     assert "/api/validate-yaml" in {path for _, path, _ in hub.requests}
     update_card(entry)
     assert ModelCard.load(entry / "README.md").data.model_name == NAME
+
+
+def test_a_folder_may_be_named_by_a_word(entry, hub, push, monkeypatch):
+    monkeypatch.chdir(entry.parent)
+    assert push(entry.name, dry_run=True).repo == REPO
+
+
+def test_an_entry_of_the_package_that_goes_elsewhere_stays_as_it_is(entry, hub, push, monkeypatch):
+    monkeypatch.setattr("rsnn_zoo.publish.entries_folder", lambda: entry.parent.resolve())
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    push(entry, org="my-lab", tag="v1")
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_evidence_of_other_time_steps_is_refused(entry):
+    config = load_config(entry / "config.json")
+    check_evidence(config, evidence_for(config, network={"timesteps": 2, "reset": "hard", "leak": 1.0, "initial": 0.0}))
+    for changed in ({"timesteps": 8}, {"initial": 0.5}):
+        with pytest.raises(EvidenceError, match=f"made with another {next(iter(changed))}"):
+            check_evidence(config, evidence_for(config, network=changed))
 
 
 def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypatch):

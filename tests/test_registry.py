@@ -85,6 +85,14 @@ def test_lists_are_filtered_by_wildcards_data_set_and_objective(packaged):
     assert both == [f"resnet20_cifar100_at_{time}" for time in ("ann", "t4", "t8")]
     assert list_models(dataset="cifar10") == list_models("*_cifar10_*")
     assert list_models("nothing*") == [] and list_models([]) == []
+
+
+def test_an_entry_that_cannot_be_built_here_is_not_listed(monkeypatch):
+    monkeypatch.setattr("rsnn_zoo.catalog.published_names", lambda: ["mynet_cifar10_at_t4", "resnet20_digits_at_t4"])
+    assert list_models(pretrained=True) == ["resnet20_digits_at_t4"]
+
+
+def test_names_are_matched_in_lower_case():
     assert list_models("RESNET20*") == []
 
 
