@@ -38,7 +38,7 @@ class RunFolder:
         folder: Made if absent.
         settings: All that the run depends on, as JSON.
         environment: What it runs on, as JSON.
-        defaults: What tables of the settings hold where a run of an older version says nothing.
+        defaults: What settings are, table by table, where a run of an older version says nothing.
         writes: Whether this process writes; of several, one does.
     """
 
@@ -48,11 +48,13 @@ class RunFolder:
         settings: Mapping[str, Any],
         environment: Mapping[str, Any],
         *,
-        defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        defaults: Mapping[str, Any] | None = None,
         writes: bool = True,
     ):
-        self.folder, self.defaults, self.writes = folder, defaults or {}, writes
+        self.folder, self.writes = folder, writes
         self.settings: dict[str, Any] = json.loads(to_json(settings))
+        known = {key: value for key, value in (defaults or {}).items() if key in settings}
+        self.defaults: dict[str, Any] = json.loads(to_json(known))
         self.environment: dict[str, Any] = json.loads(to_json(environment))
 
     def __str__(self) -> str:
@@ -69,30 +71,35 @@ class RunFolder:
         if (state := load_checkpoint(self.folder)) is None:
             self.write_record(None)
             return None
-        before = state["settings"]
-        meant = {table: known for table, known in self.defaults.items() if table in self.settings}
-        before = {**before, **{table: {**known, **before.get(table, {})} for table, known in meant.items()}}
-        if differing := _differences(before, self.settings):
+        if differing := _differences(_completed(state["settings"], self.defaults), self.settings):
             raise OtherRunError(
                 f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
             )
         return state
 
     def go_on(self, state: Mapping[str, Any], finished: bool) -> None:
-        """Takes note of where the state comes from: of what is finished the environment stays on record."""
+        """Takes note of where the state comes from: of what is finished the environment stays on record.
+
+        The log is written anew: what saved the state may have been killed before it came to that.
+        """
+        self._write_log(state["history"])
         if finished:
             self.environment = state["environment"]
         elif state["environment"] != self.environment:
             _log.warning("the run goes on in another environment: its weights may differ by roundings")
 
-    def save(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a checkpoint, and the log of all epochs so far.
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint, and the log: what the state has as ``history``, a record an epoch.
 
         Raises:
             OSError: If it cannot be written; what was there stays.
         """
         if self.writes:
             save_checkpoint(self.folder, {**state, "settings": self.settings, "environment": self.environment})
+            self._write_log(state["history"])
+
+    def _write_log(self, history: Sequence[Mapping[str, Any]]) -> None:
+        if self.writes:
             with replacing(self.folder / "log.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
 
@@ -103,6 +110,13 @@ class RunFolder:
             with replacing(self.folder / "run.json") as temporary:
                 temporary.write_bytes(to_json(record))
         return record
+
+
+def _completed(before: Any, defaults: Any) -> Any:
+    """``before``, and of the defaults what it does not say, table by table."""
+    if not (isinstance(before, Mapping) and isinstance(defaults, Mapping)):
+        return before
+    return {**defaults, **{key: _completed(value, defaults.get(key)) for key, value in before.items()}}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
@@ -136,6 +150,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         with open(temporary, "wb") as file:
             file.write(hashlib.sha256(data).digest())
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a disk that is full only now costs the one before
         if (folder / CURRENT).exists():
             os.replace(folder / CURRENT, folder / PREVIOUS)
 

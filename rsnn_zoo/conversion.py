@@ -74,6 +74,7 @@ def calibrate(
         The thresholds by layer name.
 
     Raises:
+        TypeError: If the images are no tensor of floating point.
         ValueError: For images that are none, or a percentile or scale out of range.
 
     Source:
@@ -112,7 +113,17 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
         snn: The network.
         images: (B, C, H, W) in [0, 1].
         batch_size: Most images a forward pass; the batches' statistics are averaged.
+
+    Raises:
+        TypeError: If the images are no tensor of floating point.
+        ValueError: For images that are none, or a batch size below 1.
+
+    Example:
+        >>> relearn_statistics(snn, images)  # doctest: +SKIP
     """
+    check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     norms = [module for module in snn.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     try:
@@ -167,6 +178,7 @@ def convert(
         The SNN in evaluation mode: for a network of this zoo its spiking twin, else a :class:`SpikingNetwork`.
 
     Raises:
+        TypeError: If the images are no tensor of floating point, or timesteps no integer.
         ValueError: For a network with another activation, or one that calls ReLU as a function (the message names
             the layer and the remedy), for one that spikes already, and for images that are none.
 

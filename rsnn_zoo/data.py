@@ -7,6 +7,7 @@ Example:
 """
 
 import hashlib
+import logging
 import math
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ from tqdm import tqdm
 
 from rsnn_zoo.datasets import DATASETS, Augmentation, DatasetInfo
 from rsnn_zoo.names import near_matches
+
+_log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -213,7 +216,12 @@ def load_dataset(
             raise ValueError(f"{source} is {info.title}, not {dataset}; give another source, or leave out dataset=")
         images, labels = _READERS[name](info, root, train, download)
 
-    data = ImageData(_nchw(images), torch.from_numpy(labels.astype(np.int64)), info, split, torch.arange(len(labels)))
+    labels = labels.astype(np.int64)
+    if (np.diff(labels) >= 0).all() and np.ptp(labels):
+        _log.warning(
+            "%s: sorted by class, so the first images, which conversion and attacks take, are of few: shuffle", path
+        )
+    data = ImageData(_nchw(images), torch.from_numpy(labels), info, split, torch.arange(len(labels)))
     if not train or not validation:
         return data
     kept, held_out = _stratified(labels, validation, seed)
@@ -280,6 +288,8 @@ def _read_tinyimagenet(info: DatasetInfo, root: Path, train: bool, download: boo
             f"No images in {base}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip and pass its folder"
         )
     files.sort(key=lambda file: file[0].name)  # so that a sample's index is the same in every layout
+    if train:  # which are named by class: the first so many would be of a few
+        np.random.default_rng(0).shuffle(files)
     numbers = {wnid: number for number, wnid in enumerate(info.class_names)}
     if unknown := {wnid for _, wnid in files} - numbers.keys():
         raise ValueError(f"{base} has classes that {info.title} lacks: {', '.join(sorted(unknown)[:5])}")

@@ -38,8 +38,8 @@ class Objective:
         clean: Whether it needs the logits of the clean images.
         inner: What the inner attack maximises, a key of ``INNER_LOSSES``; None if it needs no adversarial images.
         start: Where PGD inside it starts, a key of ``STARTS``.
-        teacher: Whether loss and inner attack are given, in place of the labels, the probabilities (B, K) that a
-            teacher has for the clean images.
+        teacher: Whether the loss is given, in place of the labels, the probabilities (B, K) that a teacher has for the
+            clean images; the attack too where it maximises ``"teacher"``.
     """
 
     loss: Loss
@@ -63,7 +63,8 @@ def register_objective(
         clean: Whether it needs the logits of the clean images.
         inner: What the inner attack maximises: ``"ce"``, ``"kl"``, ``"teacher"``, or None for no attack.
         start: Where PGD starts: ``"uniform"`` in the ball, or ``"gaussian"``, 0.001 randn off the image.
-        teacher: Whether loss and attack are given a teacher's probabilities (B, K) in place of the labels.
+        teacher: Whether the loss, and an attack that maximises ``"teacher"``, is given a teacher's probabilities (B, K)
+            in place of the labels.
 
     Raises:
         ValueError: If the name is malformed or taken, or an option unknown.
@@ -101,7 +102,8 @@ def get_objective(name: str) -> Objective:
 
 def _kl(clean: Tensor, adversarial: Tensor) -> Tensor:
     """KL(clean || adversarial) of each sample, (B,), from logits (B, K)."""
-    return F.kl_div(F.log_softmax(adversarial, 1), F.softmax(clean, 1), reduction="none").sum(1)
+    # of logarithms: the gradient for a probability that underflows is no number
+    return F.kl_div(F.log_softmax(adversarial, 1), F.log_softmax(clean, 1), reduction="none", log_target=True).sum(1)
 
 
 @register_objective("natural")
@@ -160,7 +162,7 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoo
     margin = F.nll_loss(torch.log(1.0001 - probabilities + 1e-12), wrong)
     boosted = F.cross_entropy(adversarial, labels, label_smoothing=smoothing) + margin
     p = F.softmax(clean, 1)
-    kl = F.kl_div(torch.log(probabilities + 1e-12), p, reduction="none").sum(1)
+    kl = (p * (F.log_softmax(clean, 1) - torch.log(probabilities + 1e-12))).sum(1)
     doubt = 1.0000001 - p.gather(1, labels[:, None]).squeeze(1)
     return boosted + weight * (kl * doubt).mean()
 

@@ -57,8 +57,10 @@ class _Checked:
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
+            if isinstance(item.default, str) and not isinstance(value, str):
+                raise RecipeError(f"{item.name} is {value!r}, must be a string")
             if "known" in item.metadata and value not in item.metadata["known"]:
-                raise RecipeError(f"{item.name} is {value!r}{near_matches(str(value), item.metadata['known'])}")
+                raise RecipeError(f"{item.name} is {value!r}{near_matches(value, item.metadata['known'])}")
             if "low" in item.metadata:
                 low, high, whole = item.metadata["low"], item.metadata["high"], isinstance(item.default, int)
                 kinds = (int,) if whole else (int, float)
@@ -184,8 +186,19 @@ class Stage(_Checked):
             except (ValueError, AttributeError, TypeError) as error:
                 raise RecipeError(f'attack_mode: {error}; or "own"') from error
         for key, pixels in (("crop_padding", self.augmentation.crop_padding), ("cutout", self.augmentation.cutout)):
-            if not isinstance(pixels, int) or pixels < 0:
+            if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
                 raise RecipeError(f"augmentation.{key} is {pixels!r}, must be a number of pixels")
+        if not isinstance(self.augmentation.flip, bool):
+            raise RecipeError(f"augmentation.flip is {self.augmentation.flip!r}, must be true or false")
+
+    def unreached(self) -> list[str]:
+        """What grows for longer than the stage lasts, and so never comes to its full value; a phrase for each."""
+        grown = {"warmup": "lr", "eps_warmup": "eps", "steps_warmup": "attack_steps"}
+        return [
+            f"{key} is {getattr(self, key):g} epochs of {self.epochs}: {what} never reaches {getattr(self, what):g}"
+            for key, what in grown.items()
+            if getattr(self, key) > self.epochs
+        ]
 
 
 @dataclass(frozen=True)
@@ -307,15 +320,16 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
         raise FileNotFoundError(f"no recipe {source}{near_matches(str(source), recipe_names())}, or a .toml file")
     content = _content(path, ())
     variants = content.pop("variants", {})
+    if not _is_table(variants) or not all(map(_is_table, variants.values())):
+        raise RecipeError(f"{path}: variants must hold tables, such as [variants.at.ann]")
     for name in variants:
         if name not in OBJECTIVES:
             raise RecipeError(f"{path}: variants.{name}{near_matches(name, OBJECTIVES)}")
     content = _merged(content, variants.get(objective, {}))
     for change in changes:
         content = _merged(content, _toml(change, f"the change {change!r}"))
-    content = _merged(content, {"ann": {"objective": objective}})
-    if "direct" in content:
-        content = _merged(content, {"direct": {"objective": objective}})
+    named = {table: {"objective": objective} for table in ("ann", "direct") if table in content}
+    content = _merged(content, named)
     return _build(Recipe, {"name": path.stem} | content, str(path))
 
 

@@ -74,9 +74,9 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> di
     if isinstance(source, str | os.PathLike):
         try:
             if str(source).endswith(".safetensors"):
-                return safetensors.torch.load_file(source)
-            # weights_only alone: a checkpoint from elsewhere must not be able to run code
-            source = torch.load(source, map_location="cpu", weights_only=True)
+                source = safetensors.torch.load_file(source)
+            else:  # weights_only alone: a checkpoint from elsewhere must not be able to run code
+                source = torch.load(source, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:  # of many kinds, and torch's own advice is to load it unsafely
@@ -123,6 +123,7 @@ def from_research_checkpoint(
         The network in evaluation mode, in the checkpoint's floating dtype.
 
     Raises:
+        OSError: If the file cannot be read.
         ValueError: For an unknown architecture or data set, a file that is no state dict, or names and shapes that do
             not fit: the message lists the missing, the unknown and the misshapen.
 
@@ -156,7 +157,6 @@ def from_research_checkpoint(
     # the batch counter is bookkeeping that some exports drop
     missing = [n for n in own if n not in state and n not in outside and not n.endswith("num_batches_tracked")]
     unknown = [old for old in found if _rename(old, heads) not in own or _rename(old, heads) in outside]
-    # a threshold may come as (1,)
     misshapen = [  # a threshold may be () or (1,)
         n for n, t in state.items() if n in own and t.shape != own[n].shape and (t.numel(), own[n].numel()) != (1, 1)
     ]

@@ -50,7 +50,7 @@ _NONLINEAR = frozenset(
         "erf",
         "sin",
         "cos",
-        "_scaled_dot_product_flash_attention_for_cpu",
+        "_safe_softmax",
     }
 )
 _MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
@@ -80,7 +80,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
-        if operator in _NONLINEAR or operator in _MAX_POOLS:
+        attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
+        if attends or operator in _NONLINEAR or operator in _MAX_POOLS:
             self.calls.append((self.stack[-1], operator))
         return func(*args, **(kwargs or {}))
 

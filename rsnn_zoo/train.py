@@ -7,6 +7,7 @@ generator, and a run that is killed and started again ends with the weights of o
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import signal
@@ -24,14 +25,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rsnn_zoo.attacks.inner import ATTACKS, start_noise
-from rsnn_zoo.checkpoints import OtherRunError, RunFolder
+from rsnn_zoo.checkpoints import CheckpointError, OtherRunError, RunFolder
 from rsnn_zoo.data import Augment, ImageData
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.provenance import digest, environment, peak_memory
-from rsnn_zoo.recipe import Split, Stage
+from rsnn_zoo.recipe import Conversion, Neuron, Split, Stage
 from rsnn_zoo.updates import MEASURED, Updates
 
-__all__ = ["DivergedError", "Estimate", "OtherRunError", "RunResult", "TrainingInterrupted", "estimate", "train"]
+__all__ = [
+    "CheckpointError",
+    "DivergedError",
+    "Estimate",
+    "OtherRunError",
+    "RunResult",
+    "TrainingInterrupted",
+    "estimate",
+    "train",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +117,7 @@ def train(
     ``log.jsonl`` with one record an epoch, and ``run.json`` with all that the run depends on, and its result.
 
     Where a process group is initialised (``torchrun``), every process takes its part of each batch, and the first one
-    writes.
+    writes; the batch norms of the network are replaced by synchronised ones.
 
     Args:
         model: ANN or SNN, from images (B, C, H, W) in [0, 1] to logits (B, K).
@@ -118,7 +128,8 @@ def train(
         teacher: A trained network, where the objective is taught by one.
         seed: Draws the order, the augmentation and the attacks' starts. The initial weights are the caller's.
         device: Where to train; that of the model by default.
-        about: What else the run depends on, as JSON: recorded, and compared when the run is taken up again.
+        about: What else the run depends on, as JSON: recorded, and compared when the run is taken up again, as are
+            stage, seed, data and what ``print(model)`` shows; not the initial weights.
         interval: Seconds between two checkpoints within an epoch.
         progress: Show a progress bar.
         on_epoch: Is handed each epoch's record, for a logger of your own.
@@ -128,8 +139,9 @@ def train(
         CheckpointError: If it holds checkpoints that cannot be read.
         DivergedError: If the loss is no number any more.
         TrainingInterrupted: After Ctrl-C or SIGTERM, when the run has been saved.
-        ValueError: If the training images do not fill one batch, or a batch cannot be divided.
-        OSError: If the folder cannot be written.
+        ValueError: If the training images do not fill one batch, a batch cannot be divided, the objective needs a
+            teacher and there is none, or the batch norms cannot be synchronised.
+        OSError: If the folder cannot be written, or the stage wants the network compiled and that fails.
 
     Example:
         >>> train(model, data, validation, load_recipe("digits", "trades").ann, "runs/mine")  # doctest: +SKIP
@@ -161,11 +173,17 @@ def estimate(
         teacher: As for :func:`train`.
         device: As for :func:`train`.
         steps: How many steps to time, after one that warms up.
+
+    Raises:
+        ValueError: As :func:`train`.
+
+    Example:
+        >>> print(estimate(model, data, validation, load_recipe("digits", "trades").ann))  # doctest: +SKIP
     """
     few = validation.select(min(stage.batch_size, len(validation)))
     run = _Run(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device, teacher)
     run.model.train()
-    run.epoch = stage.epochs - 1  # when eps and the attack's steps have grown
+    run.epoch = stage.epochs - 1  # when eps and the attack's steps have grown the most
     order = run.order()
 
     def timed(call: Callable[[], Any], times: int) -> float:
@@ -236,6 +254,10 @@ class _Run:
         if not self.batches:
             raise ValueError(f"{len(data)} training images do not fill a batch of {stage.batch_size}: lower batch_size")
         self.ranks = Ranks.current()
+        if self.ranks.main:
+            for phrase in stage.unreached():
+                _log.warning("%s", phrase)
+        self.network = hashlib.sha256(repr(model).encode()).hexdigest()
         self.updates = Updates(self.model, stage, self.ranks, teacher)
         self.teacher = digest(teacher) if self.updates.teacher and teacher is not None else None
         self.augment = Augment(stage.augmentation)
@@ -262,7 +284,11 @@ class _Run:
     def step(self, order: Tensor) -> None:
         """One batch."""
         self.generator.manual_seed(_seed(_STEP, self.seed, self.epoch, self.batch))
-        torch.manual_seed(_seed(_DROPOUT, self.seed, self.epoch, self.batch, self.ranks.rank))
+        drawn = _seed(_DROPOUT, self.seed, self.epoch, self.batch, self.ranks.rank)
+        torch.default_generator.manual_seed(drawn)  # not torch.manual_seed, which seeds every GPU there is
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(drawn)
         indices = order[self.batch]
         images = self.augment(self.data.images[indices], self.generator).float() / self.data.info.levels
         images = images.contiguous(memory_format=self.layout)
@@ -380,13 +406,14 @@ class _Run:
 
     def open(self, folder: Path, about: Mapping[str, Any], interval: float) -> None:
         """Makes the folder, or takes up the run that it holds."""
-        settings = {"stage": asdict(self.stage), "seed": self.seed, **about}
+        settings = {"stage": asdict(self.stage), "seed": self.seed, "network_sha256": self.network, **about}
         for name, part in (("train", self.data), ("validation", self.validation)):
             settings[f"{name}_images"], settings[f"{name}_sha256"] = len(part), part.sha256
         if self.teacher:
             settings["teacher_sha256"] = self.teacher
         surroundings = environment(self.device) | {"processes": self.ranks.size}
-        defaults = {"stage": asdict(Stage()), "data": asdict(Split())}
+        tables = {"stage": Stage(), "data": Split(), "neuron": Neuron(), "conversion": Conversion()}
+        defaults = {name: asdict(table) for name, table in tables.items()} | {"network_sha256": self.network}
         self.folder = RunFolder(folder, settings, surroundings, defaults=defaults, writes=self.ranks.main)
         self.interval, self.saved = interval, time.monotonic()
         if (state := self.folder.open()) is not None:
@@ -408,11 +435,11 @@ class _Run:
         for key, part in self.parts().items():
             state[key] = _copied(part) if isinstance(part, nn.Module) else part.state_dict()
         try:
-            self.folder.save(state, self.history)
+            self.folder.save(state)
         except OSError as error:
             if must:
                 raise
-            _log.warning("no checkpoint, trying again later: %s", error)
+            _log.warning("the run could not be saved, trying again later: %s", error)
         self.saved = time.monotonic()
 
     def close(self) -> RunResult:

@@ -102,7 +102,7 @@ class Updates:
         Args:
             images: The whole batch, (B, C, H, W) in [0, 1]; each process takes its share of it.
             labels: (B,).
-            generator: Draws the start of the attack.
+            generator: Draws the start of the attack, and which weights are retracted.
             done: Epochs that are done, with the share of this one.
             step: What share of an epoch this update is.
 
@@ -110,7 +110,8 @@ class Updates:
             What ``MEASURED`` names, means over the batch.
 
         Raises:
-            FloatingPointError: If the loss is no number; the weights are as before.
+            FloatingPointError: If the loss is no number; this step changes no weights, but of a replayed batch those
+                before it have.
             OSError: If the stage wants the network compiled, and that fails.
         """
         stage, inner = self.stage, self.objective.inner

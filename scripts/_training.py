@@ -75,9 +75,14 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
     recipe = load_recipe(args.recipe or default_recipe(name), name.objective, args.set)
     source = {"root": args.root, "download": args.download, "dataset": name.dataset}
     split = {"validation": recipe.data.validation, "seed": recipe.data.seed}
+    ranks = Ranks.current()
+    if not ranks.main:
+        torch.distributed.barrier()  # the first process downloads, the others find it there
     data, validation = (
         load_dataset(args.data or name.dataset, part, **source, **split) for part in ("train", "validation")
     )
+    if ranks.main and ranks.size > 1:
+        torch.distributed.barrier()
     args.output = args.output or Path("runs") / str(name)
     return recipe, data, validation
 
@@ -99,8 +104,10 @@ def run_stage(
 ) -> None:
     """Trains and saves the entry, or tells what that would take."""
     if args.dry_run:
-        print(json.dumps({"stage": asdict(stage), **about}, indent=2))
-        print(f"about {estimate(model, data, validation, stage, teacher=teacher, device=args.device)}")
+        expected = estimate(model, data, validation, stage, teacher=teacher, device=args.device)
+        if Ranks.current().main:
+            print(json.dumps({"stage": asdict(stage), **about}, indent=2))
+            print(f"about {expected}")
         return
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
     with tensorboard(args.tensorboard) as on_epoch:

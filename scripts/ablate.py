@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 import rsnn_zoo
 from rsnn_zoo.attacks.protocols import full_name
 from rsnn_zoo.data import ImageData
-from rsnn_zoo.files import load_json, replacing, to_json
+from rsnn_zoo.files import check_writable, load_json, replacing, to_json
 from rsnn_zoo.provenance import environment
 from rsnn_zoo.recipe import Conversion, Neuron, Recipe, Split
-from rsnn_zoo.train import train
+from rsnn_zoo.train import TrainingInterrupted, train
 
 EPS = 8 / 255
 JUDGED = "data", "neuron", "conversion", "snn"
@@ -39,14 +39,18 @@ def measured(
     args: argparse.Namespace, recipe: Recipe, data: ImageData, validation: ImageData, made: Converted
 ) -> dict[str, Any]:
     """Fine-tunes an SNN in a folder that is not kept, and attacks it; converts what was not ``made`` before."""
+    shown, judging = data.select(args.images), validation.select(args.n)
     how = recipe.data, recipe.neuron, recipe.conversion
     if how not in made:
         made[how] = converted(args, recipe, data)
     snn, ann, about = copy.deepcopy(made[how])
     with TemporaryDirectory() as folder:
         options = {"teacher": ann, "seed": args.seed, "device": args.device, "progress": not args.quiet}
-        result = train(snn, data.select(args.images), validation, recipe.stage("snn"), folder, about=about, **options)
-    report = rsnn_zoo.evaluate(snn.cpu(), validation.select(args.n), args.attack, EPS, seed=args.seed, checks=0)
+        try:
+            result = train(snn, shown, validation, recipe.stage("snn"), folder, about=about, **options)
+        except TrainingInterrupted:
+            raise TrainingInterrupted("stopped; runs that had ended are kept, this one begins anew") from None
+    report = rsnn_zoo.evaluate(snn.cpu(), judging, args.attack, EPS, seed=args.seed, checks=0)
     (run,) = report.runs
     return {
         "clean": report.clean_accuracy,
@@ -91,6 +95,7 @@ def run() -> None:
     made: Converted = {}
     ann = trained_ann(args).weights_sha256
     path, base = args.output or Path("results/ablation.json"), args.set
+    check_writable(path)
     found = load_json(path)["runs"] if path.is_file() else []
     for change in ["", *args.changes]:
         args.set = [*base, *change.split()]

@@ -35,7 +35,9 @@ from rsnn_zoo.weights import check_state_dict, serialize
 
 def add_ann(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the argument that says which ANN."""
-    parser.add_argument("--ann", help="the trained ANN: a folder, a name, or its weights (.safetensors, .pth)")
+    parser.add_argument(
+        "--ann", help="the trained ANN: a folder, a name, or a file of its weights (.safetensors, .pth)"
+    )
     return parser
 
 
@@ -61,7 +63,7 @@ def trained_ann(args: argparse.Namespace) -> Network:
     """The ANN that --ann names, or that of the SNN's name."""
     own = Path("runs") / _of(args, None)
     source = args.ann or (str(own) if (own / "config.json").is_file() else _of(args, None))
-    if Path(source).suffix not in (".safetensors", ".pth", ".pt"):
+    if not Path(source).is_file() and Path(source).suffix not in (".safetensors", ".pth", ".pt"):
         return create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
     ann = create_model(_of(args, None))
     own = ann.network if isinstance(ann, ForeignNetwork) else ann
@@ -82,12 +84,14 @@ def run() -> None:
     p.add_argument("--dry-run", action="store_true", help="show the resolved recipe and the thresholds, write nothing")
     args = parsed(p)
     recipe, data, _ = resolve(args)
+    if not args.dry_run and (args.output / "run.json").exists():
+        raise FileExistsError(f"{args.output} holds a fine-tuned network: name another folder, --output FOLDER")
     started = time.monotonic()
     snn, _, about = converted(args, recipe, data)
     if args.dry_run:
         thresholds = {name: round(neuron.threshold.item(), 4) for name, neuron in snn.neurons()}
         print(json.dumps({**about, "thresholds": thresholds}, indent=2))
-        print(f"{time.monotonic() - started:.1f} s, {peak_memory() / 2**20:.0f} MiB")
+        print(f"{time.monotonic() - started:.1f} s, {peak_memory(args.device) / 2**20:.0f} MiB")
         return
     save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about)
     print(f"{args.name}: saved in {args.output}")

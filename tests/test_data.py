@@ -385,6 +385,18 @@ def test_a_data_set_through_torchvision(tmp_path, monkeypatch, name, factory, wr
     assert train.labels.tolist() + test.labels.tolist() == DIGITS.target[:72].tolist()
 
 
+def test_a_file_that_is_sorted_by_class_is_noted(tmp_path, caplog):
+    for name, labels in (("sorted", [0, 0, 1, 1, 2, 2]), ("mixed", [0, 1, 2, 0, 1, 2]), ("one", [0] * 6)):
+        arrays = {
+            f"{split}_{what}": value
+            for split in ("train", "test")
+            for what, value in (("images", digits_rgb(8, 6)), ("labels", np.array(labels)))
+        }
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        load_dataset(tmp_path / f"{name}.npz", "test")
+    assert [message.split(": ")[0] for message in caplog.messages] == [str(tmp_path / "sorted.npz")]
+
+
 # Tiny ImageNet's folder.
 
 WNIDS = DATASETS["tinyimagenet"].class_names
@@ -421,6 +433,7 @@ def test_tinyimagenet_is_the_same_in_either_layout(tmp_path):
     train = load_dataset(tmp_path / "sorted", "train", validation=0.25)
     held_out = load_dataset(tmp_path / "sorted", "validation", validation=0.25)
     assert Counter(train.labels.tolist()) == {0: 3, 150: 3, 199: 3}
+    assert train.labels.tolist() != sorted(train.labels.tolist())  # the first of them are to be of many classes
     assert Counter(held_out.labels.tolist()) == {0: 1, 150: 1, 199: 1}
 
 

@@ -102,6 +102,14 @@ def test_trades_tells_its_two_arguments_apart_and_trains_through_both():
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
 
 
+@pytest.mark.parametrize("name", ["trades", "mart"])
+def test_a_probability_that_underflows_leaves_the_gradient_a_number(name):
+    clean = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    adversarial = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = OBJECTIVES[name].loss(clean, adversarial, torch.tensor([1]), 6.0, 0.0)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, [clean, adversarial]))
+
+
 def test_label_smoothing_reaches_the_cross_entropy():
     clean, adversarial = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3])

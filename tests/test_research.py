@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 
@@ -176,9 +177,11 @@ def test_normalisation_can_be_said(resnet20):
 # --- as people keep them --------------------------------------------------------------------------------------------
 
 
-def test_wrappers_prefixes_and_shapes_of_thresholds_do_not_matter(resnet20):
+def test_wrappers_prefixes_and_shapes_of_thresholds_do_not_matter(resnet20, tmp_path):
     expected = load(resnet20).state_dict()
     parallel = {f"module.{name}": tensor for name, tensor in resnet20.items()}
+    exported = tmp_path / "parallel.safetensors"
+    safetensors.torch.save_file(parallel, exported)
     counted = resnet20 | {
         f"{name[:-12]}num_batches_tracked": torch.tensor(7) for name in resnet20 if "running_mean" in name
     }
@@ -187,6 +190,7 @@ def test_wrappers_prefixes_and_shapes_of_thresholds_do_not_matter(resnet20):
         *({key: resnet20, "epoch": 3} for key in ("state_dict", "model_state_dict", "net", "model")),
         parallel,
         {"net": parallel},
+        exported,
         long,
     ):
         found = load(source).state_dict()

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -9,9 +10,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ from rsnn_zoo.models import resnet20
 from rsnn_zoo.neurons import MIN_THRESHOLD, Rate, Surrogate
 from rsnn_zoo.objectives import OBJECTIVES, Objective
 from rsnn_zoo.provenance import digest
-from rsnn_zoo.recipe import RecipeError, Stage, load_recipe, recipe_names
+from rsnn_zoo.recipe import Conversion, Neuron, RecipeError, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import DivergedError, OtherRunError, TrainingInterrupted, estimate, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +114,13 @@ def test_a_table_that_a_recipe_lacks_is_not_made_up(tmp_path):
             recipe.stage(table)
 
 
+def test_a_recipe_may_have_no_table_of_the_ann(tmp_path):
+    recipe = load_recipe(write(tmp_path, "[snn]\nobjective = 'trades'\neps = '8/255'"), "trades")
+    assert recipe.stage("snn").objective == "trades"
+    with pytest.raises(RecipeError, match=r"no table \[ann\]"):
+        recipe.stage("ann")
+
+
 def write(tmp_path, text):
     path = tmp_path / "mine.toml"
     path.write_text(text)
@@ -160,6 +167,11 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[neuron]\nsurrogate = 'triangle'", "neuron: unknown surrogate"),
         ("[conversion]\nscale = 0", "conversion: scale is 0, must be a number from 0.001"),
         ("[variants.trade.ann]\nlr = 1", "did you mean trades"),
+        ("[variants]\nat = 3", "variants must hold tables"),
+        ("[snn]\nobjective = ['trades']", "objective is .* must be a string"),
+        ("[neuron]\nsurrogate = ['pcw']", "surrogate is .* must be a string"),
+        ("[ann.augmentation]\nflip = 'false'", "augmentation.flip is 'false', must be true or false"),
+        ("[ann.augmentation]\ncutout = true", "augmentation.cutout is True"),
         ("ann = [", "not TOML"),
     ],
 )
@@ -515,6 +527,22 @@ def test_accumulation_is_the_mean_of_the_parts(tmp_path, data, validation):
     assert parts.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=0.2)
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(data):
+    images, labels = data.pixels(slice(0, 16)), data.labels[:16]
+    stage = Stage(batch_size=16, epochs=1)
+    networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for network, parts in zip(networks, (1, 4), strict=True):
+        update = updates.Updates(network, replace(stage, accumulate=parts), Ranks())
+        update(images, labels, torch.Generator(), 0.0, 1.0)
+    torch.testing.assert_close(networks[1][1].weight, networks[0][1].weight)
+
+
+def test_what_outlasts_the_run_is_said(tmp_path, data, validation, caplog):
+    run(data, validation, tmp_path, replace(ROBUST, epochs=1, steps_warmup=3.0, eps_warmup=1.0))
+    assert caplog.messages == ["steps_warmup is 3 epochs of 1: attack_steps never reaches 10"]
+
+
 def test_each_epoch_is_handed_to_a_logger_of_ones_own_and_drawn(tmp_path, data, validation):
     pytest.importorskip("matplotlib")
     records = []
@@ -598,14 +626,32 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path, data, 
 
 
 def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path, data, validation):
-    run(data, validation, tmp_path, replace(STAGE, epochs=1))
+    about = {"neuron": asdict(Neuron()), "conversion": asdict(Conversion())}
+    run(data, validation, tmp_path, replace(STAGE, epochs=1), about=about)
     state = load_checkpoint(tmp_path)
-    for key in ("compile", "clip"):
-        del state["settings"]["stage"][key]
+    for table, key in (("stage", "compile"), ("stage", "clip"), ("neuron", "initial"), ("conversion", "max_pool")):
+        del state["settings"][table][key]
+    del state["settings"]["stage"]["augmentation"]["cutout"], state["settings"]["network_sha256"]
     save_checkpoint(tmp_path, state)
-    run(data, validation, tmp_path, replace(STAGE, epochs=1))
-    with pytest.raises(OtherRunError, match=r"stage\.clip is 0\.0 there, 1\.0 here"):
-        run(data, validation, tmp_path, replace(STAGE, epochs=1, clip=1.0))
+    run(data, validation, tmp_path, replace(STAGE, epochs=1), about=about)
+    with pytest.raises(
+        OtherRunError, match=r"neuron\.initial is 0\.0 there, 0\.5 here; stage\.clip is 0\.0 there, 1\.0"
+    ):
+        about["neuron"]["initial"] = 0.5
+        run(data, validation, tmp_path, replace(STAGE, epochs=1, clip=1.0), about=about)
+
+
+def test_a_run_of_another_network_is_not_taken_up(tmp_path, data, validation):
+    run(data, validation, tmp_path, replace(ROBUST, epochs=1), timesteps=2)
+    with pytest.raises(OtherRunError, match="network_sha256"):
+        run(data, validation, tmp_path, replace(ROBUST, epochs=1), timesteps=3)
+
+
+def test_a_log_that_was_not_written_is_written_when_the_run_is_taken_up(tmp_path, data, validation):
+    _, result = run(data, validation, tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    run(data, validation, tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == result.history
 
 
 def test_a_finished_run_gives_its_result_at_once(tmp_path, data, validation):
@@ -648,9 +694,16 @@ def test_a_run_killed_after_any_batch_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, validation, number):
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, validation, monkeypatch, number):
     expected, _ = run(data, validation, tmp_path / "whole", replace(STAGE, epochs=8))
-    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    steps, real = itertools.count(), torch.optim.SGD.step
+
+    def signalled(*arguments, **keywords):
+        if next(steps) == 12:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", signalled)
     handler = signal.getsignal(number)
     with pytest.raises(TrainingInterrupted, match=rf"stopped by {number.name} .* run the same command again"):
         run(data, validation, tmp_path / "stopped", replace(STAGE, epochs=8))
@@ -747,6 +800,9 @@ def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
     assert (tmp_path / "runs" / snn / "curves.png").stat().st_size > 10_000
     code, out, err = finished(script("convert.py", snn, *FEW[3:], "--output", "converted", cwd=tmp_path))
     assert code == 0 and weights_of(tmp_path / "converted") != weights_of(tmp_path / "runs" / snn), err
+    tuned = weights_of(tmp_path / "runs" / snn)
+    code, out, err = finished(script("convert.py", snn, *FEW[3:], cwd=tmp_path))
+    assert code != 0 and "holds a fine-tuned network" in err and weights_of(tmp_path / "runs" / snn) == tuned
     code, out, err = finished(script("convert.py", snn, *FEW[3:], "--dry-run", "--output", "none", cwd=tmp_path))
     assert code == 0 and '"layer1.0.act1"' in out and not (tmp_path / "none").exists(), err
 
