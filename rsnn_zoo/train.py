@@ -81,7 +81,14 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take: seconds of a step, an epoch with its validation and all epochs; bytes of memory so far."""
+    """What a run would take.
+
+    Attributes:
+        seconds_a_step: Of a step when the attack's steps have grown.
+        seconds_an_epoch: Of an epoch of such steps with its validation.
+        seconds: Of all epochs, of which the first have fewer steps of the attack.
+        peak_memory: In bytes, so far.
+    """
 
     seconds_a_step: float
     seconds_an_epoch: float
@@ -183,23 +190,31 @@ def estimate(
     few = validation.select(min(stage.batch_size, len(validation)))
     run = _Run(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device, teacher)
     run.model.train()
-    run.epoch = stage.epochs - 1  # when eps and the attack's steps have grown the most
     order = run.order()
 
-    def timed(call: Callable[[], Any], times: int) -> float:
+    def timed(call: Callable[[], Any], times: int = 1) -> float:
         start = time.perf_counter()
         for _ in range(times):
-            run.batch = 0
             call()
         return (time.perf_counter() - start) / times
 
+    def a_step_at(batch: int) -> Callable[[], None]:
+        def step() -> None:
+            run.epoch, run.batch = divmod(batch, run.batches)
+            run.step(order)
+
+        return step
+
+    growth = [run.updates.attack_steps(batch / run.batches) for batch in range(stage.epochs * run.batches)]
     with run.own_randomness():
-        timed(lambda: run.step(order), 1)
-        a_step = timed(lambda: run.step(order), steps)
+        timed(a_step_at(0))
+        taken = {growth[batch]: timed(a_step_at(batch), steps) for batch in sorted({0, len(growth) - 1})}
         shown = min(stage.validation_images or len(validation), len(validation))
-        a_validation = timed(run.validate, 1) * shown / len(few)
+        a_validation = timed(run.validate) * shown / len(few)
     validations = math.ceil(stage.epochs / stage.validate_every)
-    total = stage.epochs * run.batches * a_step + validations * a_validation
+    # what a step takes is linear in those of the attack
+    total = float(np.interp(growth, list(taken), list(taken.values())).sum()) + validations * a_validation
+    a_step = taken[growth[-1]]
     return Estimate(a_step, run.batches * a_step + a_validation, total, peak_memory(run.device))
 
 

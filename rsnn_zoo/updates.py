@@ -94,6 +94,10 @@ class Updates:
         """What is validated and kept: the averaged weights where there are any."""
         return self.model if self.average is None else self.average.module
 
+    def attack_steps(self, done: float) -> int:
+        """Steps of the attack when so many epochs are done."""
+        return 1 + int((self.stage.attack_steps - 1) * _grown(done, self.stage.steps_warmup))
+
     def __call__(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, done: float, step: float
     ) -> list[float]:
@@ -116,7 +120,7 @@ class Updates:
         """
         stage, inner = self.stage, self.objective.inner
         eps = stage.eps * _grown(done, stage.eps_warmup)
-        steps = 1 + int((stage.attack_steps - 1) * _grown(done, stage.steps_warmup))
+        steps = self.attack_steps(done)
         start = self.objective.start if stage.attack_start == "objective" else stage.attack_start
         attack = ATTACKS[stage.attack](steps, stage.attack_step, start)
         noise = start_noise(attack, images, generator) if inner else images

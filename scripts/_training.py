@@ -21,6 +21,7 @@ from rsnn_zoo.data import ImageData, load_dataset
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.models import Network
 from rsnn_zoo.names import ModelName, UnknownNameError
+from rsnn_zoo.provenance import environment
 from rsnn_zoo.publish import save_pretrained
 from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import TrainingInterrupted, estimate, train
@@ -106,8 +107,9 @@ def run_stage(
     if args.dry_run:
         expected = estimate(model, data, validation, stage, teacher=teacher, device=args.device)
         if Ranks.current().main:
-            print(json.dumps({"stage": asdict(stage), **about}, indent=2))
-            print(f"about {expected}")
+            measured = {"estimate": asdict(expected), "environment": environment(args.device)}
+            print(json.dumps({"stage": asdict(stage), **about, **measured}, indent=2))
+            print(f"about {expected}", file=sys.stderr)
         return
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
     with tensorboard(args.tensorboard) as on_epoch:

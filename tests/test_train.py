@@ -604,6 +604,15 @@ def test_an_estimate_changes_nothing(tmp_path, data, validation):
     assert same(model, new_model()) and found.seconds >= 2 * found.seconds_an_epoch * 0.99 > 0 and found.peak_memory
 
 
+def test_an_estimate_knows_that_the_first_epochs_have_fewer_steps(data, validation):
+    stage = replace(ROBUST, attack="pgd", attack_steps=9, epochs=4)
+    short, whole = (
+        estimate(new_model(), data, validation, replace(stage, steps_warmup=warmup), steps=1) for warmup in (4.0, 0.0)
+    )
+    assert short.seconds < 0.9 * 4 * short.seconds_an_epoch
+    assert whole.seconds == pytest.approx(4 * whole.seconds_an_epoch)
+
+
 def test_too_few_images_for_a_batch_are_refused(tmp_path, data, validation):
     with pytest.raises(ValueError, match=r"64 training images do not fill a batch of 65: lower batch_size"):
         run(data, validation, tmp_path, replace(STAGE, batch_size=65))
@@ -786,8 +795,9 @@ def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
     code, out, err = finished(script("train.py", ann, *FEW, "--dry-run", cwd=tmp_path))
     assert (
         code == 0
-        and '"objective": "trades"' in out
-        and re.search(r"about .* minutes: .* s a step", out)
+        and json.loads(out)["stage"]["objective"] == "trades"
+        and json.loads(out)["estimate"]["seconds"] > 0
+        and re.search(r"about .* minutes: .* s a step", err)
         and not list(tmp_path.iterdir())
     ), err
     code, out, err = finished(script("train.py", ann, *FEW, cwd=tmp_path))
