@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+import rsnn_zoo
 from rsnn_zoo.config import ModelConfig
-from rsnn_zoo.models import resnet20
+from rsnn_zoo.models import Network, resnet20
 from rsnn_zoo.publish import save_pretrained
 from tests.hub_server import HubServer
 
@@ -25,6 +26,18 @@ settings.load_profile("shared")
 def hub():
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def snn() -> Network:
+    """A published SNN."""
+    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def ann() -> Network:
+    """The ANN that it was converted from."""
+    return rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
 
 
 def small_network(seed: int = 0, **kwargs: Any) -> torch.nn.Module:

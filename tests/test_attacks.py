@@ -321,11 +321,6 @@ def test_bad_settings_are_refused(make):
 
 
 @pytest.fixture(scope="module")
-def snn():
-    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
-
-
-@pytest.fixture(scope="module")
 def digits():
     data = rsnn_zoo.load_dataset("digits", "test").select(12)
     return data.pixels(), data.labels

@@ -37,16 +37,6 @@ def digits():
     return rsnn_zoo.load_dataset("digits", "test").select(30)
 
 
-@pytest.fixture(scope="module")
-def ann():
-    return rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
-
-
-@pytest.fixture(scope="module")
-def snn():
-    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
-
-
 def test_the_ensemble_is_the_published_one():
     assert len(set(ENSEMBLE_MODES)) == 19
     assert sum(isinstance(mode, Surrogate) for mode in ENSEMBLE_MODES) == 17

@@ -32,16 +32,6 @@ LIBRARY = [
 
 
 @pytest.fixture(scope="module")
-def snn():
-    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
-
-
-@pytest.fixture(scope="module")
-def ann():
-    return rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
-
-
-@pytest.fixture(scope="module")
 def digits(snn):
     data = rsnn_zoo.load_dataset("digits", "test").select(16)
     images, labels = data.pixels(), data.labels

@@ -11,16 +11,6 @@ from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.neurons import Rate, Relu, Surrogate
 
 
-@pytest.fixture(scope="module")
-def snn():
-    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
-
-
-@pytest.fixture(scope="module")
-def ann():
-    return rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
-
-
 def names(name, model):
     return [str(member) for member in protocol(name, model)]
 

@@ -14,11 +14,6 @@ from rsnn_zoo.attacks.victim import ModelVictim
 ATTACKS = [Square(30), RayS(30), Noise(10), Noise(10, "gaussian")]
 
 
-@pytest.fixture(scope="module")
-def snn():
-    return rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
-
-
 def linear(seed=0, shape=(1, 4, 4), classes=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
