@@ -30,6 +30,7 @@ _OBJECTIVES = {
     "alp": "adversarial logit pairing (Kannan et al., 2018)",
     "fast": "single-step adversarial training (N-FGSM; de Jorge et al., NeurIPS 2022)",
     "rat": "SNN-RAT (Ding et al., NeurIPS 2022)",
+    "rslad": "RSLAD (robust soft labels from the ANN; Zi et al., ICCV 2021)",
 }
 _METHOD = (
     "Özdenizci, O., Legenstein, R.: Adversarially Robust Spiking Neural Networks Through Conversion. "
@@ -152,11 +153,23 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
         neurons = f"integrate-and-fire neurons with {config.reset} reset{start}, {leak} and trainable thresholds"
         kind = f"A spiking {network}: {neurons}, {config.timesteps} time steps, direct input coding"
     if dataset:
-        made = f"Converted from {_cell(ann)} and fine-tuned" if (ann := config.training.get("ann")) else "Trained"
-        kind += f". {made} on {dataset.title} by {_OBJECTIVES.get(objective or '', objective)}"
+        kind += f". {_origin(config.training, dataset.title, objective)}"
     if config.weights:
         kind += f". {config.weights.num_parameters:,} parameters, {config.weights.size / 2**20:.1f} MiB"
     return kind + "."
+
+
+def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) -> str:
+    """How the weights came to be; the objective in an SNN's name is that of the ANN it was converted from."""
+    named = _OBJECTIVES.get(objective or "", objective)
+    if not (ann := training.get("ann")):
+        return f"Trained on {dataset} by {named}"
+    converted = f"Converted from {_cell(ann)}, itself trained on {dataset} by {named}"
+    if not (stage := training.get("stage")):
+        return f"{converted}, without fine-tuning"
+    tuned = stage.get("objective") if isinstance(stage, Mapping) else None
+    how = "the same objective" if tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
+    return f"{converted}, and fine-tuned" + (f" by {how}" if tuned else "")
 
 
 def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> list[EvalResult]:

@@ -92,10 +92,26 @@ def test_the_pair_and_the_cost_are_on_the_card():
     ann = {"name": "resnet20_digits_trades_ann", "n": 360, "clean": {"accuracy": 0.99, "ci95": [0.98, 1.0]}}
     config = replace(CONFIG, training={"ann": ann["name"], "seconds": 12345.6})
     text = model_card(config, {**EVIDENCE, "ann": {**ann, "runs": runs}})
-    assert "Converted from resnet20_digits_trades_ann and fine-tuned on Digits by TRADES" in text
     assert "| autoattack-v1 | 8/255 | 62.5 % | 50.0 to 75.0 % |" in text
     assert "A processor" in text and "2 cores, 2 processes, 1 threads each." in text and "- seconds: 12,346" in text
     assert "Minutes of all processes together: ensemble-pgd20 at 16/255 0.1, ensemble-pgd20 at 8/255 0.1." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "said"),
+    [
+        ("resnet20_digits_mart_t4", {"objective": "trades"}, "MART (Wang et al., ICLR 2020), and fine-tuned by TRADES"),
+        ("resnet20_digits_mart_t4", {"objective": "mart"}, "MART (Wang et al., ICLR 2020), and fine-tuned by the same"),
+        ("resnet20_digits_at_t4", {"objective": "mine"}, "(Madry et al., ICLR 2018), and fine-tuned by mine."),
+        ("resnet20_digits_trades_t4", {"epochs": 3}, "TRADES (Zhang et al., ICML 2019), and fine-tuned."),
+        ("resnet20_digits_trades_t4", None, "TRADES (Zhang et al., ICML 2019), without fine-tuning."),
+    ],
+)
+def test_the_card_tells_the_training_of_the_ann_from_the_fine_tuning(name, stage, said):
+    ann = f"{name[:-2]}ann"
+    training = {"ann": ann} | ({"stage": stage} if stage else {})
+    text = summary(replace(CONFIG, name=name, training=training, weights=None))
+    assert f"Converted from {ann}, itself trained on Digits by " in text and said in text
 
 
 def test_unknown_keys_of_the_evidence_are_ignored():
