@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -28,13 +29,13 @@ __all__ = ["device", "main"]
 _ABOUT = """\
 Adversarially robust spiking neural networks: find, inspect, attack, verify and publish them.
 
-  rsnn-zoo list --pretrained                        what is published
-  rsnn-zoo info resnet20_digits_trades_t4           what it is, and how robust
-  rsnn-zoo verify resnet20_digits_trades_t4         whether that is true
+  rsnn-zoo list --pretrained                        list the published models
+  rsnn-zoo info resnet20_digits_trades_t4           describe one and its robustness
+  rsnn-zoo verify resnet20_digits_trades_t4         check its files and published verdicts
   rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8    attack your own
-  rsnn-zoo push my_snn --org me --dry-run           publish it
+  rsnn-zoo push my_snn --org me --dry-run           publish it on the Hugging Face Hub
 """
-_STATUS = "Exit status: 0 done; 1 it cannot be done (one line on stderr says why), or does not hold; 2 wrong usage."
+_STATUS = "Exit status: 0 success; 1 failure (explained in one line on stderr) or a failed verification; 2 wrong usage."
 _NAME = "a published name, hf-hub:org/name, hf-hub:org/name@revision, or local-dir:path"
 
 _ERRORS = (NotPublishedError, OSError, ValueError)  # what the library raises where something outside it is wrong
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
     try:
+        if getattr(args, "plugin", None) is not None:
+            runpy.run_path(str(args.plugin))
         text, content, status = args.run(args)
         print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text, flush=True)
     except BrokenPipeError:  # `rsnn-zoo list | head` has seen enough
@@ -192,21 +195,24 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     def add_data(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--data", help="an .npz file or folder, in place of the data set's name")
+        one.add_argument("--data", help="npz file or folder to use instead of the named data set")
         one.add_argument("--data-root", default="data", help="folder of the data sets (%(default)s)")
         one.add_argument("--download", action="store_true", help="let torchvision download the data set")
         one.add_argument("--device", type=device, default="cpu", help="where to compute: cpu, cuda (%(default)s)")
 
+    def add_plugin(one: argparse.ArgumentParser) -> None:
+        about = "Python file that registers architectures or objectives, run first"
+        one.add_argument("--plugin", type=Path, metavar="FILE.py", help=about)
+
     one = command(_list, "list the names of the zoo", "rsnn-zoo list '*trades*' --pretrained --dataset digits")
-    one.add_argument("filter", nargs="*", help="wildcards, one of which must match")
+    one.add_argument("filter", nargs="*", help="wildcards; names that match any of them are listed")
     one.add_argument("--pretrained", action="store_true", help="only those with published weights")
     one.add_argument("--dataset", help="only this data set")
     one.add_argument("--objective", help="only this training objective")
 
-    one = command(
-        _info, "say what an entry is, and how robust it was found", "rsnn-zoo info hf-hub:colleague/their_snn"
-    )
+    one = command(_info, "describe an entry and its published results", "rsnn-zoo info hf-hub:colleague/their_snn")
     one.add_argument("name", help=_NAME)
+    add_plugin(one)
 
     example = "rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8 16 32 --output my_snn/evaluation.json"
     one = command(_evaluate, "attack a model and report its robust accuracy, with evidence that push accepts", example)
@@ -215,25 +221,28 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--eps", type=float, nargs="+", default=[8], metavar="K", help="radii in units of 1/255 (8)")
     one.add_argument("--images", type=int, metavar="N", help="only the first N images")
     one.add_argument("--split", default="test", choices=("test", "validation", "train"), help="(%(default)s)")
-    one.add_argument("--output", type=Path, help="write the report there; killed and called again, it goes on")
+    one.add_argument("--output", type=Path, help="file for the report; repeat the command to resume")
     add_data(one)
+    add_plugin(one)
 
-    one = command(_verify, "check files, evidence and card of an entry, and recompute verdicts", "rsnn-zoo verify NAME")
+    one = command(_verify, "check the files of an entry and recompute some of its verdicts", "rsnn-zoo verify NAME")
     one.add_argument("name", help=_NAME)
     one.add_argument("--images", type=int, default=64, metavar="N", help="recompute the first N at 8/255 (%(default)s)")
     one.add_argument("--all", action="store_true", help="recompute every published verdict")
     add_data(one)
+    add_plugin(one)
 
     example = "rsnn-zoo push 'resnet20_digits_*' --tag v1.0 --dry-run"
     one = command(_push, "check entries and upload them to the Hugging Face Hub", example)
-    one.add_argument("names", nargs="*", help="names of entries, wildcards, or folders that save_pretrained wrote")
+    one.add_argument("names", nargs="*", help="entry names, wildcards, or folders written by save_pretrained")
     one.add_argument("--all", action="store_true", help="every entry")
-    one.add_argument("--folder", type=Path, default=entries_folder(), help="where the entries are (%(default)s)")
-    one.add_argument("--org", help="user or organisation (RSNN_ZOO_ORG, or rsnn-zoo)")
-    one.add_argument("--tag", help="mark the commit as this release, and pin it in the config")
+    one.add_argument("--folder", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
+    one.add_argument("--org", help="user or organisation (default: RSNN_ZOO_ORG, or rsnn-zoo)")
+    one.add_argument("--tag", help="tag the commit with this release and pin it in the config")
     one.add_argument("--private", action="store_true", help="make the repositories private")
-    one.add_argument("--dry-run", action="store_true", help="check, list every file and its size, upload nothing")
-    one.add_argument("--endpoint", help="address of the Hub (HF_ENDPOINT)")
+    one.add_argument("--dry-run", action="store_true", help="check everything and list the files, without uploading")
+    one.add_argument("--endpoint", help="address of the Hub (default: HF_ENDPOINT)")
+    add_plugin(one)
     return parser
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rsnn_zoo
-from rsnn_zoo import cli
+from rsnn_zoo import cli, models, names
 from rsnn_zoo.files import load_json, to_json
 from rsnn_zoo.publish import save_pretrained, update_card
 from tests.conftest import NAME, make_entry, small_network
@@ -104,6 +104,7 @@ def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
         (["evaluate", "local-dir:/nowhere", "--output", "/dev/null/e.json"], "/dev/null/e.json cannot be written"),
         (["evaluate", "local-dir:/nowhere", "--output", "/dev"], "it is a folder"),
         (["push"], "name an entry, a folder, or --all"),
+        (["info", PUBLISHED, "--plugin", "/nowhere.py"], "/nowhere.py"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_with_a_remedy(run, argv, said):
@@ -171,6 +172,45 @@ def test_the_folder_of_a_report_is_made(run, evaluated, tmp_path):
 def test_a_name_without_a_data_set_needs_data(run, tmp_path):
     save_pretrained(small_network(), tmp_path / "mine", name="my-snn")
     assert "names no data set: pass --data" in run("evaluate", f"local-dir:{tmp_path / 'mine'}")[2]
+
+
+PLUGIN = """
+import torch, rsnn_zoo
+
+@rsnn_zoo.register_architecture("mine")
+def mine(num_classes, in_chans):
+    layers = [torch.nn.Conv2d(in_chans, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(4 * 36, num_classes))
+"""
+
+
+def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
+    plugin, entry = tmp_path / "mine.py", tmp_path / "entry"
+    plugin.write_text(PLUGIN)
+    known, before = list(names.ARCHITECTURES), dict(models.ARCHITECTURES)
+
+    def forget():  # each command in a process of its own knows nothing of the one before
+        names.ARCHITECTURES[:] = known
+        models.ARCHITECTURES.clear()
+        models.ARCHITECTURES.update(before)
+
+    try:
+        runpy.run_path(str(plugin))
+        save_pretrained(rsnn_zoo.create_model("mine_digits_at_t2", threshold=0.1), entry, name="mine_digits_at_t2")
+        output = ["--output", entry / "evaluation.json", "--attack", "fgsm", "--images", 8]
+        for argv, said in (
+            (["evaluate", f"local-dir:{entry}", *output], "mine_digits_at_t2 on 8 digits test images"),
+            (["info", f"local-dir:{entry}"], "A spiking mine"),
+            (["push", entry, "--dry-run"], "would push rsnn-zoo/mine_digits_at_t2"),
+            (["verify", f"local-dir:{entry}", "--images", 4], "the first 4 of fgsm are equal"),
+        ):
+            forget()
+            assert run(*argv)[0] == 1
+            status, out, err = run(*argv, "--plugin", plugin)
+            assert status == 0 and said in out, err
+            update_card(entry)
+    finally:
+        forget()
 
 
 def test_an_honest_entry_holds(run, evaluated):
