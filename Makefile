@@ -1,4 +1,4 @@
-# make demo: set up, then attack a published robust SNN and hold the answer against its evidence
+# make demo: set up, attack a published robust SNN, and compare the result with the published evidence
 # make test: set up, then run the tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +23,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# huggingface_hub 1.x and torchattacks 3.3 are laid over the same environment, so that torch is not installed twice
+# huggingface_hub 1.x and torchattacks 3.3 are overlaid on the same environment, so that torch is not installed twice
 test-older: export PYTHONPATH = $(abspath $(VENV)/older)
 test-older: setup
 	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub<2'
@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 benchmark: setup
-	$(BIN)/python -m pip install --quiet '.[benchmark]'
+	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python scripts/benchmark.py --output results/benchmark.json
 
 clean:

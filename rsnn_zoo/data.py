@@ -184,8 +184,9 @@ def load_dataset(
             folder, with ``train/WNID/images/*`` and either ``val/images/*`` and ``val/val_annotations.txt`` or
             ``val/WNID/*``.
         split: ``"test"`` is the official test split (of Tiny ImageNet the official validation split, since the labels
-            of its test split are secret); ``"validation"`` is carved from the official training split, and
-            ``"train"`` is the rest of that.
+            of its test split are secret; scikit-learn's digits have no official split, so 360 images that this
+            package fixes once and for all); ``"validation"`` is carved from the other images, and ``"train"`` is the
+            rest of them.
         dataset: Name of the record that the data must fit; without it an ``.npz`` gets one made from its arrays.
         root: Folder of the named data sets on disk.
         download: Whether torchvision may download a named data set that is not in ``root``.

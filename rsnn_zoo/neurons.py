@@ -95,10 +95,11 @@ def _backward(
     averaged: bool,
     with_threshold: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold: DESIGN section 3.
+    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold.
 
-    ``width`` is a scalar, (1, N) or (T, N). ``averaged``: from step to step nothing is carried back, and each step's
-    current gets the mean over the steps.
+    The chain rule through the recursion of :func:`_fire`, from the last step to the first, reset included, with
+    ``DERIVATIVES[kind]`` of u - threshold in place of the spike's derivative. ``width`` is a scalar, (1, N) or (T, N).
+    ``averaged``: from step to step nothing is carried back, and each step's current gets the mean over the steps.
     """
     dtype = wide(grad.dtype)
     grads: list[Tensor] = []
@@ -268,8 +269,8 @@ def integrate_and_fire(
         tensor([0., 1., 0., 1.])
 
     Source:
-        Özdenizci & Legenstein, TMLR 2024, section 2; the gradients are worked out in the design's section 3. Initial
-        membranes: Bu et al., "Optimized Potential Initialization for Low-latency Spiking Neural Networks", AAAI 2022.
+        Özdenizci & Legenstein, TMLR 2024, section 2. Initial membranes: Bu et al., "Optimized
+        Potential Initialization for Low-latency Spiking Neural Networks", AAAI 2022.
     """
     if reset not in RESETS:
         raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
