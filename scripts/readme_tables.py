@@ -1,17 +1,18 @@
-"""Write the tables of README.md and docs/ anew from the result files that scripts wrote: no figure is typed by hand.
+"""Rewrite the tables of README.md and docs/ from the result files, so that no figure is typed by hand.
 
     python scripts/readme_tables.py            # writes the pages
-    python scripts/readme_tables.py --check    # only says whether they are stale
+    python scripts/readme_tables.py --check    # writes nothing, fails if a page is stale
 
-Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (the scripts of these names wrote
-them), trainings from docs/runs/ (run.json and log.jsonl of the run's folder; validation.json by evaluate.py),
-experiments from docs/ablation.json (by ablate.py).
+Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
+names), trainings from docs/runs/ (run.json and log.jsonl of each run; validation.json by evaluate.py), experiments from
+docs/ablation.json (by ablate.py).
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 
 def results() -> str:
-    """A table a data set: accuracy without attack and under each protocol and radius, with its interval."""
+    """A table for each data set: accuracy without attack, and under attack with its interval."""
     reports = {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in published_names()}
     datasets = dict.fromkeys(report["dataset"] for report in reports.values())
     return "\n\n".join(
@@ -45,18 +46,21 @@ def results() -> str:
 
 
 def results_on(reports: dict[str, Any]) -> str:
-    """One row an entry, one column a protocol and radius."""
-    columns = sorted({(run["eps"], run["protocol"]) for report in reports.values() for run in report["runs"]})
+    """One row an entry, with what it was found at 8/255 and at the radius of the worst case: the card has the rest."""
+    found = [run for report in reports.values() for run in report["runs"]]
+    radii = {"8/255", *(in_255(run["eps"]) for run in found if run["protocol"].startswith("worst-case"))}
+    columns = sorted({(run["eps"], run["protocol"]) for run in found if in_255(run["eps"]) in radii})
     attacks = [f"{protocol}, {in_255(eps)}" for eps, protocol in columns]
-    header = ["entry", "parameters", "n", "clean", *attacks, "energy / ANN's"]
+    header = ["entry", "n", "clean", *attacks, "energy / ANN's", "flags"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, report in reports.items():
         config = load_config(entries_folder() / name / CONFIG)
         runs = {(run["eps"], run["protocol"]): percent(run["robust_accuracy"], run["ci95"]) for run in report["runs"]}
-        cells = [f"`{name}`", f"{config.weights.num_parameters / 1e6:.2f} M", f"{report['n']:,}"]
-        cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
+        cells = [f"[`{name}`](hub_configs/{name}/README.md)", f"{report['n']:,}"]
+        cells += [f"{100 * report['clean']['accuracy']:.1f}"]
         cells += [runs.get(column, "") for column in columns]
-        cells += [f"{report['energy']['ratio']:.3f}" if config.timesteps else "1"]
+        cells += [f"{report['energy']['ratio']:.2f}" if config.timesteps else "1"]
+        cells += [", ".join(f"`{flag}`" for flag, one in report.get("flags", {}).items() if one["raised"]) or "none"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -85,36 +89,61 @@ def training() -> str:
     )
 
 
+def costs() -> str:
+    """Minutes that the evaluations of SNNs took, by data set, number of images, protocol and radius."""
+    folders = *entries_folder().glob(f"*/{EVIDENCE}"), *DOCS.glob("runs/*/validation.json")
+    reports = [report for path in folders if "spikes" in (report := load_json(path, MAX_EVIDENCE_BYTES))]
+    minutes = defaultdict(list)
+    for report in reports:
+        for run in report["runs"]:
+            if in_255(run["eps"]) == "8/255" or not run["protocol"].startswith("ensemble"):
+                kind = report["dataset"], f"{report['n']:,}", f"{run['protocol']}, {in_255(run['eps'])}"
+                minutes[kind].append(run["seconds"] / 60)
+    lines = ["| data set | n | attack | SNNs | minutes |", "|---|---|---|---|---|"]
+    for kind in sorted(sorted(minutes), key=lambda kind: kind[0], reverse=True):
+        low, high = min(minutes[kind]), max(minutes[kind])
+        lines.append(f"| {' | '.join(kind)} | {len(minutes[kind])} | {low:.0f} to {high:.0f} |")
+    where = sorted({f"{report['cpu']}, {report['threads']} thread a process" for report in reports})
+    return "\n".join([*lines, "", f"Minutes of all processes together; {'; '.join(where)}."])
+
+
 def evaluation() -> str:
     """Samples that stand, gradient steps and seconds of the published ensemble, the adaptive one, and the plain way."""
-    names = [key for key in load_json(EVALUATION[0])["results"][0] if key.startswith(("ensemble", "adaptive"))]
-    header = ["model", "n", "eps", "seed", f"standing under {names[0]}", "gradient steps"]
-    header += [text for name in names[1:] for text in (f"{name}", "of these steps")]
+    files = [load_json(path) for path in EVALUATION]
+    results = [(found, result) for found in files for result in found["results"]]
+    names = [key for key in results[0][1] if key.startswith(("ensemble", "adaptive"))]
+    header = ["model", "split", "n", "eps", "threads", *(f"`{name}`" for name in names)]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     plain = []
-    for found in map(load_json, EVALUATION):
-        for result in found["results"]:
-            ensemble, *adaptive = ways = [result[name] for name in names]
-            cells = [f"`{result['model']}`", result["n"], f"{result['eps']:g}/255", result["seed"]]
-            cells += [ensemble["robust"], f"{ensemble['gradient_steps']:,}"]
-            for one in adaptive:
-                cells += [one["robust"], f"{one['gradient_steps'] / ensemble['gradient_steps']:.2f}"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-            if "plain" in result:
-                seconds = result["plain"]["seconds"]
-                ratios = [f"{seconds / way['seconds']:.1f} (`{name}`)" for name, way in zip(names, ways, strict=True)]
-                plain.append(
-                    f"The plain loop left {result['plain']['robust']} of {result['n']} standing for "
-                    f"`{result['model']}` at {result['eps']:g}/255, in {seconds:.0f} s: "
-                    f"{', '.join(ratios)} times our time. "
-                    f"{found['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}."
-                )
+    for found, result in results:
+        ways = [result[name] for name in names]
+        cells = [f"`{result['model']}`", result["split"], result["n"], f"{result['eps']:g}/255", found["threads"]]
+        cells += [f"{way['robust']} / {way['gradient_steps']:,} / {way['seconds']:.0f} s" for way in ways]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+        if "plain" in result:
+            seconds = result["plain"]["seconds"]
+            ratios = [f"{seconds / way['seconds']:.1f} (`{name}`)" for name, way in zip(names, ways, strict=True)]
+            plain.append(
+                f"The plain loop left {result['plain']['robust']} of {result['n']} standing for `{result['model']}` at "
+                f"{result['eps']:g}/255, and took {seconds:.0f} s: {', '.join(ratios)} times as long."
+            )
+    for name in names[1:]:
+        fewer = {
+            key: sum(result[name][key] < result[names[0]][key] for _, result in results)
+            for key in ("gradient_steps", "seconds", "robust")
+        }
+        plain.append(
+            f"Of these {len(results)} rows, `{name}` took fewer steps than `{names[0]}` in {fewer['gradient_steps']}, "
+            f"less time in {fewer['seconds']}, and left fewer images standing in {fewer['robust']}."
+        )
+    where = {f"{found['cpu']}, torch {found['versions']['torch']}, seed {result['seed']}" for found, result in results}
+    plain.append(f"{'; '.join(sorted(where))}.")
     return "\n".join([*lines, *(f"\n{line}" for line in plain)])
 
 
 def runs() -> str:
-    """One row a training, by its folder: its time, and what the attack left standing on validation images."""
-    header = ["run", "epochs", "minutes", "images/s", "validation images", "clean", "attack", "robust"]
+    """One row a training, by its folder: its time, and the accuracies on validation images."""
+    header = ["run", "epochs", "minutes", "images/s, last epoch", "validation images", "clean", "attack", "robust"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for folder in sorted((DOCS / "runs").iterdir()):
         run, report = (load_json(folder / name, MAX_EVIDENCE_BYTES) for name in ("run.json", "validation.json"))
@@ -129,11 +158,11 @@ def runs() -> str:
 
 
 def ablation() -> str:
-    """One row an experiment, by what sets it off from the recipe as it is now."""
+    """One row an experiment, by its differences from the current recipe."""
     experiments = load_json(DOCS / "ablation.json")["runs"]
     changes = [differences(one) for one in experiments]
     everywhere = [change for change in changes[0] if all(change in others for others in changes)]
-    header = ["SNN", "change", "images", "images/s", "clean", "attack", "robust"]
+    header = ["SNN", "change", "images", "images/s, last epoch", "clean", "attack", "robust"]
     lines = [f"All with {', '.join(f'`{change}`' for change in everywhere)}.\n"] if everywhere else []
     lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for one, mine in zip(experiments, changes, strict=True):
@@ -145,7 +174,7 @@ def ablation() -> str:
 
 
 def differences(experiment: dict[str, Any]) -> list[str]:
-    """Settings of an experiment that the recipe of that name does not have now."""
+    """Settings in which an experiment differs from the current recipe of that name."""
     made_by = experiment["recipe"]
     recipe = load_recipe(made_by["name"], ModelName.parse(experiment["name"]).objective).to_json()
     return [
@@ -158,22 +187,20 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (results, evaluation, benchmark, training),
+    ROOT / "README.md": (results, evaluation, costs, benchmark, training),
     DOCS / "cifar10.md": (runs, ablation),
 }
-"""Tables by page; a table stands between markers with the name of its function."""
+"""Tables by page; each stands between markers with the name of its function."""
 
 
 def filled(text: str, tables: Iterable[Callable[[], str]]) -> str:
-    """A page with each table between its two markers written anew."""
+    """A page with each table rewritten between its two markers."""
     for table in tables:
         name = table.__name__
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end {name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, table=table: f"{m[1]}{table()}\n{m[2]}", text)
         if found != 1:
-            raise ValueError(
-                f"the markers of the table {name!r} are needed once on its page, and are there {found} times"
-            )
+            raise ValueError(f"the markers of the table {name!r} must be on its page once, and are there {found} times")
     return text
 
 

@@ -26,6 +26,17 @@ def test_a_changed_figure_is_noticed(tmp_path):
     assert run.stdout.strip() == "True"
 
 
+def test_the_opening_counts_the_entries():
+    digits = rsnn_zoo.list_models("resnet20_digits_*", pretrained=True)
+    assert len(digits) == 8 and "eight ResNet-20 entries" in README
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(rf"^version: {re.escape(rsnn_zoo.__version__)}$", text, re.MULTILINE)
+    assert "Adversarially Robust Spiking Neural Networks Through Conversion" in text
+
+
 def test_scripts_and_models_that_it_names_exist():
     for script in set(re.findall(r"scripts/[a-z_]+\.py", PAGES)):
         assert (ROOT / script).is_file(), script
