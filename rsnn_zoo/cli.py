@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--device", type=device, default="cpu", help="where to compute: cpu, cuda (%(default)s)")
 
     def add_plugin(one: argparse.ArgumentParser) -> None:
-        about = "Python file that registers architectures or objectives, run first"
+        about = "Python file that registers architectures or objectives"
         one.add_argument("--plugin", type=Path, metavar="FILE.py", help=about)
 
     one = command(_list, "list the names of the zoo", "rsnn-zoo list '*trades*' --pretrained --dataset digits")

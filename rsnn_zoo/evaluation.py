@@ -55,7 +55,7 @@ _TOLD = ("objective", "eps", "attack", "attack_steps")
 CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 """Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
-"""Steps of the two PGD that are compared, and questions of the Square attack that gradient attacks are held against."""
+"""Steps of the two PGD that are compared, and queries of the Square attack that gradient attacks are compared with."""
 
 
 def _weights_sha256(model: nn.Module) -> str | None:
@@ -334,7 +334,7 @@ def _run_flags(
         if len(far) > enough:  # else neither flag can be raised
             far = standing(f"far {number}", flags.FAR, engine.learned(member, flags.FAR, correct), far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
-    without = left  # what needs no gradient of the model is held against attacks that followed it
+    without = left  # what needs no gradient of the model is compared with attacks that followed it
     if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
         without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
         if source is not None:

@@ -1,4 +1,4 @@
-"""``evaluation.json`` of an entry, the evidence: read, checked, and held against the config. Free of torch."""
+"""``evaluation.json`` of an entry, the evidence: read and checked against the config. Free of torch."""
 
 import os
 import re

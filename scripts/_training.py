@@ -1,4 +1,4 @@
-"""What train.py, convert.py and finetune.py share: arguments, data, and how a run is started and told of."""
+"""What train.py, convert.py and finetune.py share: arguments, data, starting a run and reporting on it."""
 
 import argparse
 import json
@@ -34,25 +34,25 @@ def parser(text: str) -> argparse.ArgumentParser:
     """Arguments of all three."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = found.add_argument
-    add("name", help="what to make, e.g. resnet20_cifar10_trades_ann")
-    add("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures or objectives first")
-    add("--recipe", help=f"one of {', '.join(recipe_names())}, or a .toml file (default: the name's tag, or data set)")
+    add("name", help="name of the network to make, e.g. resnet20_cifar10_trades_ann")
+    add("--plugin", type=Path, metavar="FILE.py", help="Python file that registers architectures or objectives")
+    add("--recipe", help=f"one of {', '.join(recipe_names())}, or a .toml file (default: by tag or data set)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. ann.epochs=5")
-    add("--output", type=Path, help="folder of the run and of its result (default: runs/NAME)")
-    add("--data", help="the data, where not the data set's name: an .npz file or a folder")
-    add("--root", type=Path, default=Path("data"), help="where torchvision keeps its data sets (%(default)s)")
+    add("--output", type=Path, help="folder for the run and its result (default: runs/NAME)")
+    add("--data", help="npz file or folder to use instead of the named data set")
+    add("--root", type=Path, default=Path("data"), help="folder of torchvision's data sets (%(default)s)")
     add("--download", action="store_true", help="let torchvision download the data set")
-    add("--seed", type=int, default=0, help="of weights, order, augmentation and attacks (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of weights, order, augmentation and attacks (%(default)s)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     return found
 
 
 def training_parser(text: str) -> argparse.ArgumentParser:
-    """Those of a training besides."""
+    """Arguments of a training as well."""
     found = parser(text)
     add = found.add_argument
-    add("--dry-run", action="store_true", help="show the resolved recipe, time a few steps, write nothing")
-    add("--tensorboard", type=Path, metavar="FOLDER", help="log to TensorBoard too")
+    add("--dry-run", action="store_true", help="show the recipe and estimate time and memory, without training")
+    add("--tensorboard", type=Path, metavar="FOLDER", help="also log to TensorBoard")
     add("--interval", type=float, default=300.0, help="seconds between checkpoints within an epoch (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
     return found

@@ -1,11 +1,11 @@
-"""Try changes of a recipe's fine-tuning on a share of the training data, and judge them on validation images.
+"""Try changes of a recipe's fine-tuning on part of the training data, and judge them on validation images.
 
     python scripts/ablate.py resnet20_cifar10_trades_t4 --set snn.epochs=1 \\
         --try snn.weight=6 --try snn.lr=0.03 --try 'snn.lr=0.03 snn.weight=6' --output docs/ablation.json
 
-The recipe as it is (with --set) is run too. Each run is a fine-tuning of its own from the same ANN, and ends with an
-attack on the first validation images. Results, each with the recipe it was made by, are added to those in --output,
-where what is there already is not run again, and drawn beside it. Test images are never touched.
+The unchanged recipe (with --set) is run too. Each run fine-tunes from the same ANN and ends with an attack on the first
+validation images. Results, each with its recipe, are added to the file --output and plotted beside it; experiments that
+are in the file already are not repeated. Test images are never used.
 """
 
 import argparse
@@ -86,10 +86,12 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 def run() -> None:
     """Runs all that is asked for and not there yet."""
     p = add_ann(parser(__doc__))
-    p.add_argument("--try", dest="changes", action="append", default=[], metavar="'KEY=VALUE ...'", help="one more run")
+    p.add_argument(
+        "--try", dest="changes", action="append", default=[], metavar="'KEY=VALUE ...'", help="changes of one more run"
+    )
     p.add_argument("--images", type=int, default=9600, help="training images (%(default)s)")
-    p.add_argument("--attack", default="quick", help="protocol that judges, at 8/255 (%(default)s)")
-    p.add_argument("-n", type=int, default=256, help="validation images that are attacked (%(default)s)")
+    p.add_argument("--attack", default="quick", help="protocol to judge by, at 8/255 (%(default)s)")
+    p.add_argument("-n", type=int, default=256, help="validation images to attack (%(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parsed(p)
     made: Converted = {}

@@ -1,12 +1,12 @@
-"""Train, convert, fine-tune, evaluate and publish entries into hub_configs/: the one command behind each of them.
+"""Train, convert, fine-tune and evaluate entries, and write them to hub_configs/: the command that made each of them.
 
     python scripts/build_entries.py 'resnet20_digits_*'
     python scripts/build_entries.py resnet20_cifar10_trades_{ann,t4,t8} --data cifar10.npz
 
-ANNs come before the SNNs that are made of them. What is finished is not done again, and what was interrupted goes on:
-give the same command until it ends. On a CPU, --processes 2 evaluates nearly twice as fast as two threads do. Test
-images are touched once, by the evaluation at the end; its verdicts stay in runs/NAME/evaluation.sqlite, so that what is
-added to the evidence later costs only itself.
+ANNs come before the SNNs that are made from them. Finished steps are skipped and interrupted ones resume: repeat the
+command until it ends. On a CPU, --processes 2 evaluates nearly twice as fast as two threads do. Test images are used
+once, by the evaluation at the end. Its verdicts stay in runs/NAME/evaluation.sqlite, so attacks that are added later
+run alone.
 """
 
 import argparse
@@ -123,11 +123,11 @@ def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="names or wildcards")
-    parser.add_argument("--data", help="an .npz file or folder in place of the data set's name")
+    parser.add_argument("--data", help="npz file or folder to use instead of the named data set")
     parser.add_argument("-n", type=int, help="evaluate on the first N test images only")
-    parser.add_argument("--processes", type=int, default=1, help="that share an evaluation (two of one core do more)")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share an evaluation (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
-    parser.add_argument("--trained", action="store_true", help="publish what lies in runs/, without training it")
+    parser.add_argument("--trained", action="store_true", help="evaluate and write what is in runs/, without training")
     parser.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries")
     args = parser.parse_args()
     arguments = ["--data", args.data] if args.data else []

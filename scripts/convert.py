@@ -3,8 +3,8 @@
     python scripts/convert.py resnet20_digits_trades_t4
     python scripts/convert.py resnet20_cifar10_trades_t8 --ann runs/mine --set conversion.scale=0.5
 
-Without --ann the ANN is that of the same name in runs/, or else the published one. The result is an entry, as that of
-train.py. For a network of your own, or timm's, write a Python file that registers it, and give it with its weights:
+Without --ann, the ANN is the one of the same name in runs/, or else the published one. The result is an entry, like
+that of train.py. For your own network, or timm's, write a Python file that registers it, and pass it with the weights:
 
     @rsnn_zoo.register_architecture("resnet18")
     def resnet18(num_classes, in_chans):

@@ -1,10 +1,10 @@
-"""The main job on real images: load a published robust SNN, attack it, hold the answer against its evidence.
+"""Load a published robust SNN, attack it, and compare the result with the published evidence.
 
     python scripts/demo.py
 
 Loads resnet20_digits_trades_t4, verifies its weights, evaluates it with the PGD-20 ensemble of 19 backward modes at
-8/255 on the whole test split of the digits, shows the table and a plot of it in the published curve, and says whether
-the verdicts are those of the published evidence. Ends with an error where more than 2 % of them are not.
+8/255 on the whole test split of the digits, prints the table, plots the result with the published curve, and says
+whether the verdicts match the published evidence. Ends with an error if more than 2 % of them differ.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20_digits_trades_t4", help="a published name (default: %(default)s)")
     parser.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of report and plot")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder for report and plot")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()

@@ -8,11 +8,11 @@
         --data cifar10.npz -n 256
     torchrun --nproc-per-node 4 scripts/evaluate.py --model resnet20_digits_trades_t4 --attack worst-case
 
-Each model's report goes to OUTPUT/NAME.json and NAME.csv; verdicts so far are kept beside it, so the same command
-resumes after a kill, with any number of processes. A report of another evaluation that is there already is kept as
-NAME.1.json, NAME.2.json, ... --results-file holds one row for each model, weights, images, seed and precision, written
-as each model ends; further attacks add columns to it. A published model's report can be held against its evidence,
-hub_configs/NAME/evaluation.json.
+Each model's report is written to OUTPUT/NAME.json and NAME.csv. Verdicts are kept beside it as they are found, so a
+killed evaluation resumes when you repeat the command, with any number of processes. An existing report of another
+evaluation is renamed to NAME.1.json, NAME.2.json, ... --results-file has one row for each model, weights, images, seed
+and precision, written when the model is finished; further attacks add columns. Compare the report of a published model
+with its evidence, hub_configs/NAME/evaluation.json.
 """
 
 import argparse
@@ -68,18 +68,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=256, help="images between two writes of the state")
-    p.add_argument("--chunk", type=int, help="images that go through the network at once")
+    p.add_argument("--batch-size", type=int, default=256, help="most images between two writes of the state")
+    p.add_argument("--chunk", type=int, help="images per forward pass (default: by image size and device)")
     p.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the attack gradients")
-    p.add_argument("--draws", type=int, help="passes averaged for a random model (default: 16 where it is random)")
+    p.add_argument("--draws", type=int, help="passes to average over (default: 16 for a random model, else 1)")
     p.add_argument("--checks", type=int, default=64, help="images that the sanity flags attack (default: %(default)s)")
     p.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--output", type=Path, default=Path("results"), help="folder of the reports (default: %(default)s)")
-    p.add_argument("--results-file", type=Path, help="a table of all models, .csv or .json; what it holds stays")
+    p.add_argument("--results-file", type=Path, help="table of all models, .csv or .json; existing rows are kept")
     p.add_argument("--adversarial", action="store_true", help="save OUTPUT/NAME.adversarial.safetensors (verify.py)")
-    p.add_argument("--html", action="store_true", help="save OUTPUT/NAME.html, a page with the figure inside")
-    p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, at the first eps")
-    p.add_argument("--plot", type=Path, help="figure of all models: accuracy by radius, attack and steps")
+    p.add_argument("--html", action="store_true", help="save OUTPUT/NAME.html, a page with a figure (needs matplotlib)")
+    p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, for the first eps")
+    p.add_argument("--plot", type=Path, help="figure of all models, by radius, attack and steps (needs matplotlib)")
     return p
 
 

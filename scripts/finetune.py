@@ -1,11 +1,11 @@
-"""Make a robust SNN of a trained ANN: convert it, then fine-tune weights and thresholds.
+"""Make a robust SNN from a trained ANN: convert it, then fine-tune weights and thresholds.
 
     python scripts/finetune.py resnet20_digits_trades_t4
     python scripts/finetune.py resnet20_cifar10_trades_t8 --ann runs/resnet20_cifar10_trades_ann
 
-Without --ann the ANN is that of the same name in runs/, or else the published one; with it that of a folder, another
-name, or your own weights in a file, as convert.py says. As train.py, it goes on where it was stopped, and --dry-run
-tells what it would do.
+Without --ann, the ANN is the one of the same name in runs/, or else the published one. --ann takes a folder, another
+name, or a file of your own weights (see convert.py). Like train.py, it resumes when you repeat the command, and
+--dry-run shows the recipe and estimates time and memory.
 """
 
 from _training import main, parsed, resolve, run_stage, training_parser

@@ -3,12 +3,12 @@
     python scripts/train.py resnet20_digits_trades_ann
     python scripts/train.py resnet20_cifar10_trades_ann --data cifar10.npz --dry-run
     python scripts/train.py resnet20_cifar10_mart_ann --recipe mine.toml --set ann.epochs=5 --output runs/short
-    python scripts/train.py resnet20_digits_rat_t4            # an SNN: the table "direct" of the recipe
+    python scripts/train.py resnet20_digits_rat_t4            # an SNN, by the recipe's table [direct]
     torchrun --nproc-per-node 8 scripts/train.py vgg11_cifar10_trades_ann
 
-The recipe holds every number; --dry-run shows it and estimates time and memory. A run that was stopped or killed goes
-on when the same command is given again. The result, in the same folder, is an entry:
-create_model("local-dir:runs/NAME", pretrained=True) loads it, and finetune.py makes a robust SNN of an ANN.
+The recipe holds every number; --dry-run shows it and estimates time and memory. A stopped or killed run resumes when
+you repeat the command. The result, in the same folder, is an entry: create_model("local-dir:runs/NAME",
+pretrained=True) loads it, and finetune.py turns an ANN into a robust SNN.
 """
 
 from dataclasses import asdict

@@ -2,10 +2,10 @@
 
     python scripts/verify.py results/NAME.adversarial.safetensors --model NAME
 
-Each example is to lie in its ball and in [0, 1] and to be misclassified by the model, whose weights must be those that
-the file names; what it claims of the variants in 8 bits likewise. With --data the clean images are held against the
-data set too. Ends with an error where a claim is false. On another processor than the file was made on, a spike may
-hang on a rounding: 2 % of the examples may be classified otherwise, and are listed.
+Each example must lie in its ball and in [0, 1] and be misclassified by the model, whose weights must be those that the
+file names; the same goes for the variants in 8 bits. With --data the clean images are compared with the data set too. A
+false claim ends with an error. On another processor than the one that made the file, a spike can hinge on a rounding,
+so 2 % of the examples may be classified differently; these are listed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rsnn_zoo.verification import TOLERANCE
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="what evaluate(..., adversarial=FILE) wrote")
+    parser.add_argument("file", type=Path, help="file written by evaluate(..., adversarial=FILE)")
     parser.add_argument(
         "--model", required=True, help="the model that they are to fell: name, hf-hub:... or local-dir:..."
     )
@@ -31,7 +31,7 @@ def main() -> None:
     add_neuron(parser)
     parser.add_argument("--plugin", type=Path, metavar="FILE.py", help="a Python file that registers architectures")
     parser.add_argument("--device", type=device, default="cpu", help="(%(default)s)")
-    parser.add_argument("--data", help="data set or .npz file that the clean images must be of")
+    parser.add_argument("--data", help="data set or npz file to compare the clean images with")
     parser.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     args = parser.parse_args()
