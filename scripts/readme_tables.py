@@ -101,8 +101,8 @@ def costs() -> str:
                 minutes[kind].append(run["seconds"] / 60)
     lines = ["| data set | n | attack | SNNs | minutes |", "|---|---|---|---|---|"]
     for kind in sorted(sorted(minutes), key=lambda kind: kind[0], reverse=True):
-        low, high = min(minutes[kind]), max(minutes[kind])
-        lines.append(f"| {' | '.join(kind)} | {len(minutes[kind])} | {low:.0f} to {high:.0f} |")
+        span = dict.fromkeys(f"{bound(minutes[kind]):.0f}" for bound in (min, max))
+        lines.append(f"| {' | '.join(kind)} | {len(minutes[kind])} | {' to '.join(span)} |")
     where = sorted({f"{report['cpu']}, {report['threads']} thread a process" for report in reports})
     return "\n".join([*lines, "", f"Minutes of all processes together; {'; '.join(where)}."])
 
