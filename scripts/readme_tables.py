@@ -142,18 +142,29 @@ def evaluation() -> str:
 
 
 def runs() -> str:
-    """One row a training, by its folder: its time, and the accuracies on validation images."""
-    header = ["run", "epochs", "minutes", "images/s, last epoch", "validation images", "clean", "attack", "robust"]
+    """One row a training, by its folder: its time, and the accuracies on validation images.
+
+    Beside its minutes those of an idle machine, where a dry run has estimated them, and beside the robust accuracy of
+    an SNN its share of that of its ANN.
+    """
+    folders = sorted((DOCS / "runs").iterdir())
+    reports = {folder: load_json(folder / "validation.json", MAX_EVIDENCE_BYTES) for folder in folders}
+    by_weights = {report["weights_sha256"]: report for report in reports.values()}
+    times = ["minutes", "idle machine, estimated", "images/s, last epoch"]
+    header = ["run", "epochs", *times, "validation images", "clean", "attack", "robust", "of its ANN's"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for folder in sorted((DOCS / "runs").iterdir()):
-        run, report = (load_json(folder / name, MAX_EVIDENCE_BYTES) for name in ("run.json", "validation.json"))
+    for folder, report in reports.items():
+        run, dry = load_json(folder / "run.json"), folder / "dry_run.json"
         history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         cells = [f"`{folder.name}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
+        cells += [f"{load_json(dry)['estimate']['seconds'] / 60:.0f}" if dry.is_file() else ""]
         cells += [f"{history[-1]['images_per_second']:.0f}", f"{report['n']:,}"]
         cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
+        ann = by_weights.get(run.get("ann_sha256"))
         for one in report["runs"]:
             attacked = [f"{one['protocol']}, {in_255(one['eps'])}", percent(one["robust_accuracy"], one["ci95"])]
-            lines.append(f"| {' | '.join([*cells, *attacked])} |")
+            kept = [f"{100 * one['robust_accuracy'] / ann['runs'][0]['robust_accuracy']:.1f} %" if ann else ""]
+            lines.append(f"| {' | '.join([*cells, *attacked, *kept])} |")
     return "\n".join(lines)
 
 
