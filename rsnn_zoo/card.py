@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS, DatasetInfo
 from rsnn_zoo.names import ModelName, UnknownNameError
-from rsnn_zoo.report import ALL
+from rsnn_zoo.report import ALL, in_255
 
 _TITLES = {
     "vgg11": "VGG-11",
@@ -187,7 +187,7 @@ def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> l
 
     robust = [
         result(
-            f"Robust accuracy, {run['protocol']}, eps {_eps(run)}",
+            f"Robust accuracy, {run['protocol']}, eps {in_255(run['eps'])}",
             run["robust_accuracy"],
             eps=run["eps"],
         )
@@ -204,10 +204,10 @@ def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|",
         _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
         *(
-            _row(run["protocol"], _eps(run), *_accuracy(run, "robust_accuracy"))
+            _row(run["protocol"], in_255(run["eps"]), *_accuracy(run, "robust_accuracy"))
             for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
         ),
-        *(_row(ALL, _eps(robust), *_accuracy(robust, "accuracy")) for robust in evidence.get("robust", [])),
+        *(_row(ALL, in_255(robust["eps"]), *_accuracy(robust, "accuracy")) for robust in evidence.get("robust", [])),
     ]
 
 
@@ -231,7 +231,9 @@ def _results(evidence: Mapping[str, Any]) -> str:
     measured += [_cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
     counts = [f"{evidence[key]} {key}" for key in ("cores", "processes", "threads") if evidence.get(key)]
     measured += [f"{', '.join(counts)} each"] if counts else []
-    took = [f"{run['protocol']} at {_eps(run)} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")]
+    took = [
+        f"{run['protocol']} at {in_255(run['eps'])} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")
+    ]
     minutes = f" Minutes of all processes together: {_cell(', '.join(took))}." if took else ""
     return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}.{minutes}"])
 
@@ -245,7 +247,7 @@ def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
         "",
         f"Images felled by each member of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
         "",
-        _row("attack", "backward mode", *(f"eps {_eps(run)}" for run in runs)),
+        _row("attack", "backward mode", *(f"eps {in_255(run['eps'])}" for run in runs)),
         "|---" * (2 + len(runs)) + "|",
         *(_row(*member, *(column.get(member, "") for column in counts)) for member in members),
         *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
@@ -269,10 +271,6 @@ def _shown(value: float) -> str:
 def _accuracy(result: Mapping[str, Any], key: str) -> tuple[str, str]:
     low, high = result["ci95"]
     return f"{100 * result[key]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _eps(run: Mapping[str, Any]) -> str:
-    return f"{round(255 * run['eps'], 2):g}/255"
 
 
 def _row(*cells: Any) -> str:

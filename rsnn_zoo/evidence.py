@@ -9,6 +9,7 @@ from typing import Any
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.files import load_json
+from rsnn_zoo.report import in_255
 from rsnn_zoo.schema import Section
 
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
@@ -117,7 +118,7 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
     """
     runs = []
     for run in evidence.get("runs", []):
-        place = f"run {run['protocol']} at eps {255 * run['eps']:.3g}/255"
+        place = f"run {run['protocol']} at eps {in_255(run['eps'])}"
         listed = run.get("verdicts")
         try:
             verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
@@ -137,12 +138,12 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
         runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned))
     for claim in evidence.get("robust", []):
         if claim["eps"] not in {run.eps for run in runs}:
-            raise EvidenceError(f"a worst case at eps {255 * claim['eps']:.3g}/255 is claimed, where nothing was run")
+            raise EvidenceError(f"a worst case at eps {in_255(claim['eps'])} is claimed, where nothing was run")
         below = [run.verdicts for run in runs if run.eps <= claim["eps"]]
         stand = sum(set(each) == {-1} for each in zip(*below, strict=True))
         if abs(claim["accuracy"] - stand / evidence["n"]) > 1e-6:
             raise EvidenceError(
-                f"the worst case at eps {255 * claim['eps']:.3g}/255 is claimed to be {claim['accuracy']:.4f}, the "
+                f"the worst case at eps {in_255(claim['eps'])} is claimed to be {claim['accuracy']:.4f}, the "
                 f"verdicts say {stand / evidence['n']:.4f}"
             )
     return runs

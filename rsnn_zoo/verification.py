@@ -18,6 +18,7 @@ from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, EvidenceError, PublishedRun, l
 from rsnn_zoo.files import MAX_JSON_BYTES
 from rsnn_zoo.hub import CARD, EVIDENCE, Entry, resolve
 from rsnn_zoo.registry import create_model
+from rsnn_zoo.report import in_255
 
 __all__ = ["TOLERANCE", "Check", "verify"]
 
@@ -93,8 +94,9 @@ def verify(
     runs = published_runs(evidence)
     chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - 8 / 255), run.verdicts.count(-1)))]
     for run in chosen:
-        what = f"verdicts at {255 * run.eps:.3g}/255"
-        checks.append(_tried(what, _recompute, model, data, evidence, run, images, progress))
+        checks.append(
+            _tried(f"verdicts at {in_255(run.eps)}", _recompute, model, data, evidence, run, images, progress)
+        )
     return checks
 
 

@@ -19,6 +19,7 @@ from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy
 from rsnn_zoo.publish import EVIDENCE
+from rsnn_zoo.report import in_255
 from rsnn_zoo.verification import TOLERANCE
 
 
@@ -39,8 +40,8 @@ def main() -> None:
     first = evidence["runs"][0]["protocol"]
     runs = [run for run in evidence["runs"] if run["protocol"] == first and round(run["eps"], 9) in wanted]
     if len(runs) < len(wanted):
-        published = ", ".join(f"{255 * run['eps']:.3g}" for run in evidence["runs"] if run["protocol"] == first)
-        sys.exit(f"the evidence of {args.model} holds {first} at eps {published} (in 1/255): choose among these")
+        published = ", ".join(in_255(run["eps"]) for run in evidence["runs"] if run["protocol"] == first)
+        sys.exit(f"the evidence of {args.model} holds {first} at eps {published}: choose among these")
     report = rsnn_zoo.evaluate(
         model,
         data,

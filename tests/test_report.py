@@ -20,6 +20,7 @@ from rsnn_zoo.adversarial import to_uint8, verify
 from rsnn_zoo.card import model_card
 from rsnn_zoo.config import load_config
 from rsnn_zoo.evaluation import evaluate
+from rsnn_zoo.evidence import EvidenceError, published_runs
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy, save_page
@@ -49,6 +50,12 @@ def test_wilson_is_the_textbook_interval():
     centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
     expected = [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
     assert wilson(40, 50) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_radius_is_never_rounded_to_another():
+    run = {"protocol": "x", "eps": 127.5 / 255}
+    with pytest.raises(EvidenceError, match=r"run x at eps 127\.5/255"):
+        published_runs({"n": 1, "clean": {"accuracy": 1.0}, "runs": [run]})
 
 
 def test_a_number_comes_with_all_that_it_needs(report, tmp_path):
