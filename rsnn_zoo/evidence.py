@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.files import load_json
-from rsnn_zoo.report import in_255
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, in_255, wilson
 from rsnn_zoo.schema import Section
 
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
@@ -19,6 +20,7 @@ NETWORK = ("timesteps", "reset", "leak", "initial")
 
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6
+_ROUNDING = 1e-6
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
 
 
@@ -110,43 +112,66 @@ def _accuracies(report: Section) -> list[Section]:
     return runs
 
 
-def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
-    """Return the runs with the verdict on each image, once the accuracies are seen to be those of the verdicts.
+def published_index(evidence: Mapping[str, Any]) -> Sequence[int]:
+    """Return which images of the split the verdicts are about, in their order.
 
     Raises:
-        EvidenceError: If verdicts are missing or contradict what is claimed.
+        EvidenceError: If these are not as many different ones as it claims.
     """
-    runs = []
-    for run in evidence.get("runs", []):
+    n, index = evidence["n"], evidence.get("index", "0..n-1")
+    if index == "0..n-1":
+        return range(n)
+    known = isinstance(index, list) and all(type(number) is int and number >= 0 for number in index)
+    if not known or not n == len(index) == len(set(index)):
+        raise EvidenceError(f"the index must be '0..n-1' or {n} different numbers from 0, one an image; evaluate again")
+    return index
+
+
+def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
+    """Return the runs with the verdict on each image, once all that they claim is seen to follow from the verdicts.
+
+    Raises:
+        EvidenceError: If there are no runs, or verdicts are missing or contradict what is claimed.
+    """
+    runs, n, clean = list[PublishedRun](), len(published_index(evidence)), evidence["clean"]
+    if not evidence.get("runs"):
+        raise EvidenceError("the evidence holds no runs, so nothing of it can be verified; evaluate again")
+    for run in evidence["runs"]:
         place = f"run {run['protocol']} at eps {in_255(run['eps'])}"
-        listed = run.get("verdicts")
+        listed, attacks = run.get("verdicts"), run.get("attacks", [])
         try:
             verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
         except (TypeError, ValueError):
             raise EvidenceError(f"{place} holds no readable verdicts") from None
-        n = len(verdicts)
-        if n != evidence["n"]:
-            raise EvidenceError(f"{place} holds {n} verdicts for {evidence['n']} images")
-        claims = (
-            ("robust", run["robust_accuracy"], verdicts.count(-1) / n),
-            ("clean", evidence["clean"]["accuracy"], 1 - verdicts.count(-2) / n),
-        )
-        for what, claimed, counted in claims:
-            if abs(claimed - counted) > 1e-6:
-                raise EvidenceError(f"{place} claims {what} accuracy {claimed:.4f}, its verdicts say {counted:.4f}")
-        learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in run.get("attacks", []) if "learned" in a}
+        if len(verdicts) != n:
+            raise EvidenceError(f"{place} holds {len(verdicts)} verdicts for {n} images")
+        counts = Counter(verdicts)
+        if unknown := [verdict for verdict in counts if not MISCLASSIFIED <= verdict < len(attacks)]:
+            raise EvidenceError(f"{place} holds the verdict {unknown[0]}, where it lists {len(attacks)} attacks")
+        for number, attack in enumerate(attacks):
+            if (felled := attack["felled"]) != counts[number]:
+                what = f"felled by {attack['attack']}"
+                raise EvidenceError(f"{place} claims {felled} {what}, the verdicts say {counts[number]}")
+        _check_claim(f"{place} claims robust accuracy", run["robust_accuracy"], run["ci95"], counts[STANDS], n)
+        _check_claim(f"{place} claims clean accuracy", clean["accuracy"], clean["ci95"], n - counts[MISCLASSIFIED], n)
+        learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in attacks if "learned" in a}
         runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned))
     for claim in evidence.get("robust", []):
+        what = f"the worst case at eps {in_255(claim['eps'])} claims accuracy"
         if claim["eps"] not in {run.eps for run in runs}:
-            raise EvidenceError(f"a worst case at eps {in_255(claim['eps'])} is claimed, where nothing was run")
+            raise EvidenceError(f"{what} where nothing was run")
         below = [run.verdicts for run in runs if run.eps <= claim["eps"]]
-        stand = sum(set(each) == {-1} for each in zip(*below, strict=True))
-        if abs(claim["accuracy"] - stand / evidence["n"]) > 1e-6:
-            raise EvidenceError(
-                f"the worst case at eps {in_255(claim['eps'])} is claimed to be {claim['accuracy']:.4f}, the "
-                f"verdicts say {stand / evidence['n']:.4f}"
-            )
+        stand = sum(set(each) == {STANDS} for each in zip(*below, strict=True))
+        _check_claim(what, claim["accuracy"], claim["ci95"], stand, n)
     return runs
+
+
+def _check_claim(what: str, accuracy: float, ci95: Sequence[float], count: int, n: int) -> None:
+    """Hold a claimed accuracy and its interval against how many of the images the verdicts count."""
+    claimed, counted = (accuracy, *ci95), (count / n, *wilson(count, n))
+    if any(abs(one - other) > _ROUNDING for one, other in zip(claimed, counted, strict=True)):
+        shown = ["{:.6g} ({:.6g} to {:.6g})".format(*values) for values in (claimed, counted)]
+        raise EvidenceError(f"{what} {shown[0]}, the verdicts say {shown[1]}")
 
 
 def parse_time(text: Any) -> datetime:

@@ -14,7 +14,14 @@ from rsnn_zoo.card import check_card
 from rsnn_zoo.data import ImageData, load_dataset
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.evaluation import evaluate
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, EvidenceError, PublishedRun, load_evidence, published_runs
+from rsnn_zoo.evidence import (
+    MAX_EVIDENCE_BYTES,
+    EvidenceError,
+    PublishedRun,
+    load_evidence,
+    published_index,
+    published_runs,
+)
 from rsnn_zoo.files import MAX_JSON_BYTES
 from rsnn_zoo.hub import CARD, EVIDENCE, Entry, resolve
 from rsnn_zoo.registry import create_model
@@ -119,7 +126,8 @@ def _check_weights(entry: Entry) -> str:
 def _check_evidence(entry: Entry) -> str:
     evidence = _evidence(entry)
     runs = published_runs(evidence)
-    return f"made with these weights; {len(runs)} runs on {evidence['n']} images, whose verdicts give the accuracies"
+    said = f"made with these weights; {len(runs)} runs on {evidence['n']} images, whose verdicts give the accuracies"
+    return said + ("; those of the ANN have no verdicts and are not checked" if "ann" in evidence else "")
 
 
 def _check_card(entry: Entry) -> str:
@@ -140,15 +148,12 @@ def _recompute(
 ) -> str:
     """Attack the first images as the evidence says, and compare verdict by verdict."""
     published = run.verdicts[:images]
-    listed = evidence.get("index", "0..n-1")
-    wanted = range(len(run.verdicts)) if listed == "0..n-1" else listed
     rows = {number: row for row, number in enumerate(data.index.tolist())}
-    try:
-        part = data.select([rows[number] for number in wanted[: len(published)]])
-    except (KeyError, TypeError):
-        raise EvidenceError(
-            f"the evidence is of other images than the {len(data)} at hand: name its data set"
-        ) from None
+    at = [rows.get(number) for number in published_index(evidence)]
+    whole = None if None in at else data.select(at)
+    if whole is None or evidence.get("data_sha256") not in (None, whole.sha256):
+        raise EvidenceError(f"the evidence is of other images than the {len(data)} at hand: name its data set")
+    part = whole.select(len(published))
     settings = {key: evidence["settings"][key] for key in _SETTINGS if key in evidence.get("settings", {})}
     settings |= {"batch_size": len(part), "taught": run.learned}  # which the part alone would not teach
     report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)

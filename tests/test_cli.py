@@ -14,6 +14,7 @@ import rsnn_zoo
 from rsnn_zoo import cli, models, names
 from rsnn_zoo.files import load_json, to_json
 from rsnn_zoo.publish import save_pretrained, update_card
+from rsnn_zoo.report import wilson
 from tests.conftest import NAME, make_entry, small_network
 from tests.hub_server import TOKEN
 
@@ -250,13 +251,15 @@ def flip(path):
 
 
 def lie(verdict_of):
-    """Other verdicts, with accuracies that agree with them."""
+    """Other verdicts, and all that follows from them."""
 
     def edit(evidence):
         for run in evidence["runs"]:
             verdicts = [verdict_of(int(verdict)) for verdict in run["verdicts"].split()]
             run["verdicts"] = " ".join(map(str, verdicts))
             run["robust_accuracy"] = verdicts.count(-1) / len(verdicts)
+            run["ci95"] = wilson(verdicts.count(-1), len(verdicts))
+            run["attacks"][0]["felled"] = verdicts.count(0)
         del evidence["robust"]
 
     return edit
@@ -270,23 +273,23 @@ def lie(verdict_of):
         (lambda entry: (entry / "README.md").unlink(), "card", "No such file"),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: (e["runs"].clear(), e.pop("robust"))),
-            "card",
-            "differ",
+            "evidence",
+            "holds no runs",
         ),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: e["robust"][0].update(accuracy=0.99)),
             "evidence",
-            "the worst case at eps 8/255 is claimed to be 0.9900, the verdicts say",
+            "the worst case at eps 8/255 claims accuracy 0.99 (",
         ),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: e["runs"][0].update(robust_accuracy=0.99)),
             "evidence",
-            "claims robust accuracy 0.9900, its verdicts say",
+            "claims robust accuracy 0.99 (",
         ),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: e["clean"].update(accuracy=0.99)),
             "evidence",
-            "claims clean accuracy 0.9900, its verdicts say",
+            "claims clean accuracy 0.99 (",
         ),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: e["runs"][0].update(verdicts="-1 -1")),
@@ -329,10 +332,21 @@ def test_settings_of_a_stranger_name_no_files(run, evaluated, tmp_path):
     assert not (tmp_path / "written").exists()
 
 
-def test_evidence_of_other_images_is_not_compared(run, evaluated):
-    change(evaluated / "evaluation.json", lambda e: e.update(index=[10**6 + i for i in range(24)]))
+@pytest.mark.parametrize("other", [{"index": [10**6 + i for i in range(24)]}, {"data_sha256": "0" * 64}])
+def test_evidence_of_other_images_is_not_compared(run, evaluated, other):
+    change(evaluated / "evaluation.json", lambda e: e.update(other))
     status, out, _ = run("verify", f"local-dir:{evaluated}")
     assert status == 1 and "of other images than the 360 at hand" in out
+
+
+def test_the_figures_of_the_ann_are_said_to_be_unchecked(run, evaluated):
+    change(
+        evaluated / "evaluation.json",
+        lambda e: e.update(ann={"name": "x", "n": 1, **{key: e[key] for key in ("clean", "runs")}}),
+    )
+    update_card(evaluated)
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 4)
+    assert status == 0 and "those of the ANN have no verdicts and are not checked" in out
 
 
 @pytest.mark.slow

@@ -58,6 +58,35 @@ def test_a_radius_is_never_rounded_to_another():
         published_runs({"n": 1, "clean": {"accuracy": 1.0}, "runs": [run]})
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: e["runs"].clear(), "holds no runs"),
+        (lambda e: e.pop("runs"), "holds no runs"),
+        (lambda e: e.update(index=[0] * 60), "60 different numbers"),
+        (lambda e: e.update(index=[*range(-1, 59)]), "60 different numbers"),
+        (lambda e: e.update(index=[*range(59)]), "60 different numbers"),
+        (lambda e: e.update(index=[*range(59), 59.0]), "60 different numbers"),
+        (lambda e: e.update(index=[*range(59), []]), "60 different numbers"),
+        (lambda e: e.update(index="0..59"), "60 different numbers"),
+        (lambda e: e["clean"].update(ci95=[0.9, 1.0]), r"claims clean accuracy .* \(0\.9 to 1\), the verdicts say"),
+        (lambda e: e["runs"][2].update(ci95=[0.9, 1.0]), "ensemble-pgd5 at eps 8/255 claims robust accuracy"),
+        (lambda e: e["robust"][1].update(ci95=[0.9, 1.0]), "worst case at eps 24/255 claims accuracy"),
+        (lambda e: e["robust"][1].update(eps=0.5), "worst case at eps 127.5/255 claims accuracy where nothing was run"),
+        (lambda e: e["runs"][1]["attacks"][1].update(felled=99), "claims 99 felled by pgd2, the verdicts say"),
+        (lambda e: e["runs"][1]["attacks"].clear(), r"holds the verdict \d+, where it lists 0 attacks"),
+        (lambda e: e["runs"][0].update(verdicts="-3 " * 60), "holds the verdict -3"),
+    ],
+)
+def test_evidence_claims_nothing_that_its_verdicts_do_not_say(report, change, said):
+    evidence = json.loads(json.dumps(report.to_json()))
+    assert [run.verdicts for run in published_runs(evidence)] == [run.verdicts for run in report.runs]
+    assert len(published_runs(evidence | {"index": [*range(100, 160)]})) == len(report.runs)
+    change(evidence)
+    with pytest.raises(EvidenceError, match=said):
+        published_runs(evidence)
+
+
 def test_a_number_comes_with_all_that_it_needs(report, tmp_path):
     report.save(tmp_path / "report.json")
     content = load_json(tmp_path / "report.json")
