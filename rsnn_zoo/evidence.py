@@ -18,9 +18,15 @@ MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 NETWORK = ("timesteps", "reset", "leak", "initial")
 """What an SNN computes by and its weights do not say."""
 
+SETTINGS = {"seed": (0, 2**64 - 1), "chunk": (1, 4096), "draws": (1, 1024)}
+"""Bounds of the integers among the settings, since whoever recomputes a verdict takes them from a stranger."""
+PRECISIONS = ("float32", "bfloat16")
+"""As of ``rsnn_zoo.attacks.gradients``, which needs torch; a test holds the two together."""
+
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6
 _ROUNDING = 1e-6
+_SPLIT = re.compile("(train|validation|test)?")  # none where images came as tensors
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
 
 
@@ -75,11 +81,15 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
     if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
         raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
     n = top.integer("n", 1, _MAX_IMAGES)
-    for key in ("cores", "threads", "processes"):
-        if evidence.get(key) is not None:
-            top.integer(key, 1, _MAX_PROCESSES)
+    settings = top.section("settings", optional=True)
+    settings.one_of("precision", PRECISIONS, default=PRECISIONS[0])
+    integers = [(top, key, (1, _MAX_PROCESSES)) for key in ("cores", "threads", "processes")]
+    for section, key, bounds in [*integers, *((settings, key, bounds) for key, bounds in SETTINGS.items())]:
+        if section.content.get(key) is not None:
+            section.integer(key, *bounds)
     top.text("dataset", _TEXT)
-    for key in ("settings", "versions", "spikes", "energy"):
+    top.text("split", _SPLIT, default="test")
+    for key in ("versions", "spikes", "energy"):
         top.section(key, optional=True)
     flags = top.section("flags", optional=True)
     for name in flags.content:

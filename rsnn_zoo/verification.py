@@ -16,6 +16,7 @@ from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.evaluation import evaluate
 from rsnn_zoo.evidence import (
     MAX_EVIDENCE_BYTES,
+    SETTINGS,
     EvidenceError,
     PublishedRun,
     load_evidence,
@@ -32,7 +33,7 @@ __all__ = ["TOLERANCE", "Check", "verify"]
 TOLERANCE = 0.02
 """Share of the verdicts that may differ: another processor rounds otherwise, and a spike can hang on a rounding."""
 
-_SETTINGS = ("seed", "precision", "chunk", "draws")  # what verdicts depend on; nothing else of the evidence is obeyed
+_SETTINGS = (*SETTINGS, "precision")  # what verdicts depend on; nothing else of the settings is obeyed
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def verify(
     Raises:
         LookupError: If nobody published that name.
         OSError: If the entry or the data set cannot be had.
-        ValueError: If the name, the config or ``images`` cannot be used.
+        ValueError: If the name, the config or ``images`` cannot be used, or a ``source`` is needed.
 
     Example:
         >>> all(check.holds for check in verify("hf-hub:colleague/their_snn"))  # doctest: +SKIP
@@ -96,7 +97,9 @@ def verify(
     evidence = _evidence(entry)
     dataset, split = evidence["dataset"], evidence.get("split", "test")
     record = dataset if dataset in DATASETS else None
-    data = load_dataset(source or dataset, split, dataset=record, root=root, download=download)
+    if not (source or record):
+        raise ValueError(f"{name} was evaluated on {dataset!r}, no data set of the zoo: pass it as source (--data)")
+    data = load_dataset(source or record, split, dataset=record, root=root, download=download)
     model = create_model(name, pretrained=True, **where).to(device)
     runs = published_runs(evidence)
     chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - 8 / 255), run.verdicts.count(-1)))]
@@ -154,7 +157,8 @@ def _recompute(
     if whole is None or evidence.get("data_sha256") not in (None, whole.sha256):
         raise EvidenceError(f"the evidence is of other images than the {len(data)} at hand: name its data set")
     part = whole.select(len(published))
-    settings = {key: evidence["settings"][key] for key in _SETTINGS if key in evidence.get("settings", {})}
+    given = evidence.get("settings", {})
+    settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
     settings |= {"batch_size": len(part), "taught": run.learned}  # which the part alone would not teach
     report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
     pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]

@@ -339,6 +339,14 @@ def test_evidence_of_other_images_is_not_compared(run, evaluated, other):
     assert status == 1 and "of other images than the 360 at hand" in out
 
 
+def test_a_data_set_of_a_stranger_is_no_path(run, evaluated, tmp_path):
+    change(evaluated / "evaluation.json", lambda e: e.update(dataset=str(tmp_path)))
+    update_card(evaluated)
+    status, _, err = run("verify", f"local-dir:{evaluated}")
+    assert status == 1 and "no data set of the zoo: pass it as source (--data)" in err
+    assert run("verify", f"local-dir:{evaluated}", "--images", 4, "--data", "digits")[0] == 0
+
+
 def test_the_figures_of_the_ann_are_said_to_be_unchecked(run, evaluated):
     change(
         evaluated / "evaluation.json",

@@ -15,7 +15,8 @@ import torch
 from huggingface_hub import ModelCard
 
 import rsnn_zoo
-from rsnn_zoo import publish
+from rsnn_zoo import evidence, publish
+from rsnn_zoo.attacks.gradients import PRECISIONS
 from rsnn_zoo.config import load_config
 from rsnn_zoo.evidence import check_evidence
 from rsnn_zoo.files import ConfigError, load_json, to_json
@@ -257,6 +258,16 @@ RUN = {"protocol": "x", "eps": 0, "robust_accuracy": 1, "ci95": [0, 1]}
         ),
         ({"flags": {"far": {"raised": True}}}, r"flags\.far\.message is missing"),
         ({"settings": []}, "settings must be a JSON object"),
+        ({"settings": {"chunk": 0}}, r"settings\.chunk is 0, must be an integer from 1 to 4,096"),
+        ({"settings": {"chunk": 4097}}, r"settings\.chunk is 4097"),
+        ({"settings": {"chunk": "64"}}, r"settings\.chunk is '64'"),
+        ({"settings": {"draws": 0}}, r"settings\.draws is 0, must be an integer from 1 to 1,024"),
+        ({"settings": {"draws": 1025}}, r"settings\.draws is 1025"),
+        ({"settings": {"seed": -1}}, r"settings\.seed is -1"),
+        ({"settings": {"seed": 2**64}}, r"settings\.seed is 1844"),
+        ({"settings": {"seed": 0.5}}, r"settings\.seed is 0\.5"),
+        ({"settings": {"precision": "float8"}}, r"settings\.precision is 'float8'"),
+        ({"split": ["test"]}, r"split is \['test'\]"),
     ],
 )
 def test_evidence_that_no_card_can_be_made_of_is_refused(entry, hub, push, change, said):
@@ -265,6 +276,13 @@ def test_evidence_that_no_card_can_be_made_of_is_refused(entry, hub, push, chang
     with pytest.raises(ConfigError, match=f"the evidence of {NAME}: {said}"):
         push(entry)
     assert not hub.requests
+
+
+def test_settings_within_their_bounds_are_those_of_an_evaluation(entry):
+    config = load_config(entry / "config.json")
+    for settings in ({"chunk": None, "draws": None}, {"chunk": 4096, "draws": 1024, "seed": 2**64 - 1}, {}):
+        check_evidence(config, evidence_for(config, settings=settings))
+    assert evidence.PRECISIONS == tuple(PRECISIONS)
 
 
 def test_missing_evidence_is_refused(entry, hub, push):
