@@ -38,8 +38,8 @@ __all__ = [
 FAR = 64 / 255
 """A radius at which no classifier of natural images should be better than chance."""
 
-_LIBRARY = tuple(f"torchattacks.{name}" for name in ("Square", "OnePixel", "Pixle", "GN"))
-GRADIENT_FREE = ("square", "rays", "gaussian", "uniform", "noise", "transfer", *_LIBRARY)
+_LIBRARY = tuple(f"torchattacks.{name}" for name in ("Square", "SPSA", "OnePixel", "Pixle", "GN"))
+GRADIENT_FREE = ("square", "rays", "gaussian", "uniform", "transfer", *_LIBRARY)
 """What the names of attacks begin with that follow no gradient of the model."""
 
 ZEROS = 0.1

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from rsnn_zoo import evaluation, flags
+from rsnn_zoo.attacks.protocols import protocol
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import evaluate
+from rsnn_zoo.hub import published_names
 from rsnn_zoo.modes import Relu, parse_mode
 from rsnn_zoo.neurons import SpikingNeuron
 from rsnn_zoo.report import Run
@@ -174,6 +176,19 @@ def test_what_fells_after_all_gradient_attacks_is_counted():
     square = Run("square100", 0.1, members[:1], (0, 0, -1), 1.0)  # what PGD could fell, and what it could not
     assert flags.gradient_free([pgd, square]).value == 1
     assert not flags.gradient_free([pgd, replace(square, eps=0.2)]).raised
+
+
+def test_attacks_without_gradients_are_told_by_the_names_that_reports_give_them():
+    def names(*attacks):
+        return [member.attack.name for attack in attacks for member in protocol(attack, network())]
+
+    library = [f"torchattacks.{name}" for name in ("Square", "SPSA", "OnePixel", "Pixle", "GN")]
+    source = f"transfer[{published_names()[0]}]-fgsm"
+    free = names("square5", "rays5", "uniform-noise5", "gaussian-noise5", source, *library)
+    assert len(free) == 10 and all(name.startswith(flags.GRADIENT_FREE) for name in free)
+    assert all(any(name.startswith(known) for name in free) for known in flags.GRADIENT_FREE)
+    others = names("fgsm", "rfgsm", "pgd5", "apgd5-ce", "sapgd5", "adaptive31", "fab5-t", "torchattacks.PGD")
+    assert len(others) == 8 and not any(name.startswith(flags.GRADIENT_FREE) for name in others)
 
 
 def test_attacks_without_gradients_alone_say_nothing_of_gradients():
