@@ -8,7 +8,6 @@ Finding an entry needs no torch; reading its weights does.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -33,6 +32,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo.config import MAX_WEIGHTS_BYTES, ModelConfig, load_config
 from rsnn_zoo.files import MAX_JSON_BYTES, ConfigError
@@ -229,7 +229,7 @@ class _Hub:
         own = path.resolve()
         # The cache names a small file by git's hash of it, which is checked here, a large one by its SHA-256, which is
         # checked where it is read.
-        if _SHA1.fullmatch(own.name) and own.name != _git_hash(own.read_bytes()):
+        if _SHA1.fullmatch(own.name) and own.name != git_hash(own.read_bytes()):
             raise HubError(f"{own} is damaged; delete it, and it is downloaded anew when it is next needed")
         return path
 
@@ -269,10 +269,6 @@ class _Hub:
                 f"{filename} has {found.size:,} bytes where at most {limit:,} are expected; ask its publisher"
             )
         return found.commit_hash
-
-
-def _git_hash(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T:
