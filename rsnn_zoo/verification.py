@@ -33,7 +33,10 @@ __all__ = ["TOLERANCE", "Check", "verify"]
 TOLERANCE = 0.02
 """Share of the verdicts that may differ: another processor rounds otherwise, and a spike can hang on a rounding."""
 
-_SETTINGS = (*SETTINGS, "precision")  # what verdicts depend on; nothing else of the settings is obeyed
+# What verdicts depend on, within the bounds of the evidence. Obeyed besides are its protocols, radii and images, and
+# where a part is attacked, what ensembles are said to have learned on the whole: low bars weaken them, so with all
+# images they learn by themselves.
+_SETTINGS = (*SETTINGS, "precision")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def verify(
     Args:
         name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
         images: Recompute the first so many verdicts of the run at 8/255 (or next to it) that found least to be robust;
-            None for all of all runs.
+            None for all of all runs, where adaptive ensembles learn anew, and not from the evidence.
         source: An ``.npz`` file or folder in place of the data set that the evidence names.
         root: Folder of the named data sets on disk.
         download: Whether a named data set may be downloaded.
@@ -159,7 +162,7 @@ def _recompute(
     part = whole.select(len(published))
     given = evidence.get("settings", {})
     settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
-    settings |= {"batch_size": len(part), "taught": run.learned}  # which the part alone would not teach
+    settings |= {"batch_size": len(part), "taught": run.learned if len(part) < len(whole) else None}
     report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
     pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
     differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member

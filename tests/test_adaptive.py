@@ -104,6 +104,42 @@ def test_a_pilot_that_tells_nothing_lets_all_go_on_for_three_rounds():
     assert attack.learned(TwoPixels(), batch([0.9] * 8)).rounds == attack.rounds
 
 
+PAIRS = ["ce/pcw-1", "dlr/pcw-1", "ce/rate"]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {},
+        {"rounds": []},
+        {"rounds": [1]},
+        {"rounds": [1, 2], "bars": []},
+        {"rounds": [1, 2, 4]},
+        {"rounds": [1, 2, 4], "bars": [], "pairs": ["ce/pcw-1", "ce/rate", "dlr/pcw-1"]},
+        {"rounds": [2, 4, 8, 16]},
+        {"pairs": []},
+        {"pairs": PAIRS[:2]},
+        {"pairs": [*PAIRS, PAIRS[0]]},
+        {"pairs": [PAIRS[0], PAIRS[1], PAIRS[1]]},
+        {"pairs": ["dlr/pcw-1", "ce/pcw-1", "ce/rate"]},
+        {"pairs": [*PAIRS[:2], "ce/ste"]},
+        {"bars": []},
+        {"bars": [1, 1]},
+        {"bars": [1, 1, 1, 1]},
+        {"bars": ["nan", 1, 1]},
+        {"bars": [float("nan"), 1, 1]},
+        {"bars": [[], 1, 1]},
+    ],
+)
+def test_nothing_is_taught_that_cannot_have_been_learned(known):
+    attack = Adaptive("a", (1, 2, 4, 8), (CE_PCW, DLR_PCW, CE_RATE))
+    sound = replace(attack, pairs=(CE_PCW, CE_RATE, DLR_PCW), bars=(1.0, -0.5, torch.inf))
+    for learned in (sound, replace(attack, rounds=(1, 2, 4))):
+        assert attack.taught(learned.to_json()) == learned
+    with pytest.raises(ValueError, match="a cannot have learned"):
+        attack.taught({**sound.to_json(), **known} if known else {})
+
+
 @pytest.mark.slow
 def test_verdicts_do_not_depend_on_batches_or_order():
     snn = rsnn_zoo.create_model("resnet20_digits_natural_t4", pretrained=True)

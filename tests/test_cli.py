@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rsnn_zoo
-from rsnn_zoo import cli, models, names
+from rsnn_zoo import cli, models, names, verification
 from rsnn_zoo.files import load_json, to_json
 from rsnn_zoo.publish import save_pretrained, update_card
 from rsnn_zoo.report import wilson
@@ -236,6 +236,22 @@ def test_the_figure_that_found_least_is_verified(run, evaluated):
     update_card(evaluated)
     status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 4)
     assert status == 0 and "the first 4 of pgd2+pgd2@rate are equal" in out
+
+
+def test_ensembles_are_taught_only_where_a_part_is_attacked(run, evaluated, monkeypatch):
+    model = rsnn_zoo.create_model(f"local-dir:{evaluated}", pretrained=True)
+    report = rsnn_zoo.evaluate(model, rsnn_zoo.load_dataset("digits").select(8), "adaptive31", checks=0)
+    report.save(evaluated / "evaluation.json")
+    update_card(evaluated)
+    taught, evaluate = [], verification.evaluate
+    monkeypatch.setattr(
+        verification,
+        "evaluate",
+        lambda *args, **settings: taught.append(settings["taught"]) or evaluate(*args, **settings),
+    )
+    for images in (["--images", 4], ["--images", 8], ["--all"]):
+        assert run("verify", f"local-dir:{evaluated}", *images)[0] == 0
+    assert taught == [{"adaptive31/own": report.runs[0].learned[0]}, None, None]
 
 
 def change(path, edit):

@@ -282,7 +282,7 @@ def test_settings_within_their_bounds_are_those_of_an_evaluation(entry):
     config = load_config(entry / "config.json")
     for settings in ({"chunk": None, "draws": None}, {"chunk": 4096, "draws": 1024, "seed": 2**64 - 1}, {}):
         check_evidence(config, evidence_for(config, settings=settings))
-    assert evidence.PRECISIONS == tuple(PRECISIONS)
+    assert tuple(PRECISIONS) == evidence.PRECISIONS
 
 
 def test_missing_evidence_is_refused(entry, hub, push):

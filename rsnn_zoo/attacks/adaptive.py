@@ -109,17 +109,26 @@ class Adaptive:
         """The same with what :meth:`to_json` gave of one that has learned.
 
         Raises:
-            ValueError: If it is nothing that this one could learn.
+            ValueError: If it is nothing that this one could learn. Low bars could be, and make it weak.
         """
         pairs = {f"{loss}/{mode or 'own'}": (loss, mode) for loss, mode in self.pairs}
         try:
             rounds, order = tuple(known["rounds"]), tuple(pairs[name] for name in known["pairs"])
             bars = tuple(math.inf if bar is None else float(bar) for bar in known["bars"])
         except (LookupError, TypeError, ValueError):
-            raise ValueError(f"{self.name} cannot have learned {known!r:.200}") from None
-        if not rounds or rounds != self.rounds[: len(rounds)] or len(bars) >= len(self.rounds) or not order:
+            rounds = order = bars = ()
+        if (rounds, order, bars) == (self._untold.rounds, self.pairs, ()):
+            return self._untold
+        complete = len(order) == len(pairs) and set(order) == set(self.pairs) and order[0] == self.pairs[0]
+        # A bar below 0 is learned where gradients come with other logits than verdicts, in bfloat16 or of few draws.
+        if rounds != self.rounds or not complete or len(bars) != len(rounds) - 1 or any(map(math.isnan, bars)):
             raise ValueError(f"{self.name} cannot have learned {known!r:.200}")
-        return replace(self, rounds=rounds, pairs=order, bars=bars)
+        return replace(self, pairs=order, bars=bars)
+
+    @property
+    def _untold(self) -> Adaptive:
+        """The same where the pilot tells nothing."""
+        return replace(self, rounds=self.rounds[:3], bars=())
 
     def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
         """The same with the bars between its rounds and the order of its pairs learned on some samples.
@@ -144,7 +153,7 @@ class Adaptive:
                 left, nearest = left.rows((~down).nonzero().flatten()), nearest[~down].minimum(margins)
             stood = stood or len(left)
             if stood < FEW:
-                return replace(self, rounds=self.rounds[:3])
+                return self._untold
             going = math.ceil(SHARE * stood / 2**number)
             bars.append(nearest.sort().values[going - 1].item() if going < len(left) else torch.inf)
             near = nearest <= bars[-1]
