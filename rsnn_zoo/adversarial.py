@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic
 from rsnn_zoo.data import ImageData
-from rsnn_zoo.files import replacing
+from rsnn_zoo.evidence import SETTINGS
+from rsnn_zoo.files import parse_json, replacing
 from rsnn_zoo.provenance import digest
 from rsnn_zoo.report import Run
+from rsnn_zoo.schema import Section
 
 __all__ = ["ROUNDED", "TOLERANCE", "Examples", "Verification", "save_examples", "to_uint8", "verify"]
 
@@ -33,7 +35,18 @@ STANDING, CLEAN_WRONG, STANDING_8 = (
 )
 ROUNDED = {STANDING, CLEAN_WRONG, STANDING_8}
 """Faults that the roundings of another processor can bring about, in a few examples."""
-TENSORS = ("images", "images_uint8", "uint8_fallen", "clean", "labels", "index", "eps", "run", "member")
+TENSORS = {
+    "images": (torch.float32, 4),
+    "images_uint8": (torch.uint8, 4),
+    "uint8_fallen": (torch.bool, 1),
+    "clean": (torch.float32, 4),
+    "labels": (torch.int64, 1),
+    "index": (torch.int64, 1),
+    "eps": (torch.float64, 1),
+    "run": (torch.int64, 1),
+    "member": (torch.int64, 1),
+}
+"""Of each its type and its number of dimensions, of which the first is that of the examples."""
 
 
 def to_uint8(adversarial: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
@@ -154,24 +167,29 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file, or made against other weights.
+        ValueError: If it is not such a file, damaged, or made against other weights.
 
     Example:
         >>> verify(model, "adversarial.safetensors").faults  # doctest: +SKIP
         {}
     """
     tensors, about = _read(path)
-    if about["model_sha256"] != digest(model):
+    if about.value("model_sha256") != digest(model):
         raise ValueError(
-            f"{path} was made against another model ({about['model']}, of other weights or timesteps): load that one, "
-            "unchanged"
+            f"{path} was made against another model ({about.value('model')!r:.100}, of other weights or timesteps): "
+            "load that one, unchanged"
         )
     x, labels, eps, index = (tensors[name] for name in ("images", "labels", "eps", "index"))
+    taken = [getattr(model, key, None) for key in ("in_chans", "img_size", "img_size")]
+    for size in (taken, x.shape[1:] if data is None else data.images.shape[1:]):
+        if any(wanted not in (None, found) for wanted, found in zip(size, x.shape[1:], strict=True)):
+            raise ValueError(f"{path} holds images {tuple(x.shape[1:])}, not {tuple(size)}: fetch it again")
     pixels = tensors["images_uint8"].float() / 255
     claimed = tensors["uint8_fallen"]
     device = next(model.parameters(), torch.zeros(())).device
-    victim = ModelVictim(model, int(about["chunk"]), draws=int(about["draws"]))
-    radii = torch.tensor([run["eps"] for run in json.loads(about["runs"])], dtype=torch.float64)
+    chunk, draws = (about.integer(key, *SETTINGS[key]) for key in ("chunk", "draws"))
+    victim = ModelVictim(model, chunk, draws=draws)
+    radii = torch.tensor([run.number("eps", 0.0, 1.0) for run in about.sections("runs")], dtype=torch.float64)
 
     def fallen(images: Tensor) -> Tensor:
         with exact_arithmetic(device):
@@ -197,14 +215,33 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
     return Verification(len(x), int(claimed.sum()), faults)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
+    """The tensors and what is said about them, once the one fits the other, whoever wrote the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a file, or damaged.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
+            said = file.metadata() or {}
+            if said.get("format") != FORMAT:
                 raise ValueError(f"{path} holds no adversarial examples of rsnn_zoo")
-            return {name: file.get_tensor(name) for name in TENSORS}, about
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    parsed = {
+        key: parse_json(said[key].encode(), f"{path}: {key}") for key in ("chunk", "draws", "runs") if key in said
+    }
+    about = Section(said | parsed, str(path))
+    shape, runs = tensors["images"].shape, len(about.sections("runs"))
+    odd = [
+        name
+        for name, (dtype, dimensions) in TENSORS.items()
+        if tensors[name].dtype != dtype or tensors[name].ndim != dimensions or tensors[name].shape != shape[:dimensions]
+    ]
+    if odd or ((tensors["run"] < 0) | (tensors["run"] >= runs)).any():
+        raise ValueError(f"{path} is damaged: {', '.join(odd) or 'run'} does not fit the rest; fetch it again")
+    return tensors, about

@@ -24,8 +24,10 @@ from rsnn_zoo.evidence import EvidenceError, published_runs
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy, save_page
+from rsnn_zoo.provenance import digest
 from rsnn_zoo.report import ALL, STANDS, Flag, Run, wilson
 from tests import tiny
+from tests.conftest import small_network
 
 pytestmark = pytest.mark.usefixtures("eager")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -228,9 +230,9 @@ def test_every_claimed_fall_is_in_the_file(examples):
     assert (plain != found["labels"]).float().mean() > 0.99  # but for roundings
 
 
-def forged(examples, tmp_path, change):
+def forged(examples, tmp_path, change, **said):
     with safe_open(examples[1], "pt") as file:
-        about = file.metadata()
+        about = {key: value for key, value in (file.metadata() | said).items() if value is not None}
     tensors = load_file(examples[1])
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "forged", metadata=about)
@@ -286,6 +288,53 @@ def eight_bits(tensors):
 )
 def test_a_false_claim_is_found(examples, tmp_path, change, fault):
     assert fault in verify(tiny.network(True), forged(examples, tmp_path, change)).faults
+
+
+def nothing(tensors):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "about", "said"),
+    [
+        (nothing, {"model": None}, "model is missing"),
+        (nothing, {"model_sha256": None}, "model_sha256 is missing"),
+        (nothing, {"chunk": None}, "chunk is missing"),
+        (nothing, {"chunk": "0"}, "chunk is 0, must be an integer from 1 to 4,096"),
+        (nothing, {"chunk": "4097"}, "chunk is 4097"),
+        (nothing, {"chunk": "many"}, "chunk is not usable JSON"),
+        (nothing, {"draws": None}, "draws is missing"),
+        (nothing, {"draws": "1025"}, "draws is 1025"),
+        (nothing, {"runs": None}, "run does not fit"),
+        (nothing, {"runs": "{}"}, "runs must be a list"),
+        (nothing, {"runs": "[1, 2]"}, r"runs\[0\] must be a JSON object"),
+        (nothing, {"runs": "[{}, {}]"}, r"runs\[0\]\.eps is missing"),
+        (nothing, {"runs": '[{"eps": NaN}, {"eps": 0.1}]'}, "NaN is not a finite number"),
+        (lambda tensors: tensors["run"].fill_(2), {}, "run does not fit"),
+        (lambda tensors: tensors["run"].fill_(-1), {}, "run does not fit"),
+        (lambda tensors: tensors.pop("member"), {}, "damaged .*member"),
+        (lambda tensors: tensors.update(labels=tensors["labels"].float()), {}, "labels does not fit"),
+        (lambda tensors: tensors.update(index=tensors["index"][1:]), {}, "index does not fit"),
+        (lambda tensors: tensors.update(eps=tensors["eps"][:, None]), {}, "eps does not fit"),
+        (lambda tensors: tensors.update(uint8_fallen=tensors["uint8_fallen"].long()), {}, "uint8_fallen does not fit"),
+        (lambda tensors: tensors.update(clean=tensors["clean"][..., 1:]), {}, "clean does not fit"),
+        (lambda tensors: tensors.update(images=torch.tensor(0.5)), {}, "images, .*, member does not fit"),
+        (lambda tensors: tensors.update(images_uint8=tensors["images_uint8"].flatten(1)), {}, "images_uint8 does not"),
+    ],
+)
+def test_a_malformed_file_is_refused(examples, tmp_path, change, about, said):
+    about = {"model_sha256": "0" * 64} | about if "model" in about else about
+    with pytest.raises(ValueError, match=said):
+        verify(tiny.network(True), forged(examples, tmp_path, change, **about))
+
+
+def test_images_of_another_size_are_refused(examples, tmp_path):
+    def crop(tensors):
+        tensors.update((key, tensors[key][..., 1:]) for key in ("images", "images_uint8", "clean"))
+
+    for model, data in ((small_network(), None), (tiny.network(True), tiny.digits())):
+        with pytest.raises(ValueError, match=r"holds images \(1, 8, 7\), not \(1, 8, 8\)"):
+            verify(model, forged(examples, tmp_path, crop, model_sha256=digest(model)), data)
 
 
 def test_images_of_another_data_set_are_found(examples):
