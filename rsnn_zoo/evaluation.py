@@ -33,9 +33,10 @@ from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data import ImageData, check_labels
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.engine import Engine, Samples
-from rsnn_zoo.evidence import NETWORK
+from rsnn_zoo.evidence import NETWORK, SETTINGS
 from rsnn_zoo.files import check_writable
 from rsnn_zoo.ledger import Ledger
+from rsnn_zoo.models import Temporal
 from rsnn_zoo.provenance import digest, environment
 from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
@@ -161,14 +162,14 @@ def evaluate(
         attack = dict.fromkeys([attack] if isinstance(attack, str) else attack, eps)
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module from images to logits, got {type(model).__name__}")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("chunk", 1 if chunk is None else chunk, 1),
-        ("checks", checks, 0),
-        ("draws", 1 if draws is None else draws, 1),
-    ):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    bounds = {"batch_size": (1, None), "checks": (0, None), **SETTINGS}
+    given = {"batch_size": batch_size, "checks": checks, "seed": seed, "chunk": chunk, "draws": draws}
+    for name, (least, most) in bounds.items():
+        if (value := given[name]) is None and name in ("chunk", "draws"):
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least or value > (most or value):
+            span = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise ValueError(f"{name} must be an integer {span}, got {value!r}")
     if adversarial is not None:
         check_writable(adversarial)
     planned = {(one := plan(name, model)).name: (one, _radii(mine)) for name, mine in attack.items()}
@@ -245,7 +246,9 @@ def evaluate(
         environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         flags=tuple(found),
-        network={key: getattr(model, key) for key in NETWORK} if getattr(model, "timesteps", None) and sha256 else {},
+        network={key: getattr(model, key) for key in NETWORK}
+        if isinstance(model, Temporal) and model.timesteps
+        else {},
         training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
     )
 
