@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS, DatasetInfo
-from rsnn_zoo.names import ModelName, UnknownNameError
+from rsnn_zoo.names import ModelName, UnknownNameError, is_model
 from rsnn_zoo.report import ALL, in_255
 
 _TITLES = {
@@ -118,14 +118,20 @@ def check_card(text: str, config: ModelConfig, evidence: Mapping[str, Any] | Non
     """
     found, expected = (_figures(card) for card in (text, model_card(config, evidence)))
     if odd := [line for line in (*found, *expected) if (line in found) != (line in expected)]:
-        raise ValueError(f"the card and the evidence differ, e.g. in {odd[0]!r}; write it anew with update_card")
+        shown = next((line for line in odd if line.startswith("|")), odd[0])
+        raise ValueError(
+            f"the card and the evidence differ, e.g. in {shown[:200]!r}: write the card anew, "
+            "rsnn_zoo.publish.update_card(FOLDER)"
+        )
 
 
 def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> str:
     """Return what the network is and what it achieved, in a few lines of text."""
     _, dataset, objective = _parts(config)
     results = _accuracies(evidence) if evidence else ["Not evaluated yet."]
-    return "\n".join([_summary(config, dataset, objective), "", *results])
+    flags = ((evidence or {}).get("flags") or {}).items()
+    raised = [f"Flag {name}: {_cell(flag['message'])}" for name, flag in flags if flag["raised"]]
+    return "\n".join([_summary(config, dataset, objective), "", *results, *([""] if raised else []), *raised])
 
 
 def _figures(card: str) -> list[str]:
@@ -164,12 +170,16 @@ def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) ->
     named = _OBJECTIVES.get(objective or "", objective)
     if not (ann := training.get("ann")):
         return f"Trained on {dataset} by {named}"
-    converted = f"Converted from {_cell(ann)}, itself trained on {dataset} by {named}"
+    known = is_model(str(ann))  # and not the file of somebody's weights
+    converted = f"Converted from {_cell(ann)}, " + (
+        f"itself trained on {dataset} by {named}" if known else "whose training is not recorded"
+    )
     if not (stage := training.get("stage")):
         return f"{converted}, without fine-tuning"
     tuned = stage.get("objective") if isinstance(stage, Mapping) else None
-    how = "the same objective" if tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
-    return f"{converted}, and fine-tuned" + (f" by {how}" if tuned else "")
+    how = "the same objective" if known and tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
+    where = "" if known else f" on {dataset}"
+    return f"{converted}, and fine-tuned{where}" + (f" by {how}" if tuned else "")
 
 
 def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> list[EvalResult]:

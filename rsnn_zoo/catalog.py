@@ -8,26 +8,12 @@ from itertools import product
 
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.hub import published_names
-from rsnn_zoo.names import ARCHITECTURES, ModelName, UnknownNameError, near_matches, objectives
+from rsnn_zoo.names import ARCHITECTURES, ModelName, UnknownNameError, is_model, near_matches, objectives
 
 __all__ = ["is_model", "list_models"]
 
 # T of the names that list_models shows for what nobody has published; any other T can be built too.
 _LISTED_TIMESTEPS = (None, 4, 8)
-
-
-def is_model(name: str) -> bool:
-    """Whether ``name`` is of the grid, so that :func:`create_model` can build it.
-
-    Example:
-        >>> is_model("resnet20_cifar10_trades_t6"), is_model("resnet21_cifar10_trades_t6")
-        (True, False)
-    """
-    try:
-        ModelName.parse(name)
-    except UnknownNameError:
-        return False
-    return True
 
 
 def list_models(

@@ -64,12 +64,24 @@ def device(text: str) -> str:
     return text
 
 
+def run_plugin(path: Path | None) -> None:
+    """Run the Python file that registers architectures or objectives, if one is given.
+
+    Raises:
+        FileNotFoundError: If there is none of that name.
+    """
+    if path is None:
+        return
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: --plugin takes a Python file that registers architectures")
+    runpy.run_path(str(path))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
     try:
-        if getattr(args, "plugin", None) is not None:
-            runpy.run_path(str(args.plugin))
+        run_plugin(getattr(args, "plugin", None))
         text, content, status = args.run(args)
         print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text, flush=True)
     except BrokenPipeError:  # `rsnn-zoo list | head` has seen enough
@@ -106,6 +118,7 @@ def _info(args: argparse.Namespace) -> _Outcome:
 def _evaluate(args: argparse.Namespace) -> _Outcome:
     import rsnn_zoo
     from rsnn_zoo.energy import energy
+    from rsnn_zoo.publish import update_card
 
     if args.output:
         check_writable(args.output)
@@ -124,6 +137,8 @@ def _evaluate(args: argparse.Namespace) -> _Outcome:
     if state:
         report.save(args.output)
         state.unlink(missing_ok=True)
+        if args.output.name == EVIDENCE and (args.output.parent / CONFIG).is_file():
+            update_card(args.output.parent)  # which is of the evidence too
     return report.table(), report.to_json(), 0
 
 

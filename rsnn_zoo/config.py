@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.files import load_json
-from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError
+from rsnn_zoo.files import ConfigError, load_json
+from rsnn_zoo.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, near_matches
 from rsnn_zoo.schema import Section
 
 SCHEMA = 1
@@ -155,7 +155,13 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     weights = ours.section("weights", optional=True)
     if ours.value("schema", SCHEMA) != SCHEMA:
         raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
-    architecture = top.one_of("architecture", tuple(_PREFIX + a for a in ARCHITECTURES)).removeprefix(_PREFIX)
+    known = tuple(_PREFIX + a for a in ARCHITECTURES)
+    if str(named := top.value("architecture")).startswith(_PREFIX) and named not in known:
+        raise ConfigError(
+            f"{source}: architecture is {named!r:.100}{near_matches(named, known)}; one of its author's own is to be "
+            "registered first (--plugin FILE.py)"
+        )
+    architecture = top.one_of("architecture", known).removeprefix(_PREFIX)
     known = {*_MODEL_ARGS, "initial", "surrogate", *(["hidden_features"] if architecture.startswith("vgg") else [])}
     if unknown := set(args.content) - known:
         raise args.error(min(unknown), f"is not an argument of {architecture}")

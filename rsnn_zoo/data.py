@@ -271,7 +271,8 @@ def _read_torchvision(info: DatasetInfo, root: Path, train: bool, download: bool
         if download:
             raise
         raise FileNotFoundError(
-            f"{info.title} is missing or damaged in {root}: pass download=True to fetch it, or an .npz file as source"
+            f"{info.title} is missing or damaged in the folder {root}/: pass download=True (--download) to fetch it, "
+            "or an .npz file as source (--data FILE.npz)"
         ) from error
     return np.stack(images), np.array(labels)
 

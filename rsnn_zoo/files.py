@@ -43,8 +43,11 @@ def load_json(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> Any:
         FileNotFoundError: If there is no such file.
         ConfigError: If the file is too large or ``parse_json`` refuses it.
     """
-    with open(path, "rb") as file:
-        return parse_json(file.read(limit + 1), str(path), limit)
+    try:
+        with open(path, "rb") as file:
+            return parse_json(file.read(limit + 1), str(path), limit)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
 
 
 def parse_json(data: bytes, source: str, limit: int = MAX_JSON_BYTES) -> Any:

@@ -36,7 +36,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo.config import MAX_WEIGHTS_BYTES, ModelConfig, load_config
 from rsnn_zoo.files import MAX_JSON_BYTES, ConfigError
-from rsnn_zoo.names import ModelName, near_matches
+from rsnn_zoo.names import ModelName, UnknownNameError, is_model, near_matches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,8 +169,12 @@ def resolve(
     hub = _Hub(cache_dir, local_files_only, endpoint)
     source, colon, place = name.partition(":")
     if not colon:
+        if (Path(name) / CONFIG).is_file() and not is_model(name):
+            raise UnknownNameError(f"{name} is a folder: say 'local-dir:{name}'")
         return _packaged(name, revision, hub)
     if source == "local-dir":
+        if not (Path(place) / CONFIG).is_file():
+            raise FileNotFoundError(f"{place} is not the folder of an entry: there is no {CONFIG} in it")
         return _folder(Path(place), name)
     if source == "hf-hub":
         repo, _, tag = place.partition("@")

@@ -59,7 +59,8 @@ class ModelName:
         """Refuse what is not of the grid."""
         for part, known in (("architecture", ARCHITECTURES), ("dataset", DATASETS), ("objective", _objectives)):
             if (value := getattr(self, part)) not in known:
-                raise UnknownNameError(f"unknown {part} {value!r}{near_matches(value, known)}")
+                own = "" if part == "dataset" else "; one of your own is to be registered first (--plugin FILE.py)"
+                raise UnknownNameError(f"unknown {part} {value!r}{near_matches(value, known)}{own}")
         if self.timesteps is not None and not 1 <= self.timesteps <= MAX_TIMESTEPS:
             raise UnknownNameError(f"time steps must be from 1 to {MAX_TIMESTEPS}, not {self.timesteps}")
         if self.tag is not None and not _TAG.fullmatch(self.tag):
@@ -145,3 +146,17 @@ def near_matches(value: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(value[:200], known)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     return f"{hint}; known: {', '.join(known) or 'none'}"
+
+
+def is_model(name: str) -> bool:
+    """Whether ``name`` is of the grid, so that :func:`rsnn_zoo.create_model` can build it.
+
+    Example:
+        >>> is_model("resnet20_cifar10_trades_t6"), is_model("resnet21_cifar10_trades_t6")
+        (True, False)
+    """
+    try:
+        ModelName.parse(name)
+    except UnknownNameError:
+        return False
+    return True

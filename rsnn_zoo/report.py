@@ -312,7 +312,8 @@ class Report:
     def table(self) -> str:
         """The report as text: accuracy by radius, what each member felled, and the flags that are raised."""
         n = len(self.index)
-        lines = [f"{self.model} on {n} {self.dataset} {self.split} images", ""]
+        what = f"{self.dataset} {self.split} images" if self.split else "images"  # which came as tensors
+        lines = [f"{self.model} on {n} {what}", ""]
         lines += [f"  {'eps':>6}  {'attack':<20} {'accuracy':>9}   95 % interval"]
         for row in self.rows():
             interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f} %"

@@ -77,6 +77,8 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> di
                 source = safetensors.torch.load_file(source)
             else:  # weights_only alone: a checkpoint from elsewhere must not be able to run code
                 source = torch.load(source, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {os.fspath(source)}") from None
         except OSError:
             raise
         except Exception as error:  # of many kinds, and torch's own advice is to load it unsafely

@@ -121,7 +121,9 @@ def check_state_dict(
     }
     listed = "; ".join(f"{fault}: {_some(items)}" for fault, items in faults.items() if items)
     if listed:
-        raise WeightsError(f"{source} does not fit the network. {listed}. Load the weights that belong to this network")
+        raise WeightsError(
+            f"{source} does not fit the network. {listed}. Are they of another architecture, or of other classes?"
+        )
 
 
 def _tensors(buffer: Tensor, source: str) -> Iterator[tuple[str, Tensor]]:
@@ -153,5 +155,5 @@ def _refused(path: str | os.PathLike[str], cause: str) -> WeightsError:
     return WeightsError(f"Weights file {os.path.realpath(path)} {cause}. {_REMEDY}")
 
 
-def _some(items: list[str], most: int = 10) -> str:
+def _some(items: list[str], most: int = 3) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from _malloc import tune_malloc
 
-from rsnn_zoo.cli import device
+from rsnn_zoo.cli import device, run_plugin
 from rsnn_zoo.curves import plot_curves
 from rsnn_zoo.data import ImageData, load_dataset
 from rsnn_zoo.distributed import Ranks
@@ -62,8 +61,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; the name is read when the plugin has registered what is in it."""
     args = parser.parse_args()
     try:
-        if args.plugin is not None:
-            runpy.run_path(str(args.plugin))
+        run_plugin(args.plugin)
         args.name = ModelName.parse(args.name)
     except (UnknownNameError, OSError) as error:
         parser.error(str(error))

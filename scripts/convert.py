@@ -24,6 +24,7 @@ from _training import main, parsed, parser, resolve
 
 import rsnn_zoo
 from rsnn_zoo.data import ImageData
+from rsnn_zoo.hub import NotPublishedError
 from rsnn_zoo.models import ForeignNetwork, Network
 from rsnn_zoo.provenance import peak_memory
 from rsnn_zoo.publish import save_pretrained
@@ -64,7 +65,10 @@ def trained_ann(args: argparse.Namespace) -> Network:
     own = Path("runs") / _of(args, None)
     source = args.ann or (str(own) if (own / "config.json").is_file() else _of(args, None))
     if not Path(source).is_file() and Path(source).suffix not in (".safetensors", ".pth", ".pt"):
-        return create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+        try:
+            return create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+        except NotPublishedError as error:
+            raise NotPublishedError(f"{error}. Or give the ANN: --ann FILE_OR_FOLDER") from None
     ann = create_model(_of(args, None))
     own = ann.network if isinstance(ann, ForeignNetwork) else ann
     state = read_state_dict(source)

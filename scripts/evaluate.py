@@ -19,7 +19,6 @@ import argparse
 import csv
 import io
 import logging
-import runpy
 from collections import Counter
 from collections.abc import Mapping
 from itertools import count
@@ -30,7 +29,7 @@ import torch
 from _training import main
 
 import rsnn_zoo
-from rsnn_zoo.cli import device
+from rsnn_zoo.cli import device, run_plugin
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
@@ -203,7 +202,8 @@ def save(args: argparse.Namespace, report: Report, short: str) -> None:
     if args.results_file:
         add_row(args.results_file, report.summary())
     (args.output / f"{short}.partial").unlink(missing_ok=True)
-    print(f"{report.table()}\n\n  report: {path}\n", flush=True)
+    written = [path.with_suffix(f".{ending}") for ending in ENDINGS]
+    print(f"{report.table()}\n\n  report: {', '.join(str(each) for each in written if each.is_file())}\n", flush=True)
 
 
 def keep_former(path: Path, report: Report) -> Path | None:
@@ -280,8 +280,7 @@ def row_key(row: Mapping[str, Any]) -> list[str]:
 
 def run() -> None:
     args = parser().parse_args()
-    if args.plugin is not None:
-        runpy.run_path(str(args.plugin))
+    run_plugin(args.plugin)
     logging.getLogger("rsnn_zoo").setLevel(logging.INFO)
     chosen = names(args)
     check_outputs(args, chosen)

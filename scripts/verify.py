@@ -9,7 +9,6 @@ so 2 % of the examples may be classified differently; these are listed.
 """
 
 import argparse
-import runpy
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from evaluate import add_neuron, load
 
 import rsnn_zoo
 from rsnn_zoo.adversarial import ROUNDED, verify
-from rsnn_zoo.cli import device
+from rsnn_zoo.cli import device, run_plugin
 from rsnn_zoo.verification import TOLERANCE
 
 
@@ -36,8 +35,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     args = parser.parse_args()
     try:
-        if args.plugin is not None:
-            runpy.run_path(str(args.plugin))
+        run_plugin(args.plugin)
         model = load(args.model, args.weights, args.neuron).to(args.device)
         data = rsnn_zoo.load_dataset(args.data, args.split, root=args.data_root) if args.data else None
         found = verify(model, args.file, data)

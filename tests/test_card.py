@@ -114,6 +114,12 @@ def test_the_card_tells_the_training_of_the_ann_from_the_fine_tuning(name, stage
     assert f"Converted from {ann}, itself trained on Digits by " in text and said in text
 
 
+def test_the_card_claims_no_training_of_weights_from_a_file():
+    training = {"ann": "weights.pth", "stage": {"objective": "trades"}}
+    text = summary(replace(CONFIG, name="resnet20_digits_trades_t4", training=training, weights=None))
+    assert "Converted from weights.pth, whose training is not recorded, and fine-tuned on Digits by TRADES" in text
+
+
 def test_unknown_keys_of_the_evidence_are_ignored():
     evidence = {**EVIDENCE, "new": {"x": 1}, "runs": [{**EVIDENCE["runs"][0], "new": [1]}]}
     assert "16/255" in model_card(CONFIG, evidence)

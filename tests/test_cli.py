@@ -44,8 +44,7 @@ def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("entries") / NAME
     save_pretrained(small_network(), folder, name=NAME)
     options = f"--attack pgd2 --eps 8 16 --images 24 --output {folder / 'evaluation.json'}"
-    assert cli.main(["evaluate", f"local-dir:{folder}", *options.split()]) == 0
-    update_card(folder)
+    assert cli.main(["evaluate", f"local-dir:{folder}", *options.split()]) == 0  # writes the card anew, too
     return folder
 
 
@@ -96,7 +95,7 @@ def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
     [
         (["info", "resnet20_digits_trade_t4"], "did you mean trades"),
         (["info", "resnet20_digits_trades_t5"], "not published (did you mean resnet20_digits_trades_t4"),
-        (["info", "local-dir:/nowhere"], "/nowhere/config.json"),
+        (["info", "local-dir:/nowhere"], "/nowhere is not the folder of an entry: there is no config.json in it"),
         (["list", "--dataset", "digit"], "did you mean digits"),
         (["verify", "resnet20_svhn_at_t4"], "not published"),
         (["verify", PUBLISHED, "--images", "0"], "at least 1"),
@@ -285,7 +284,7 @@ def lie(verdict_of):
     ("tamper", "what", "said"),
     [
         (lambda entry: flip(entry / "model.safetensors"), "weights", "has SHA-256"),
-        (lambda entry: (entry / "evaluation.json").unlink(), "evidence", "No such file"),
+        (lambda entry: (entry / "evaluation.json").unlink(), "evidence", "there is no file"),
         (lambda entry: (entry / "README.md").unlink(), "card", "No such file"),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: (e["runs"].clear(), e.pop("robust"))),
