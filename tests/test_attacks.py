@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 import torch.nn.functional as F
 import torchattacks
@@ -14,6 +15,7 @@ import rsnn_zoo
 from rsnn_zoo.attacks.adaptive import adaptive
 from rsnn_zoo.attacks.apgd import apgd, checkpoints, dlr, on_sphere, targeted_dlr
 from rsnn_zoo.attacks.base import Batch, check_eps
+from rsnn_zoo.attacks.fab import FAB, linf_step
 from rsnn_zoo.attacks.library import TorchAttack
 from rsnn_zoo.attacks.queries import Noise, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
@@ -24,7 +26,7 @@ from rsnn_zoo.neurons import Rate, SpikingNeuron, Surrogate
 
 APGDS = [apgd(9, "ce"), apgd(9, "dlr"), apgd(9, "t", 2)]
 MODES = (Surrogate("pcw", 2.0), Rate())
-GRADIENT_ATTACKS = [FGSM, RFGSM, pgd(1), pgd(5), *APGDS, sapgd(9), adaptive(31, MODES)]
+GRADIENT_ATTACKS = [FGSM, RFGSM, pgd(1), pgd(5), *APGDS, sapgd(9), FAB(6), adaptive(31, MODES)]
 
 
 class RandomVictim:
@@ -229,6 +231,74 @@ def test_apgd_takes_the_iterates_of_the_published_code(monkeypatch, objective, s
         torch.testing.assert_close(ours, published)
 
 
+class Single(torch.nn.Module):
+    """For code that casts images to float32."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.double()).float()
+
+
+@pytest.mark.parametrize("target", [1, 3])
+def test_fab_takes_the_iterates_of_the_published_code(target):
+    batch, model = smooth_batch(1e-9, n=12), Smooth(2.0)  # nothing falls inside so small a ball
+    labels = model(batch.images).argmax(1)
+    batch = Batch(batch.images.float(), labels, batch.eps, batch.index)
+    victim = SmoothVictim(Single(model))
+    FAB(30, target)(victim, batch)
+
+    theirs = torchattacks.FAB(Single(model), multi_targeted=True, steps=30)
+    theirs.target_class = target + 1  # counted from the label
+    model.seen.clear()
+    theirs.attack_single_run_targeted(batch.images, labels)
+    seen, asked = model.seen[2::2], model.seen[3::2]  # first come the clean images, twice
+    assert len(seen) == 30 == len(victim.iterates)
+    crossed = model(torch.cat(asked)).argmax(1) != labels.repeat(30)
+    assert crossed.float().mean() > 0.2
+    for ours, published in zip(victim.iterates, seen, strict=True):
+        torch.testing.assert_close(ours.double(), published, rtol=0, atol=1e-4)
+
+
+@given(st.integers(1, 6), st.integers(0, 2**20), st.floats(-4, 4))
+@settings(max_examples=40)
+def test_the_step_of_fab_is_the_smallest_that_there_is(pixels, seed, gap):
+    generator = torch.Generator().manual_seed(seed)
+    point = torch.rand(1, pixels, generator=generator, dtype=torch.float64)
+    w = torch.randn(1, pixels, generator=generator, dtype=torch.float64)
+    d = linf_step(point, w, torch.tensor([gap], dtype=torch.float64))[0].numpy()
+    point, w = point[0].numpy(), w[0].numpy()
+    assert (point + d >= -1e-12).all() and (point + d <= 1 + 1e-12).all()
+    reach = np.maximum(np.sign(gap) * w * (1 - point), -np.sign(gap) * w * point).sum()
+    assert w @ d == pytest.approx(np.sign(gap) * min(abs(gap), reach), abs=1e-9)
+    if abs(gap) < reach:  # the shift and its norm, by linear programming
+        norm, one = np.r_[np.zeros(pixels), 1], np.eye(pixels)
+        above = np.block([[one, -np.ones((pixels, 1))], [-one, -np.ones((pixels, 1))]])
+        bounds = [*zip(-point, 1 - point, strict=True), (0, None)]
+        best = scipy.optimize.linprog(norm, above, np.zeros(2 * pixels), [np.r_[w, 0]], [gap], bounds)
+        assert np.abs(d).max() == pytest.approx(best.fun, abs=1e-7)
+
+
+def test_fab_finds_the_boundary_of_a_linear_model():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).requires_grad_(False)
+    torch.nn.init.normal_(model[1].weight, generator=torch.Generator().manual_seed(0))
+    images = 0.4 + 0.2 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    logits = model(images)
+    labels = logits.argmax(1)
+    slopes = (model[1].weight[labels, None] - model[1].weight).abs().sum(2)
+    away = ((logits.gather(1, labels[:, None]) - logits) / slopes).nan_to_num(torch.inf).sort(1).values
+    nearest = logits.argsort(1, descending=True)[:, 1]
+    needed = (logits.amax(1) - logits.gather(1, nearest[:, None])[:, 0]) / slopes.gather(1, nearest[:, None])[:, 0]
+    assert (needed < away[:, 1]).any()  # the most likely wrong class is often the one that is nearest
+    for share, falls in ((0.9, False), (1.1, True)):
+        for i in range(len(images)):
+            batch = Batch(images[i : i + 1], labels[i : i + 1], share * needed[i].item(), (i,))
+            fell, _ = FAB(20)(ModelVictim(model, 4), batch)
+            assert fell.item() is falls or (not falls and away[i, 0] < 0.9 * needed[i])  # into the other class
+
+
 def test_sapgd_is_its_definition():
     model, batch, steps = Smooth(12.0), smooth_batch(), 20
     victim = SmoothVictim(model)
@@ -309,6 +379,8 @@ def test_too_few_classes_are_said(attack, classes):
         lambda: apgd(5, "l2"),
         lambda: apgd(5, "t", 0),
         lambda: sapgd(0),
+        lambda: FAB(0),
+        lambda: FAB(5, 0),
         lambda: adaptive(30, MODES),
     ],
 )
@@ -331,7 +403,7 @@ def rows(images, labels, order, eps):
 
 
 @pytest.mark.parametrize("mode", [Surrogate("pcw", 2.0), Rate()], ids=str)
-@pytest.mark.parametrize("attack", [pgd(4), apgd(10, "ce"), apgd(10, "t"), sapgd(10)], ids=lambda a: a.name)
+@pytest.mark.parametrize("attack", [pgd(4), apgd(10, "ce"), apgd(10, "t"), sapgd(10), FAB(10)], ids=lambda a: a.name)
 def test_the_fate_of_a_sample_does_not_depend_on_its_company(snn, digits, attack, mode):
     victim = ModelVictim(snn, 4).under(mode)
     fell, adversarial = attack(victim, rows(*digits, torch.arange(12), 40 / 255))
@@ -342,7 +414,7 @@ def test_the_fate_of_a_sample_does_not_depend_on_its_company(snn, digits, attack
 
 
 @pytest.mark.parametrize(
-    "attack", [pgd(2), apgd(3, "dlr"), apgd(3, "t"), sapgd(3), adaptive(31, MODES)], ids=lambda a: a.name
+    "attack", [pgd(2), apgd(3, "dlr"), apgd(3, "t"), sapgd(3), FAB(3), adaptive(31, MODES)], ids=lambda a: a.name
 )
 def test_nothing_of_the_model_is_touched(snn, digits, attack):
     snn.train()

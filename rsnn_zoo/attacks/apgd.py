@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rsnn_zoo.attacks.base import Batch, GradientAttack, State, Victim, project
 
-__all__ = ["APGD", "LOSSES", "apgd", "checkpoints", "dlr", "on_sphere", "targeted_dlr"]
+__all__ = ["APGD", "LOSSES", "aim_at", "apgd", "checkpoints", "dlr", "on_sphere", "targeted_dlr"]
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -95,6 +95,16 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Losses to maximise by name: logits (B, K) and labels (B,), or for "t" labels and targets (B, 2), to (B,)."""
 
 
+def aim_at(target: int, victim: Victim, batch: Batch) -> Tensor:
+    """The labels, and the wrong classes that come in this place (from 1) on the clean images, (B, 2).
+
+    Where there are fewer, the last one.
+    """
+    logits = victim.logits(batch.images)
+    ranked = _others(logits, batch.labels).argsort(dim=1, descending=True, stable=True)
+    return torch.stack([batch.labels, ranked[:, min(target, logits.shape[1] - 1) - 1]], 1)
+
+
 @dataclass(frozen=True)
 class APGD(GradientAttack):
     """Auto-PGD from a random point of the sphere; see :func:`apgd`.
@@ -129,7 +139,7 @@ class APGD(GradientAttack):
         x, nothing = on_sphere(batch), batch.images.new_full((len(batch),), -torch.inf)
         return {
             "x": x,
-            "aim": self._aim(victim, batch),
+            "aim": aim_at(self.target, victim, batch) if self.objective == "t" else batch.labels,
             "before": x,
             "loss": nothing,
             "rises": torch.zeros_like(nothing),
@@ -140,13 +150,6 @@ class APGD(GradientAttack):
             "checked_loss": nothing,
             "halved": torch.ones_like(nothing, dtype=torch.bool),
         }
-
-    def _aim(self, victim: Victim, batch: Batch) -> Tensor:
-        if self.objective != "t":
-            return batch.labels
-        logits = victim.logits(batch.images)
-        ranked = _others(logits, batch.labels).argsort(dim=1, descending=True, stable=True)
-        return torch.stack([batch.labels, ranked[:, min(self.target, logits.shape[1] - 1) - 1]], 1)
 
     def step(self, k: int, state: State, gradient: Tensor, logits: Tensor, images: Tensor, eps: float) -> State:
         """One step with momentum, after a look back at a checkpoint."""

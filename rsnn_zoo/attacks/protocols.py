@@ -16,6 +16,7 @@ from torch import nn
 from rsnn_zoo.attacks.adaptive import Adaptive, adaptive
 from rsnn_zoo.attacks.apgd import apgd
 from rsnn_zoo.attacks.base import Attack, GradientAttack
+from rsnn_zoo.attacks.fab import FAB
 from rsnn_zoo.attacks.library import TorchAttack, torchattack
 from rsnn_zoo.attacks.queries import Noise, QueryAttack, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
@@ -53,7 +54,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "autoattack-v1": (
         "apgd100-ce",
         *(f"apgd100-t{target}" for target in range(1, 10)),
-        "fab100-t",
+        *(f"fab100-t{target}" for target in range(1, 10)),
         "square5000",
     ),
     "ensemble-fgsm": ("fgsm@ensemble",),
@@ -108,7 +109,7 @@ _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "raysK": lambda model, queries: RayS(int(queries)),
     "uniform-noiseK": lambda model, queries: Noise(int(queries), "uniform"),
     "gaussian-noiseK": lambda model, queries: Noise(int(queries), "gaussian"),
-    "fabK-t": lambda model, steps: torchattack("FAB", steps=int(steps), multi_targeted=True),
+    "fabK-tK": lambda model, steps, target: FAB(int(steps), int(target)),
     "torchattacks.NAME": lambda model, name: torchattack(name),
     "transfer-NAME": _transfer,
     "transfer[MODEL]-NAME": _transfer_from,
@@ -154,7 +155,7 @@ class Member:
         """About how many gradient passes a sample takes that does not fall; a question costs a third of one."""
         attack = self.attack.attack if isinstance(self.attack, Transfer) else self.attack
         if isinstance(attack, TorchAttack):
-            return 1000  # who knows; FAB towards each of nine classes takes more
+            return 1000  # who knows
         return getattr(attack, "steps", None) or -(-attack.queries // 3)
 
     def __str__(self) -> str:
@@ -238,7 +239,7 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
     Args:
         name: A key of ``PROTOCOLS``, with its version or without, or terms, or several of these joined by ``+``.
             Attacks are ``fgsm``, ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th
-            likely wrong class), ``sapgdK``, ``fabK-t`` (FAB towards each wrong class; all of K steps), ``adaptiveK``,
+            likely wrong class), ``sapgdK``, ``fabK-tN`` (FAB towards the N-th likely wrong class), ``adaptiveK``,
             ``squareK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a
             class of that library with its default options), ``transfer-ATTACK`` (on the network that the model was
             converted from) and ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights
