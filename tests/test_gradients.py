@@ -1,10 +1,15 @@
 """The fast input gradient against the plain one, and the folded network against the network."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 
+from rsnn_zoo.attacks.frozen import freeze
 from rsnn_zoo.attacks.gradients import LOSSES, InputGradient, PassGradient, fold, input_gradient
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.models import ARCHITECTURES
@@ -101,6 +106,69 @@ def test_padded_chunks_do_not_depend_on_the_company(mode):
             alone, one = exact(images[i : i + 1], labels[i : i + 1], memory=own)
             assert torch.equal(alone[0], together[i])
             assert torch.equal(one[0], logits[i])
+
+
+@given(
+    st.tuples(*[st.integers(1, 4)] * 2, *[st.integers(1, 3)] * 2, *[st.integers(0, 2)] * 2, *[st.integers(1, 2)] * 2),
+    st.sampled_from([1, 2]),
+    st.tuples(st.integers(7, 9), st.integers(7, 9)),
+)
+def test_a_frozen_convolution_passes_the_same_gradient_on(shape, groups, size):
+    kernel, stride, padding, dilation = (shape[i : i + 2] for i in range(0, 8, 2))
+    layer = torch.nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups).double()
+    images = torch.randn(2, 4, *size, dtype=torch.float64)
+    found = []
+    for convolution in (layer, freeze(copy.deepcopy(layer))):
+        x = images.clone().requires_grad_()
+        output = convolution(x)
+        output.sin().sum().backward()
+        found.append((output, x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_frozen_layers_keep_nothing_of_their_input():
+    model, images = network("resnet20", timesteps=4, img_size=16), torch.rand(4, 2, 16, 16, requires_grad=True)
+    kept = []
+    for one in (model.requires_grad_(False), freeze(copy.deepcopy(model))):
+        kept.append(0)
+
+        def note(tensor):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            one(images)
+    assert kept[1] < 0.5 * kept[0]
+
+
+class OfTheBatch(torch.nn.BatchNorm2d):
+    """Stays in training."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+        lambda: torch.nn.Conv2d(2, 4, 3, padding="same"),
+        lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 4, 3)),
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), OfTheBatch(4)),
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.BatchNorm2d(4, track_running_stats=False)),
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.BatchNorm2d(4, affine=False)),
+    ],
+)
+def test_unusual_layers_are_differentiated_too(odd):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(odd(), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.LazyLinear(7)).double()
+    images, labels = torch.rand(5, 2, 8, 8, dtype=torch.float64), torch.arange(5)
+    model(images)
+    expected, expected_logits = plain(model.eval(), images, labels, None)
+    gradient, logits = InputGradient(model, folded=False)(images, labels)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(logits, expected_logits)
 
 
 class Noisy(torch.nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rsnn_zoo.attacks.frozen import freeze
 from rsnn_zoo.attacks.surrogates import adopt_surrogates
 from rsnn_zoo.kernels import wide
 from rsnn_zoo.layers import WeightedSum, is_plain_norm
@@ -172,7 +173,7 @@ class InputGradient:
         self.chunk = chunk
         self.pad = pad
         self.draws = draws
-        self.model = (fold(model) if folded else copy.deepcopy(model).eval()).requires_grad_(False)
+        self.model = freeze(fold(model) if folded else copy.deepcopy(model).eval())
         self.adopted = adopt_surrogates(self.model)
         # oneDNN reorders every operand of another layout, there and back; but not every network bears it
         last = folded or getattr(model, "channels_last", False)
