@@ -26,9 +26,11 @@ def test_a_changed_figure_is_noticed(tmp_path):
     assert run.stdout.strip() == "True"
 
 
-def test_the_opening_counts_the_entries():
-    digits = rsnn_zoo.list_models("resnet20_digits_*", pretrained=True)
-    assert len(digits) == 8 and "eight ResNet-20 entries" in README
+def test_the_opening_names_the_entries():
+    opening, names = README[: README.index("```python")], set(rsnn_zoo.list_models(pretrained=True))
+    digits = set(rsnn_zoo.list_models("resnet20_digits_*", pretrained=True))
+    assert len(digits) == 8 and "eight ResNet-20 entries" in opening
+    assert set(re.findall(r"`(\w+_(?:ann|t\d+))`", opening)) == names - digits
 
 
 def test_the_citation_is_of_this_version():
