@@ -171,6 +171,61 @@ def test_unusual_layers_are_differentiated_too(odd):
     torch.testing.assert_close(logits, expected_logits)
 
 
+def inner_gradient(layers, x):
+    x = x if x.requires_grad else x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(layers(x).tanh().square().sum(), x, create_graph=True)
+    return layers(x - 0.1 * gradient)
+
+
+def with_other_weights(layers, x):
+    named = {name: 1.5 * parameter for name, parameter in layers.named_parameters()}
+    return torch.func.functional_call(layers, named, x)
+
+
+def quantised(layers, x):
+    conv, norm = layers
+    return norm(conv._conv_forward(x, (8 * conv.weight).round() / 8, conv.bias))
+
+
+def in_16_bits(layers, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return layers(x).float()
+
+
+USES = {
+    "gradient inside": inner_gradient,
+    "functorch": lambda layers, x: layers(x - torch.func.grad(lambda z: layers(z).tanh().square().sum())(x)),
+    "vmap": lambda layers, x: torch.func.vmap(layers, in_dims=1, out_dims=1)(torch.stack([x, 2 * x], 1)).sum(1),
+    "other weights": with_other_weights,
+    "quantised": quantised,
+    "one by one": lambda layers, x: layers[1](torch.stack([layers[0](image) for image in x])),
+    "in 16 bits": in_16_bits,
+}
+"""What a forward pass may do with a convolution and a batch norm."""
+
+
+class Using(torch.nn.Module):
+    def __init__(self, use):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.BatchNorm2d(4))
+        self.use, self.out = use, torch.nn.Linear(144, 7)
+
+    def forward(self, x):
+        return self.out(self.use(self.layers, x).tanh().flatten(1))
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_layers_may_be_used_in_unusual_ways(use):
+    torch.manual_seed(0)
+    model, images, labels = Using(use).eval(), torch.rand(5, 2, 8, 8), torch.arange(5)
+    model.layers[1].running_mean.uniform_(-1, 1), model.layers[1].running_var.uniform_(0.5, 2)
+    expected, expected_logits = plain(model, images, labels, None)
+    gradient, logits = InputGradient(model, folded=False)(images, labels)
+    torch.testing.assert_close(logits, expected_logits)
+    tolerance = 0.02 if use is in_16_bits else 1e-5
+    torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance * expected.abs().max())
+
+
 class Noisy(torch.nn.Module):
     """A network whose answer is drawn anew at each pass."""
 

@@ -23,8 +23,7 @@ class FAB:
 
     Attributes:
         steps: Gradient passes, at least 1; each is followed by a question.
-        target: 1 for the most likely wrong class of the clean image, 2 for the next ... (the last one where there are
-            fewer).
+        target: 1 for the most likely wrong class of the clean image, 2 for the next ...
         alpha_max: Largest weight of the image in the mean, in [0, 1].
         eta: Overshoot, at least 1.
         beta: What is left of the perturbation after the step back, in (0, 1).
@@ -54,6 +53,11 @@ class FAB:
             raise ValueError(f"targets are counted from 1, the most likely wrong class, got {self.target}")
 
     @property
+    def least_classes(self) -> int:
+        """Without which there is no such target."""
+        return self.target + 1
+
+    @property
     def name(self) -> str:
         """As reports have it."""
         return f"fab{self.steps}-t{self.target}"
@@ -74,8 +78,9 @@ class FAB:
                 down |= here
             fell[left[down]] = True
             x = torch.where(wrong_after[:, None, None, None], clean + self.beta * (after - clean), after)
-            x, clean, labels, aim, left = (rows[~down] for rows in (x, clean, labels, aim, left))
-            memory = {key: rows[~down] for key, rows in memory.items()}
+            if down.any():
+                x, clean, labels, aim, left = (rows[~down] for rows in (x, clean, labels, aim, left))
+                memory = {key: rows[~down] for key, rows in memory.items()}
             if not len(left):
                 break
         return fell, adversarial

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rsnn_zoo.layers import is_plain_norm
 
@@ -21,56 +20,72 @@ __all__ = ["freeze"]
 class _Convolve(torch.autograd.Function):
     """The convolution of a layer, to the bit, and its gradient with respect to the input."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d) -> Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
-        return nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layer = ctx.layer
-        sizes = zip(ctx.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d) -> Tensor:
+        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.layer = inputs
+        ctx.size = x.shape[2:]
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), layer = ctx.saved_tensors, ctx.layer
+        sizes = zip(ctx.size, layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
         beyond = [(n + 2 * p - d * (k - 1) - 1) % stride for n, k, stride, p, d in sizes]  # what no window reached
         how = layer.stride, layer.padding, beyond, layer.groups, layer.dilation
-        return F.conv_transpose2d(grad, layer.weight, None, *how), None
+        # autocast gives gradients of 16 bits
+        return F.conv_transpose2d(grad, weight.to(grad.dtype), None, *how), None, None, None
 
 
 class _Normalise(torch.autograd.Function):
     """The batch norm of a layer in evaluation, to the bit, and its gradient with respect to the input."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
-        ctx.layer = layer
+    def forward(x: Tensor, scale: Tensor, layer: nn.BatchNorm2d) -> Tensor:
         return nn.BatchNorm2d.forward(layer, x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layer = ctx.layer
-        scale = (layer.running_var + layer.eps).rsqrt()
-        if layer.weight is not None:
-            scale = scale * layer.weight
-        return grad * scale.to(grad.dtype)[:, None, None], None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return grad * scale.to(grad.dtype)[:, None, None], None, None
+
+
+def _alone(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether of these the batch of images alone wants a gradient."""
+    wanted = torch.is_grad_enabled() and x.requires_grad and x.dim() == 4
+    return wanted and not any(other is not None and other.requires_grad for other in others)
 
 
 class _Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        wanted = torch.is_grad_enabled() and input.requires_grad
-        return _Convolve.apply(input, self) if wanted else super()._conv_forward(input, weight, bias)
+        if not _alone(input, weight, bias):
+            return super()._conv_forward(input, weight, bias)
+        return _Convolve.apply(input, weight, bias, self)
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
-        wanted = torch.is_grad_enabled() and x.requires_grad
-        known = not self.training and self.running_var is not None
-        return _Normalise.apply(x, self) if wanted and known else super().forward(x)
+        if self.training or self.running_var is None or not _alone(x, self.weight, self.bias):
+            return super().forward(x)
+        scale = (self.running_var + self.eps).rsqrt()
+        return _Normalise.apply(x, scale if self.weight is None else scale * self.weight, self)
 
 
 def freeze(model: nn.Module) -> nn.Module:
     """Convolutions and batch norms pass gradients on to their input alone; weights want none any more.
 
-    Outputs stay the same to the bit. Gradients of gradients are not to be had.
+    Outputs stay the same to the bit.
 
     Args:
         model: Changed in place, and to be used in evaluation mode: hand over a copy.
