@@ -24,6 +24,7 @@ from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import load_json, replacing
 from rsnn_zoo.hub import CONFIG, entries_folder, published_names
 from rsnn_zoo.names import ModelName
+from rsnn_zoo.plots import plot_accuracy
 from rsnn_zoo.publish import EVIDENCE
 from rsnn_zoo.recipe import load_recipe
 from rsnn_zoo.report import in_255
@@ -168,6 +169,36 @@ def runs() -> str:
     return "\n".join(lines)
 
 
+def published() -> dict[str, Any]:
+    """Evidence of the published entries for CIFAR-10, by name."""
+    names = [name for name in published_names() if ModelName.parse(name).dataset == "cifar10"]
+    return {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in names}
+
+
+def kept() -> str:
+    """What each published SNN for CIFAR-10 keeps of its ANN's accuracy, attack by attack."""
+    lines = ["| SNN | attack | its ANN | SNN | kept |", "|---|---|---|---|---|"]
+    for name, report in published().items():
+        before, after = (accuracies(one) for one in (report.get("ann", {}), report))
+        for attack in before and sorted(before | after):
+            ways = [both[attack] for both in (before, after) if attack in both]
+            cells = [percent(*both[attack]) if attack in both else "" for both in (before, after)]
+            share = f"{100 * ways[1][0] / ways[0][0]:.1f} %" if len(ways) == 2 else ""
+            lines.append(f"| `{name}` | {attack[1]} | {' | '.join(cells)} | {share} |")
+    return "\n".join(lines) if len(lines) > 2 else "No SNN is published yet."
+
+
+def accuracies(report: dict[str, Any]) -> dict[tuple[float, str], tuple[float, list[float]]]:
+    """Accuracies with their intervals, by radius and attack; none of an empty report."""
+    if not report:
+        return {}
+    found = {(0.0, "none"): (report["clean"]["accuracy"], report["clean"]["ci95"])}
+    return found | {
+        (run["eps"], f"{run['protocol']}, {in_255(run['eps'])}"): (run["robust_accuracy"], run["ci95"])
+        for run in report["runs"]
+    }
+
+
 def ablation() -> str:
     """One row an experiment, by its differences from the current recipe."""
     experiments = load_json(DOCS / "ablation.json")["runs"]
@@ -199,7 +230,7 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results, evaluation, costs, benchmark, training),
-    DOCS / "cifar10.md": (runs, ablation),
+    DOCS / "cifar10.md": (kept, runs, ablation),
 }
 """Tables by page; each stands between markers with the name of its function."""
 
@@ -227,6 +258,8 @@ def main() -> None:
         if after != before:
             with replacing(path) as temporary:
                 temporary.write_text(after, encoding="utf-8")
+    if not args.check:
+        plot_accuracy(list(published().values()), DOCS / "published.png")
 
 
 if __name__ == "__main__":
