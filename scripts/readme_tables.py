@@ -179,19 +179,18 @@ def kept() -> str:
     """What each published SNN for CIFAR-10 keeps of its ANN's accuracy, attack by attack."""
     lines = ["| SNN | attack | its ANN | SNN | kept |", "|---|---|---|---|---|"]
     for name, report in published().items():
-        before, after = (accuracies(one) for one in (report.get("ann", {}), report))
-        for attack in before and sorted(before | after):
-            ways = [both[attack] for both in (before, after) if attack in both]
+        if "ann" not in report:  # it is one
+            continue
+        before, after = accuracies(report["ann"]), accuracies(report)
+        for attack in sorted(before | after):
             cells = [percent(*both[attack]) if attack in both else "" for both in (before, after)]
-            share = f"{100 * ways[1][0] / ways[0][0]:.1f} %" if len(ways) == 2 else ""
+            share = f"{100 * after[attack][0] / before[attack][0]:.1f} %" if all(cells) else ""
             lines.append(f"| `{name}` | {attack[1]} | {' | '.join(cells)} | {share} |")
     return "\n".join(lines) if len(lines) > 2 else "No SNN is published yet."
 
 
 def accuracies(report: dict[str, Any]) -> dict[tuple[float, str], tuple[float, list[float]]]:
-    """Accuracies with their intervals, by radius and attack; none of an empty report."""
-    if not report:
-        return {}
+    """Accuracies with their intervals, by radius and attack."""
     found = {(0.0, "none"): (report["clean"]["accuracy"], report["clean"]["ci95"])}
     return found | {
         (run["eps"], f"{run['protocol']}, {in_255(run['eps'])}"): (run["robust_accuracy"], run["ci95"])

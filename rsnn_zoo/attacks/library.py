@@ -2,7 +2,7 @@
 
 The library draws for a whole batch at once, from the global generators. So each sample is attacked alone, under a seed
 of its own, and the generators are put back afterwards. What has to be fast has a batched implementation in this
-package: Square in ``queries``, and the gradient attacks.
+package: Square in ``queries``, FAB in ``fab``, and the gradient attacks.
 
 Source:
     Kim, "Torchattacks: a PyTorch repository for adversarial attacks", arXiv 2010.01950.
