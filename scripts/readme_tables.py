@@ -4,8 +4,8 @@
     python scripts/readme_tables.py --check    # writes nothing, fails if a page is stale
 
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
-names), trainings from docs/runs/ (run.json and log.jsonl of each run; validation.json by evaluate.py), experiments from
-docs/ablation.json (by ablate.py).
+names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
+validation.json by evaluate.py), experiments from docs/ablation.json (by ablate.py).
 """
 
 import argparse
@@ -155,11 +155,11 @@ def runs() -> str:
     header = ["run", "epochs", *times, "validation images", "clean", "attack", "robust", "of its ANN's"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for folder, report in reports.items():
-        run, dry = load_json(folder / "run.json"), folder / "dry_run.json"
-        history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        cells = [f"`{folder.name}`", str(run["stage"]["epochs"]), f"{run['result']['seconds'] / 60:.0f}"]
+        run, history = made(folder)
+        dry = folder / "dry_run.json"
+        cells = [f"`{folder.name}`", str(len(history)), f"{run['result']['seconds'] / 60:.0f}" if history else ""]
         cells += [f"{load_json(dry)['estimate']['seconds'] / 60:.0f}" if dry.is_file() else ""]
-        cells += [f"{history[-1]['images_per_second']:.0f}", f"{report['n']:,}"]
+        cells += [f"{history[-1]['images_per_second']:.0f}" if history else "", f"{report['n']:,}"]
         cells += [percent(report["clean"]["accuracy"], report["clean"]["ci95"])]
         ann = by_weights.get(run.get("ann_sha256"))
         for one in report["runs"]:
@@ -167,6 +167,14 @@ def runs() -> str:
             kept = [f"{100 * one['robust_accuracy'] / ann['runs'][0]['robust_accuracy']:.1f} %" if ann else ""]
             lines.append(f"| {' | '.join([*cells, *attacked, *kept])} |")
     return "\n".join(lines)
+
+
+def made(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is recorded of a training and of its epochs; what was only converted has no epochs, and its config."""
+    if not (folder / "run.json").is_file():
+        return load_config(folder / CONFIG).training, []
+    epochs = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return load_json(folder / "run.json"), [json.loads(epoch) for epoch in epochs]
 
 
 def published() -> dict[str, Any]:
