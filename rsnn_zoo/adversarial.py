@@ -192,7 +192,7 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
     radii = torch.tensor([run.number("eps", 0.0, 1.0) for run in about.sections("runs")], dtype=torch.float64)
 
     def fallen(images: Tensor) -> Tensor:
-        with exact_arithmetic(device):
+        with exact_arithmetic():
             return victim.fallen(images.to(device), labels.to(device)).cpu() if len(images) else claimed
 
     wrong = {

@@ -129,6 +129,7 @@ class ImageData:
         if n and self.images.max() > info.levels:
             raise ValueError(f"{info.title}: pixels run from 0 to {info.levels}, not to {self.images.max()}")
         check_labels(self.labels, info.num_classes)
+        object.__setattr__(self, "labels", self.labels.long())
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -188,16 +188,21 @@ class Engine:
             self.bar.refresh()
         return verdicts, seconds
 
-    def learned(self, member: Member, eps: float, positions: Sequence[int]) -> Member:
-        """The same; what an adaptive ensemble wants to know beforehand it has learned on the first of these samples."""
+    def learned(self, member: Member, eps: float, positions: Sequence[int]) -> tuple[Member, float]:
+        """The same, and the seconds that it took to learn.
+
+        What an adaptive ensemble wants to know beforehand it has learned on the first of these samples.
+        """
         attack = member.attack
         if not isinstance(attack, Adaptive):
-            return member
+            return member, 0.0
+        if known := self.taught.get(str(member)):
+            return replace(member, attack=attack.taught(known)), 0.0
         pilot = self._pilot(eps, positions)
-        known = self.taught.get(str(member)) or self.ledger.made(
+        known, seconds = self.ledger.made(
             f"{member} {in_255(eps)}|{eps!r} {pilot.index}", lambda: attack.learned(self.victim, pilot).to_json()
         )
-        return replace(member, attack=attack.taught(known))
+        return replace(member, attack=attack.taught(known)), seconds
 
     def _pilot(self, eps: float, positions: Sequence[int]) -> Batch:
         """The first of these samples by index: the same for any order, batch size and number of processes."""

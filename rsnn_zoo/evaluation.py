@@ -185,7 +185,7 @@ def evaluate(
     samples = Samples.of(data, model, parameter.device)
     chunk = chunk or default_chunk(samples.images)
     weights = digest(model)
-    with _own_randomness(parameter.device, seed), exact_arithmetic(parameter.device):
+    with _own_randomness(parameter.device, seed), exact_arithmetic():
         try:
             victim = ModelVictim(model, chunk, precision)
         except RuntimeError as error:
@@ -283,14 +283,14 @@ def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:
-    members = [engine.learned(member, eps, correct) for member in plan.members]
+    members, learning = zip(*(engine.learned(member, eps, correct) for member in plan.members), strict=True)
     verdicts, seconds = engine.attack(plan.name, eps, members, correct)
     return Run(
         plan.name,
         eps,
         tuple((member.attack.name, member.mode_name) for member in members),
         tuple(verdicts.get(sample, MISCLASSIFIED) for sample in engine.samples.index),
-        seconds,
+        seconds + sum(learning),
         tuple(getattr(member.attack, "steps", None) for member in members),
         {number: m.attack.to_json() for number, m in enumerate(members) if isinstance(m.attack, Adaptive)},
         plan.left_out,
@@ -335,7 +335,8 @@ def _run_flags(
     far, enough = probe, min(seen / classes, len(left))
     for number, member in enumerate(plan.members):
         if len(far) > enough:  # else neither flag can be raised
-            far = standing(f"far {number}", flags.FAR, engine.learned(member, flags.FAR, correct), far)
+            member, _ = engine.learned(member, flags.FAR, correct)
+            far = standing(f"far {number}", flags.FAR, member, far)
     few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
     without = left  # what needs no gradient of the model is compared with attacks that followed it
     if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):

@@ -166,5 +166,4 @@ def more_steps(curves: Iterable[Sequence[float]]) -> Flag:
 
 
 def _rise(curves: Iterable[Sequence[float]]) -> float:
-    rises = (after - before for curve in curves for before, after in combinations(curve, 2))
-    return max(0.0, *rises)
+    return max([0.0, *(after - before for curve in curves for before, after in combinations(curve, 2))])

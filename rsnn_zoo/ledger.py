@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -125,8 +126,8 @@ class Ledger:
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
-    def made(self, name: str, make: Callable[[], Any]) -> Any:
-        """What is made once, as JSON, and the same for all processes and whenever the evaluation goes on.
+    def made(self, name: str, make: Callable[[], Any]) -> tuple[Any, float]:
+        """What is made once, as JSON, the same for all processes and whenever the evaluation goes on; and its seconds.
 
         Args:
             name: What it is kept under.
@@ -134,16 +135,19 @@ class Ledger:
         """
         rows = self._run("SELECT value FROM made WHERE name = ?", name)
         known = [value for value in self._gather(rows[0][0] if rows else None) if value is not None]
+        started = time.perf_counter()
         value = known[0] if known else self._gather(json.dumps(make()) if self.ranks.main else None)[0]
-        self._run("INSERT OR IGNORE INTO made VALUES (?, ?)", name, value)
-        return json.loads(value)
+        with self._transaction():
+            self._run("INSERT OR IGNORE INTO made VALUES (?, ?)", name, value)
+            if self.ranks.main and not known:
+                self._run("INSERT INTO batches VALUES (?, ?)", name, time.perf_counter() - started)
+        return json.loads(value), self._gather(self._spent(name))[0]
 
     def begin(self, job: str) -> dict[int, int]:
         """The verdicts by sample that any process knows already."""
         parts = self._gather(self._verdicts(job))
         self._own[job] = set(parts[self.ranks.rank]).difference(*parts[: self.ranks.rank])
-        (seconds,) = self._run("SELECT total(seconds) FROM batches WHERE job = ?", job)[0]
-        self._seconds[job] = seconds if self.ranks.main else 0.0
+        self._seconds[job] = self._spent(job) if self.ranks.main else 0.0
         return _union(parts)
 
     def share(self, samples: Sequence[int]) -> Sequence[int]:
@@ -172,6 +176,10 @@ class Ledger:
 
     def _verdicts(self, job: str) -> dict[int, int]:
         return dict(self._run("SELECT sample, verdict FROM samples WHERE job = ?", job))
+
+    def _spent(self, job: str) -> float:
+        """Seconds so far, of all processes that write to this file."""
+        return self._run("SELECT total(seconds) FROM batches WHERE job = ?", job)[0][0]
 
     def _gather(self, own: Any) -> list[Any]:
         """What each process passed, in the order of ranks."""

@@ -328,8 +328,11 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     content = _merged(content, variants.get(objective, {}))
     for change in changes:
         content = _merged(content, _toml(change, f"the change {change!r}"))
-    named = {table: {"objective": objective} for table in ("ann", "direct") if table in content}
-    content = _merged(content, named)
+    for table in ("ann", "direct"):
+        if _is_table(stage := content.get(table)):
+            if (given := stage.get("objective", objective)) != objective:
+                raise RecipeError(f"{path}: {table}.objective is {given!r}, not {objective!r} as the model's name says")
+            content = content | {table: {**stage, "objective": objective}}
     return _build(Recipe, {"name": path.stem} | content, str(path))
 
 

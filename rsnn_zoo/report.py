@@ -83,7 +83,8 @@ class Run:
         members: (attack, mode) of each member, in the order in which they ran.
         verdicts: For each sample the number of the member that felled it, -1 if it stands, -2 if it is misclassified
             without any attack.
-        seconds: Time spent on it, summed over all processes.
+        seconds: Time spent on its members and on what they learned beforehand, summed over all processes. A member that
+            another run shares counts in both.
         steps: Of each member; None where it counts none.
         learned: By the number of a member that learns beforehand, what it has learned, as JSON.
         left_out: What of the protocol the model did not meet, and why.

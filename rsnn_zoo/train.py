@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rsnn_zoo.attacks.inner import ATTACKS, start_noise
+from rsnn_zoo.attacks.victim import exact_arithmetic
 from rsnn_zoo.checkpoints import CheckpointError, OtherRunError, RunFolder
 from rsnn_zoo.data import Augment, ImageData
 from rsnn_zoo.distributed import Ranks
@@ -395,6 +396,7 @@ class _Run:
         if not self.best or score >= self.best["score"]:
             self.best = {"score": score, "epoch": record["epoch"], "state": _copied(self.updates.result)}
 
+    @exact_arithmetic()
     def validate(self) -> tuple[float, float | None]:
         """Accuracy on the validation images, and under the short attack, by the exact float32 network."""
         stage, model = self.stage, self.updates.result.eval()

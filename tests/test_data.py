@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -549,8 +550,9 @@ def test_check_labels_names_cause_and_remedy(labels, error, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32], ids=str)
-def test_check_labels_takes_integers_of_any_kind(dtype):
+def test_labels_may_be_integers_of_any_kind(digits, dtype):
     check_labels(torch.tensor([0, 9], dtype=dtype), 10)
+    assert torch.equal(replace(digits, labels=digits.labels.to(dtype)).labels, digits.labels)
 
 
 # Augmentation.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,9 @@ from rsnn_zoo.report import MISCLASSIFIED, STANDS
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("eager")
+ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"checks": 0, "chunk": 16}
+NEWER = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="settings since torch 2.9")
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +322,51 @@ def test_a_finished_state_gives_the_report_without_any_attack(tmp_path, monkeypa
     again = evaluate(tiny.network(), tiny.digits(), **settings)
     assert comparable(again.to_json()) == comparable(first.to_json())
     assert again.runs[0].seconds == first.runs[0].seconds > 0
+
+
+def test_what_the_ensemble_learned_beforehand_takes_time_too(tmp_path, monkeypatch):
+    def slowly(self, victim, pilot):
+        time.sleep(1)
+        return replace(self, bars=(math.inf,) * 4)
+
+    monkeypatch.setattr("rsnn_zoo.attacks.adaptive.Adaptive.learned", slowly)
+    settings = QUIET | {"state": tmp_path / "state"}
+    for _ in range(2):  # the second time it is known, as is what it took
+        (run,) = evaluate(tiny.network(), tiny.digits().select(4), "adaptive31", **settings).runs
+        assert 1 < run.seconds < 100
+
+
+EXACT = """
+import torch
+from tests import tiny
+from rsnn_zoo.evaluation import evaluate
+
+def settings():
+    b = torch.backends
+    owners = (b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul) if hasattr(b, "fp32_precision") else ()
+    return [torch.get_float32_matmul_precision(), b.cudnn.deterministic, *(owner.fp32_precision for owner in owners)]
+
+model, seen = tiny.network(), []
+ALLOW
+before = settings()
+model.register_forward_hook(lambda *_: seen.append(settings()))
+evaluate(model, tiny.digits().select(2), "fgsm", checks=0)
+assert seen and all(each == ["highest", True, *["ieee"] * (len(each) - 2)] for each in seen), seen
+assert settings() == before, (before, settings())
+"""
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        pytest.param("torch.backends.mkldnn.conv.fp32_precision = 'bf16'", marks=NEWER),
+        pytest.param("torch.backends.cudnn.conv.fp32_precision = 'ieee'", marks=NEWER),
+    ],
+)
+def test_verdicts_are_in_full_float32_whatever_the_caller_allows(allow):
+    subprocess.run([sys.executable, "-c", EXACT.replace("ALLOW", allow)], check=True, cwd=ROOT)
 
 
 def test_more_samples_attacks_and_radii_are_asked_of_a_state_later(tmp_path, monkeypatch):

@@ -159,6 +159,11 @@ def test_a_larger_radius_that_helps_the_model():
     assert "more_eps" in found(Trap(hat), "fgsm", 0.1, binary_digits())[1]
 
 
+def test_a_single_radius_of_64_has_no_other_to_be_compared_with():
+    report, raised = found(network(), "fgsm", 64 / 255)
+    assert "more_eps" not in raised and len(report.flags) == len(flags.MESSAGES)
+
+
 def test_more_steps_that_help_the_model():
     assert "more_steps" in found(Trap(valley), "pgd5", 0.1, binary_digits())[1]
     # and among the runs, where the attacks of the check itself see nothing

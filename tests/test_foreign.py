@@ -17,6 +17,15 @@ from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons import Rate
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class Flattened(torch.nn.Module):
+    """As many write it: by a view, which maps in the layout channels_last do not bear."""
+
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+
+
 BUILDERS = {
     "timm_resnet18": lambda num_classes, in_chans: timm.create_model(
         "resnet18", num_classes=num_classes, in_chans=in_chans
@@ -28,7 +37,7 @@ BUILDERS = {
         torch.nn.ReLU(),
         torch.nn.Conv2d(8, 8, 3),
         torch.nn.ReLU(),
-        torch.nn.Flatten(),
+        Flattened(),
         torch.nn.Linear(8 * (30 if in_chans == 3 else 6) ** 2, num_classes),
     ),
 }
@@ -82,8 +91,9 @@ def test_it_is_of_the_grid_and_can_be_attacked(registered, images):
     assert rsnn_zoo.create_model("small_digits_at_t2").in_chans == 1
     snn = rsnn_zoo.create_model(name, threshold=0.1)
     snn.timesteps = 2
-    gradient, logits = InputGradient(snn, Rate())(images, torch.arange(4))
-    assert gradient.shape == images.shape and gradient.abs().sum() > 0 and logits.shape == (4, 10)
+    for precision in ("float32", "bfloat16"):
+        gradient, logits = InputGradient(snn, Rate(), precision)(images, torch.arange(4))
+        assert gradient.shape == images.shape and gradient.abs().sum() > 0 and logits.shape == (4, 10)
     with pytest.raises(ValueError, match="got \\(4, 3, 31, 32\\)"):
         snn(images[:, :, 1:])
 

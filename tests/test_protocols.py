@@ -149,6 +149,8 @@ def test_a_name_without_version_means_the_newest(snn, monkeypatch):
         ("apgd10-l2", "unknown attack"),
         ("torchattacks.Fab", "no attack 'Fab' that needs only a model"),
         ("fab10-t1x2", "no restarts"),
+        ("transfer-rays10", "rays10 learns nothing from another model"),
+        ("transfer-uniform-noise10", "learns nothing from another model"),
     ],
 )
 def test_unknown_names_are_refused(snn, name, words):
@@ -157,8 +159,11 @@ def test_unknown_names_are_refused(snn, name, words):
 
 
 def test_transfer_needs_a_source(ann):
-    with pytest.raises(ValueError, match="converted from"):
+    with pytest.raises(ValueError, match=r"converted from none: name another, as in transfer\[NAME\]-pgd20"):
         protocol("transfer-pgd20", ann)
+    orphan = rsnn_zoo.create_model("resnet20_digits_trades_t4")
+    with pytest.raises(ValueError, match=r"is not published: name one, as in transfer\[NAME\]-pgd20"):
+        protocol("transfer-pgd20", orphan)
 
 
 def test_any_model_is_a_source_of_transfer(snn, ann):

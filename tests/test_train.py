@@ -173,6 +173,9 @@ def test_variants_and_changes_go_over_the_base(tmp_path):
         ("[ann.augmentation]\nflip = 'false'", "augmentation.flip is 'false', must be true or false"),
         ("[ann.augmentation]\ncutout = true", "augmentation.cutout is True"),
         ("ann = [", "not TOML"),
+        ("ann = 3", "ann must be a table"),
+        ("[ann]\nobjective = 'mart'", "ann.objective is 'mart', not 'natural' as the model's name says"),
+        ("[variants.natural.direct]\nobjective = 'at'", "direct.objective is 'at'"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_refused_with_the_cause(tmp_path, text, message):
@@ -590,6 +593,20 @@ def test_a_network_compiled_as_a_whole_trains_alike(tmp_path, data, validation, 
     _, compiled = run(data, validation, tmp_path / "compiled", replace(stage, compile=True), timesteps)
     roundings = 1e-3 if timesteps is None else 0.1  # which flip spikes
     assert compiled.history[0]["train_loss"] == pytest.approx(eager.history[0]["train_loss"], rel=roundings)
+
+
+def test_epochs_are_validated_in_full_float32(tmp_path, data, validation):
+    """Whatever rounding the caller allows: that is for training."""
+    model, seen = new_model(), set()
+    model.register_forward_hook(lambda model, *_: seen.add((model.training, torch.get_float32_matmul_precision())))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        train(model, data, validation, replace(STAGE, validation_steps=0), tmp_path, progress=False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {(True, "high"), (False, "highest")}
 
 
 def test_only_validation_images_asked_for_select(tmp_path, data, validation):

@@ -176,7 +176,7 @@ class InputGradient:
         self.model = freeze(fold(model) if folded else copy.deepcopy(model).eval())
         self.adopted = adopt_surrogates(self.model)
         # oneDNN reorders every operand of another layout, there and back; but not every network bears it
-        last = folded or getattr(model, "channels_last", False)
+        last = getattr(model, "channels_last", False)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
         if precision != "float32":

@@ -229,7 +229,9 @@ def plan(name: str, model: nn.Module) -> Plan:
             left_out |= lacking
             asked |= set() if part in PROTOCOLS else set(map(str, found))
     if not members:
-        raise ValueError(f"attack {name!r} needs the published network that the model was converted from")
+        other = name.replace("transfer-", "transfer[NAME]-", 1)
+        why = "; ".join(left_out.values()) or f"the model was converted from none: name another, as in {other}"
+        raise ValueError(f"attack {name!r} transfers from the network that a model was converted from, and {why}")
     return Plan(full_name(name), tuple(members.values()), left_out, frozenset(asked))
 
 
@@ -276,6 +278,8 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]
         return [], {} if _is_ann(model) else {term: why}
     runs, differentiated = (attack.attack, attack.source) if isinstance(attack, Transfer) else (attack, model)
     wanted = "ensemble" if match["ensemble"] else match["modes"]
+    if runs is not attack and isinstance(runs, RayS | Noise):
+        raise ValueError(f"{term}: {runs.name} learns nothing from another model: name it without transfer")
     if wanted and isinstance(runs, QueryAttack | Adaptive):
         what = "chooses its modes itself" if isinstance(runs, Adaptive) else "follows no gradient"
         raise ValueError(f"{term}: {runs.name} {what}: name it without a mode")

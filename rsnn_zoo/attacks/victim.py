@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +34,39 @@ def default_chunk(images: Tensor) -> int:
     return min(64, max(16, 16 * 32 * 32 // (images.shape[-1] * images.shape[-2])))
 
 
+def _exact_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
+    """How to read each setting of torch that bears on the exactness of float32, how to write it, and what is exact."""
+    backends = torch.backends
+
+    def attribute(owner: Any, name: str, exact: Any) -> tuple[Callable[[], Any], Callable[[Any], Any], Any]:
+        return partial(getattr, owner, name), partial(setattr, owner, name), exact
+
+    for name, exact in {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}.items():
+        yield attribute(backends.cudnn, name, exact)
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    if hasattr(backends, "fp32_precision"):  # since torch 2.9 there are these too; the older two overwrite them
+        for owner in (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul):
+            yield attribute(owner, "fp32_precision", "ieee")
+
+
 @contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Convolutions in full float32 by deterministic algorithms: CUDA by itself rounds to 10 bits, as it comes."""
-    if device.type != "cuda":
+def exact_arithmetic() -> Iterator[None]:
+    """Convolutions and products in full float32, by deterministic algorithms.
+
+    CUDA's convolutions by themselves round to 10 bits, as it comes; products too, also on a CPU, where the caller has
+    allowed it. Afterwards all settings read as before.
+    """
+    found = []
+    for read, write, exact in _exact_settings():
+        with suppress(RuntimeError):  # torch refuses to tell the older ones where newer ones differ; these then reign
+            found.append((write, exact, read()))
+    try:
+        for write, exact, _ in found:
+            write(exact)
         yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
+    finally:
+        for write, _, before in found:
+            write(before)
 
 
 class ModelVictim:
