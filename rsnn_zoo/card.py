@@ -51,7 +51,7 @@ model = rsnn_zoo.create_model("{source}", pretrained=True)
 logits = model(images)  # (B, {classes})
 ```
 
-After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.
+{besides}
 
 ## Results
 
@@ -77,6 +77,12 @@ Weights and code: MIT. {terms}
 """
 
 
+_BESIDES = 'After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.'
+_OWN = """\
+The architecture `{0}` is not part of rsnn_zoo. Before loading, run its author's Python file that registers it with
+`@rsnn_zoo.register_architecture("{0}")`; on the command line, give that file by `--plugin`."""
+
+
 def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, repo: str | None = None) -> str:
     """Return the text of ``README.md``, with the metadata that the Hub shows.
 
@@ -86,12 +92,13 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
         repo: ``"org/name"`` on the Hub, where that is not the zoo's own.
     """
     name, dataset, objective = _parts(config)
-    tags = ["spiking-neural-network"] if config.timesteps else []
+    ours = config.architecture in _TITLES
+    tags = ["spiking-neural-network"] * bool(config.timesteps) + ["adversarial-robustness"] + ["timm"] * ours
     metadata = ModelCardData(
         license="mit",
         library_name="rsnn_zoo",
         pipeline_tag="image-classification",
-        tags=[*tags, "adversarial-robustness", "timm"],
+        tags=tags,
         model_name=name,
         eval_results=_eval_results(evidence, dataset) if evidence else None,
         metrics=["accuracy"],
@@ -102,6 +109,7 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
         source=f"hf-hub:{repo}" if repo else name if dataset else "local-dir:FOLDER",
         shape=f"B, {config.in_chans}, {config.img_size}, {config.img_size}",
         classes=config.num_classes,
+        besides=_BESIDES if ours else _OWN.format(config.architecture),
         results=_results(evidence) if evidence else "Not evaluated yet.",
         training="\n".join(_facts(config.training)) or "Not recorded.",
         terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",

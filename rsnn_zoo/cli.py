@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from rsnn_zoo.files import check_writable
 from rsnn_zoo.hub import CONFIG, EVIDENCE, NotPublishedError, entries_folder, resolve
 from rsnn_zoo.names import ModelName
 
-__all__ = ["device", "main"]
+__all__ = ["device", "main", "radii_of"]
 
 _ABOUT = """\
 Adversarially robust spiking neural networks: find, inspect, attack, verify and publish them.
@@ -77,6 +78,31 @@ def run_plugin(path: Path | None) -> None:
     runpy.run_path(str(path))
 
 
+def radii_of(attacks: Sequence[str], eps: Sequence[float]) -> dict[str, list[float]]:
+    """Protocols to their radii in [0, 1], as :func:`rsnn_zoo.evaluate` takes them.
+
+    Args:
+        attacks: Protocols, each with radii of its own in units of 1/255, as ``worst-case=8``, or without.
+        eps: The radii of those without, in units of 1/255.
+
+    Raises:
+        ValueError: If a radius is no number.
+
+    Example:
+        >>> radii_of(["fgsm=51,102", "pgd20"], [255])
+        {'fgsm': [0.2, 0.4], 'pgd20': [1.0]}
+    """
+    found: dict[str, list[float]] = {}
+    for attack in attacks:
+        name, own = re.fullmatch(r"(.+?)(?:=([^\]=]*))?", attack, re.DOTALL).groups()
+        try:
+            radii = eps if own is None else [float(radius) for radius in own.split(",")]
+        except ValueError:
+            raise ValueError(f"{attack}: after = stand radii in units of 1/255, as in worst-case=8 or =2,4,8") from None
+        found.setdefault(name, []).extend(radius / 255 for radius in radii)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     args = _parser().parse_args(argv)
@@ -118,6 +144,7 @@ def _info(args: argparse.Namespace) -> _Outcome:
 def _evaluate(args: argparse.Namespace) -> _Outcome:
     import rsnn_zoo
     from rsnn_zoo.energy import energy
+    from rsnn_zoo.outputs import keep_former
     from rsnn_zoo.publish import update_card
 
     if args.output:
@@ -130,16 +157,18 @@ def _evaluate(args: argparse.Namespace) -> _Outcome:
     data = rsnn_zoo.load_dataset(source, args.split, dataset=dataset, root=args.data_root, download=args.download)
     data = data if args.images is None else data.select(args.images)
     state = args.output.with_name(f"{args.output.name}.partial") if args.output else None
-    report = rsnn_zoo.evaluate(
-        model, data, args.attack, [eps / 255 for eps in args.eps], state=state, progress=sys.stderr.isatty()
-    )
+    attacks = radii_of(args.attack, args.eps)
+    report = rsnn_zoo.evaluate(model, data, attacks, state=state, progress=sys.stderr.isatty())
     report.extra.update(energy(model, data.pixels(slice(0, 256)).to(args.device)))
+    text = report.table()
     if state:
+        if kept := keep_former([args.output], report.to_json()):
+            text += f"\n\n  {args.output} was of another evaluation: kept as {kept}"
         report.save(args.output)
         state.unlink(missing_ok=True)
         if args.output.name == EVIDENCE and (args.output.parent / CONFIG).is_file():
             update_card(args.output.parent)  # which is of the evidence too
-    return report.table(), report.to_json(), 0
+    return text, report.to_json(), 0
 
 
 def _verify(args: argparse.Namespace) -> _Outcome:
@@ -148,6 +177,7 @@ def _verify(args: argparse.Namespace) -> _Outcome:
     checks = verify(
         args.name,
         None if args.all else args.images,
+        eps=args.eps / 255,
         source=args.data,
         root=args.data_root,
         download=args.download,
@@ -229,20 +259,28 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", help=_NAME)
     add_plugin(one)
 
-    example = "rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8 16 32 --output my_snn/evaluation.json"
+    example = (
+        "rsnn-zoo evaluate local-dir:my_snn --attack ensemble-pgd20=2,4,8,16 worst-case=8 -n 1000 \\\n"
+        "      --output my_snn/evaluation.json"
+    )
     one = command(_evaluate, "attack a model and report its robust accuracy, with evidence that push accepts", example)
     one.add_argument("name", help=_NAME)
-    one.add_argument("--attack", default="ensemble-pgd20", help="protocol (%(default)s)")
+    about = "protocols; each may have radii of its own, as worst-case=8 (ensemble-pgd20)"
+    one.add_argument("--attack", nargs="+", default=["ensemble-pgd20"], metavar="PROTOCOL", help=about)
     one.add_argument("--eps", type=float, nargs="+", default=[8], metavar="K", help="radii in units of 1/255 (8)")
-    one.add_argument("--images", type=int, metavar="N", help="only the first N images")
+    one.add_argument("-n", "--images", type=int, metavar="N", help="only the first N images")
     one.add_argument("--split", default="test", choices=("test", "validation", "train"), help="(%(default)s)")
-    one.add_argument("--output", type=Path, help="file for the report; repeat the command to resume")
+    about = "file for the report; repeat the command to resume; the report of another evaluation is renamed"
+    one.add_argument("--output", type=Path, help=about)
     add_data(one)
     add_plugin(one)
 
     one = command(_verify, "check the files of an entry and recompute some of its verdicts", "rsnn-zoo verify NAME")
     one.add_argument("name", help=_NAME)
-    one.add_argument("--images", type=int, default=64, metavar="N", help="recompute the first N at 8/255 (%(default)s)")
+    one.add_argument("-n", "--images", type=int, default=64, metavar="N", help="recompute the first N (%(default)s)")
+    one.add_argument(
+        "--eps", type=float, default=8, metavar="K", help="of the run at K/255, or next to it (%(default)s)"
+    )
     one.add_argument("--all", action="store_true", help="recompute every published verdict")
     add_data(one)
     add_plugin(one)

@@ -35,7 +35,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'rsnn_zoo[plot]'") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
     path = Path(path)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")

@@ -66,7 +66,7 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'rsnn_zoo[plot]'") from error
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

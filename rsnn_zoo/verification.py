@@ -58,6 +58,7 @@ def verify(
     name: str,
     images: int | None = 64,
     *,
+    eps: float = 8 / 255,
     source: str | Path | None = None,
     root: str | Path = "data",
     download: bool = False,
@@ -69,8 +70,9 @@ def verify(
 
     Args:
         name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
-        images: Recompute the first so many verdicts of the run at 8/255 (or next to it) that found least to be robust;
-            None for all of all runs, where adaptive ensembles learn anew, and not from the evidence.
+        images: Recompute the first so many verdicts of the run at ``eps`` that found least to be robust; None for all
+            of all runs, where adaptive ensembles learn anew, and not from the evidence.
+        eps: Radius in [0, 1] of the run to recompute; without one there, the next is taken.
         source: An ``.npz`` file or folder in place of the data set that the evidence names.
         root: Folder of the named data sets on disk.
         download: Whether a named data set may be downloaded.
@@ -105,7 +107,7 @@ def verify(
     data = load_dataset(source or record, split, dataset=record, root=root, download=download)
     model = create_model(name, pretrained=True, **where).to(device)
     runs = published_runs(evidence)
-    chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - 8 / 255), run.verdicts.count(-1)))]
+    chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - eps), run.verdicts.count(-1)))]
     for run in chosen:
         checks.append(
             _tried(f"verdicts at {in_255(run.eps)}", _recompute, model, data, evidence, run, images, progress)

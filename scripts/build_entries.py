@@ -1,7 +1,7 @@
 """Train, convert, fine-tune and evaluate entries, and write them to hub_configs/: the command that made each of them.
 
     python scripts/build_entries.py 'resnet20_digits_*'
-    python scripts/build_entries.py resnet20_cifar10_trades_{ann,t4,t8} --data cifar10.npz
+    python scripts/build_entries.py resnet20_cifar10_trades_{ann,t4,t8} --data cifar10.npz -n 1000 --processes 2
 
 ANNs come before the SNNs that are made from them. Finished steps are skipped and interrupted ones resume: repeat the
 command until it ends. On a CPU, --processes 2 evaluates nearly twice as fast as two threads do. Test images are used

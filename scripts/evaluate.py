@@ -21,7 +21,6 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,14 @@ import torch
 from _training import main
 
 import rsnn_zoo
-from rsnn_zoo.cli import device, run_plugin
+from rsnn_zoo.cli import device, radii_of, run_plugin
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo.models import ForeignNetwork
 from rsnn_zoo.names import ModelName
+from rsnn_zoo.outputs import keep_former
 from rsnn_zoo.plots import plot_accuracy, save_page
 from rsnn_zoo.report import Report, write_csv
 from rsnn_zoo.research import read_state_dict
@@ -58,12 +59,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-root", default="data", help="folder of the data sets (default: %(default)s)")
     p.add_argument("--download", action="store_true", help="let torchvision download the data set")
     p.add_argument("--split", default="test", choices=("test", "validation", "train"))
-    p.add_argument("-n", type=int, help="evaluate the first N images only")
+    p.add_argument("-n", "--images", type=int, dest="n", metavar="N", help="only the first N images")
     p.add_argument(
         "--attack",
         nargs="+",
         default=["ensemble-pgd20"],
-        help="protocols: quick, adaptive, worst-case, pgd20@rate+square1000 ... (default: ensemble-pgd20)",
+        metavar="PROTOCOL",
+        help="quick, adaptive, worst-case, pgd20@rate+square1000 ...; each may have radii of its own in place of "
+        "--eps, as in ensemble-pgd20=2,4,8,16 worst-case=8 (default: ensemble-pgd20)",
     )
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
     p.add_argument("--seed", type=int, default=0)
@@ -77,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results-file", type=Path, help="table of all models, .csv or .json; existing rows are kept")
     p.add_argument("--adversarial", action="store_true", help="save OUTPUT/NAME.adversarial.safetensors (verify.py)")
     p.add_argument("--html", action="store_true", help="save OUTPUT/NAME.html, a page with a figure (needs matplotlib)")
-    p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, for the first eps")
+    p.add_argument("--robustbench", action="store_true", help="save OUTPUT/NAME.robustbench.json, for the first radius")
     p.add_argument("--plot", type=Path, help="figure of all models, by radius, attack and steps (needs matplotlib)")
     return p
 
@@ -109,9 +112,10 @@ def load(name: str, weights: Path | None, neuron: list[str] | None) -> torch.nn.
             f"{weights} does not say how the neurons of {name} reset, leak and start: give --neuron, such as "
             "reset=soft, or the folder of the run, --model local-dir:FOLDER"
         )
+    own = model.network if isinstance(model, ForeignNetwork) else model  # your file is of your network alone
     state = read_state_dict(weights)
-    check_state_dict(state, model.state_dict(), str(weights))
-    model.load_state_dict(state)
+    check_state_dict(state, own.state_dict(), str(weights))
+    own.load_state_dict(state)
     model.pretrained_name = name
     return model
 
@@ -147,7 +151,7 @@ def check_outputs(args: argparse.Namespace, names: list[str]) -> None:
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            raise ValueError("--plot and --html need matplotlib: pip install 'rsnn_zoo[plot]'") from None
+            raise ValueError("--plot and --html need matplotlib: pip install matplotlib") from None
     if args.plot:
         try:
             Figure().savefig(io.BytesIO(), format=args.plot.suffix.lstrip(".") or "png")
@@ -174,8 +178,7 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
     report = rsnn_zoo.evaluate(
         model,
         data,
-        args.attack,
-        [eps / 255 for eps in args.eps],
+        radii_of(args.attack, args.eps),
         **{key: getattr(args, key) for key in ("seed", "batch_size", "chunk", "precision", "draws", "checks")},
         state=args.output / f"{short}.partial",
         adversarial=args.output / f"{short}.adversarial.partial" if args.adversarial else None,
@@ -188,7 +191,8 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
 
 def save(args: argparse.Namespace, report: Report, short: str) -> None:
     path = args.output / f"{short}.json"
-    if kept := keep_former(path, report):
+    files = [path.with_suffix(f".{ending}") for ending in ENDINGS]
+    if kept := keep_former(files, report.to_json()):
         print(f"{path} was of another evaluation: kept as {kept}", flush=True)
     report.save(path)
     report.save(path.with_suffix(".csv"))
@@ -196,41 +200,13 @@ def save(args: argparse.Namespace, report: Report, short: str) -> None:
         save_page(report.to_json(), path.with_suffix(".html"))
     if args.robustbench:
         with replacing(path.with_suffix(".robustbench.json")) as temporary:
-            temporary.write_bytes(to_json(report.robustbench(args.eps[0] / 255)))
+            temporary.write_bytes(to_json(report.robustbench(report.runs[0].eps)))
     if args.adversarial:
         (args.output / f"{short}.adversarial.partial").replace(path.with_suffix(".adversarial.safetensors"))
     if args.results_file:
         add_row(args.results_file, report.summary())
     (args.output / f"{short}.partial").unlink(missing_ok=True)
-    written = [path.with_suffix(f".{ending}") for ending in ENDINGS]
-    print(f"{report.table()}\n\n  report: {', '.join(str(each) for each in written if each.is_file())}\n", flush=True)
-
-
-def keep_former(path: Path, report: Report) -> Path | None:
-    """Renames the files of a report that the new one is no repetition of; gives their new path, if there are any."""
-    try:
-        if identity(load_json(path, MAX_EVIDENCE_BYTES)) == identity(report.to_json()):
-            return None
-    except FileNotFoundError:
-        return None
-    except (LookupError, TypeError, ValueError):
-        pass  # what cannot be read is no repetition
-    for number in count(1):
-        moves = [(path.with_suffix(f".{ending}"), path.with_suffix(f".{number}.{ending}")) for ending in ENDINGS]
-        if not any(new.exists() for _, new in moves):
-            break
-    for old, new in moves:
-        if old.exists():
-            old.rename(new)
-    return path.with_suffix(f".{number}.json")
-
-
-def identity(report: Mapping[str, Any]) -> list[Any]:
-    """What the verdicts of a report follow from: the same for one that only repeats it."""
-    about = [report[key] for key in ("model", "weights_sha256", "split", "data_sha256", "index", "settings")]
-    members = [[(attack["attack"], attack["mode"]) for attack in run["attacks"]] for run in report["runs"]]
-    about.append(report.get("network"))
-    return [*about, report["versions"]["rsnn_zoo"], members, [(run["protocol"], run["eps"]) for run in report["runs"]]]
+    print(f"{report.table()}\n\n  report: {', '.join(str(file) for file in files if file.is_file())}\n", flush=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

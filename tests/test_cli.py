@@ -101,6 +101,7 @@ def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
         (["verify", PUBLISHED, "--images", "0"], "at least 1"),
         (["evaluate", PUBLISHED, "--attack", "pdg20"], "pdg20"),
         (["evaluate", PUBLISHED, "--data", "/nowhere.npz"], "/nowhere.npz"),
+        (["evaluate", PUBLISHED, "--attack", "fgsm=8,"], "fgsm=8,: after = stand radii"),
         (["evaluate", "local-dir:/nowhere", "--output", "/dev/null/e.json"], "/dev/null/e.json cannot be written"),
         (["evaluate", "local-dir:/nowhere", "--output", "/dev"], "it is a folder"),
         (["push"], "name an entry, a folder, or --all"),
@@ -162,6 +163,20 @@ def test_evaluate_gives_evidence_that_may_be_pushed(run, evaluated):
     }
 
 
+def test_each_protocol_may_have_radii_of_its_own_and_the_former_report_is_kept(run, evaluated):
+    output = evaluated / "evaluation.json"
+    former = output.read_bytes()
+    command = ["evaluate", f"local-dir:{evaluated}", "--attack", "pgd1=16,32", "fgsm", "-n", 8, "--output", output]
+    for kept in (True, False):  # the second is a repetition
+        status, out, err = run(*command)
+        assert status == 0 and (f"kept as {evaluated / 'evaluation.1.json'}" in out) == kept, err
+    runs = [(one["protocol"], round(255 * one["eps"])) for one in load_json(output)["runs"]]
+    assert runs == [("pgd1", 16), ("pgd1", 32), ("fgsm", 8)]
+    assert [path.read_bytes() for path in evaluated.glob("evaluation.*.json")] == [former]
+    files = json.loads(run("push", evaluated, "--dry-run", "--json")[1])[0]["files"]
+    assert set(files) == {"config.json", "README.md", "model.safetensors", "evaluation.json"}
+
+
 def test_the_folder_of_a_report_is_made(run, evaluated, tmp_path):
     output = tmp_path / "missing" / "too" / "e.json"
     status, _, err = run("evaluate", f"local-dir:{evaluated}", "--attack", "fgsm", "--images", 4, "--output", output)
@@ -197,6 +212,8 @@ def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
     try:
         runpy.run_path(str(plugin))
         save_pretrained(rsnn_zoo.create_model("mine_digits_at_t2", threshold=0.1), entry, name="mine_digits_at_t2")
+        card = (entry / "README.md").read_text()
+        assert 'register_architecture("mine")' in card and "timm" not in card
         output = ["--output", entry / "evaluation.json", "--attack", "fgsm", "--images", 8]
         for argv, said in (
             (["evaluate", f"local-dir:{entry}", *output], "mine_digits_at_t2 on 8 digits test images"),
@@ -220,6 +237,8 @@ def test_an_honest_entry_holds(run, evaluated):
         ["holds", what] for what in ("config", "weights", "evidence", "card", "verdicts")
     ]
     assert "the first 8 of pgd2 are equal" in out and out.endswith("is what it claims to be\n")
+    assert "verdicts at 8/255" in out
+    assert "verdicts at 16/255" in run("verify", f"local-dir:{evaluated}", "-n", 8, "--eps", 16)[1]
     content = json.loads(run("verify", f"local-dir:{evaluated}", "--all", "--json")[1])
     said = [check["said"] for check in content["checks"][4:]]
     assert content["holds"] and said == ["the first 24 of pgd2 are equal"] * 2

@@ -144,3 +144,5 @@ def test_from_ones_own_weights_to_a_robust_snn_by_the_scripts(tmp_path):
     model = ["--model", "local-dir:runs/mine_digits_trades_t2", "--data", "digits"]
     out = script("evaluate.py", *model, "-n", "16", "--attack", "pgd3", "--output", "results")
     assert "pgd3" in out and list((tmp_path / "results").glob("*.json"))
+    ann = ["--model", "mine_digits_trades_ann", "--weights", "ann.pth"]  # of the network alone, as for convert.py
+    assert "pgd3" in script("evaluate.py", *ann, "-n", "16", "--attack", "pgd3", "--output", "results")

@@ -12,6 +12,7 @@ from timm.layers import BatchNormAct2d
 from rsnn_zoo.attacks.frozen import freeze
 from rsnn_zoo.attacks.gradients import LOSSES, InputGradient, PassGradient, fold, input_gradient
 from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.layers import WeightedSum
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.modes import ASSG, HART, PDSG, RGA, Rate, Relu, Surrogate, backward_mode
 
@@ -61,6 +62,8 @@ def test_folding_changes_nothing_but_roundings(architecture, timesteps):
     norms = [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     assert architecture == "wrn16_4" or not norms
+    left = sum(isinstance(m, WeightedSum) for m in model.modules())
+    assert sum(key.endswith("sum.shortcut_weight") for key in folded.state_dict()) == left
 
 
 def test_a_norm_that_holds_an_activation_is_not_folded():

@@ -335,6 +335,9 @@ def test_the_unconverted_network_is_found(snn, ann):
     assert unconverted(ann) is None
     assert unconverted(smooth()) is None
     assert unconverted(rsnn_zoo.create_model("resnet20_digits_trades_t4")) is None
+    other = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+    other.training_record = other.training_record | {"ann_sha256": "0" * 64}  # by somebody else, from another ANN
+    assert unconverted(other) is None
     orphan = smooth()
     orphan.pretrained_name = "vgg16_svhn_mart_t4"  # of which nobody published the ReLU network
     assert unconverted(orphan) is None

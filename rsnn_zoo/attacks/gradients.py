@@ -37,12 +37,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class _FoldedSum(nn.Module):
     """What a WeightedSum becomes when the convolutions before it carry its weights: one pass over the data."""
 
-    def __init__(self, shortcut_weight: float):
+    def __init__(self, shortcut_weight: Tensor):
         super().__init__()
-        self.shortcut_weight = shortcut_weight
+        self.register_buffer("shortcut_weight", shortcut_weight)  # for who reads the state
+        self._alpha = shortcut_weight.item()
 
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
-        return torch.add(residual, shortcut, alpha=self.shortcut_weight)
+        return torch.add(residual, shortcut, alpha=self._alpha)
 
 
 def _fold_norm(parent: nn.Module, conv: str, norm: str) -> None:
@@ -62,7 +63,7 @@ def _fold_sum(block: nn.Module) -> None:
     shortcuts = [m for m in (block.downsample or nn.Identity()).modules() if isinstance(m, nn.Conv2d)]
     for conv in shortcuts:
         _scale(conv, shortcut_weight)
-    block.sum = _FoldedSum(1.0 if shortcuts else shortcut_weight.item())
+    block.sum = _FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
 
 
 @torch.no_grad()
@@ -70,8 +71,8 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with batch norms and residual weights folded into the convolutions before them.
 
     Foldable are the pairs that a block names in ``foldable``, a batch norm right behind a convolution in an
-    ``nn.Sequential``, and the weighted sum of a residual block. The outputs are the same but for rounding, which may
-    flip single spikes.
+    ``nn.Sequential``, and the weighted sum of a residual block, of which the weight of an identity shortcut is left, in
+    the state as ``sum.shortcut_weight``. The outputs are the same but for rounding, which may flip single spikes.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):

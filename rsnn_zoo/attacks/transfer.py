@@ -114,7 +114,9 @@ def published(name: str, victim: nn.Module) -> nn.Module:
 
 
 def unconverted(model: nn.Module) -> nn.Module | None:
-    """The published network that a published SNN was converted from; None where there is none.
+    """The published network that an SNN was converted from; None where there is none.
+
+    It goes by the name, and by the checksum of the ANN's weights where the record of the SNN's training has one.
 
     Raises:
         HubError: If it is published and its weights cannot be had.
@@ -128,4 +130,8 @@ def unconverted(model: nn.Module) -> nn.Module | None:
     except UnknownNameError:  # a model from elsewhere
         return None
     ann = str(replace(name, timesteps=None))
-    return create_model(ann, pretrained=True) if name.timesteps and ann in published_names() else None
+    if not name.timesteps or ann not in published_names():
+        return None
+    source = create_model(ann, pretrained=True)
+    record = getattr(model, "training_record", {})
+    return source if record.get("ann_sha256", source.weights_sha256) == source.weights_sha256 else None
