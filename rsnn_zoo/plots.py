@@ -7,6 +7,8 @@ import html
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +72,15 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
     panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for report in evidence:
-            for label, points in panel(report):
-                _curve(axes, f"{report['model']}, {label}", points)
-        axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
+        curves = [(f"{report['model']}, {label}", points) for report in evidence for label, points in panel(report)]
         if panel is _by_attack:
-            axes.tick_params("x", rotation=90, labelsize=7)
+            names = _order([[name for name, *_ in points] for _, points in curves])
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+            place = {name: position for position, name in enumerate(names)}
+            curves = [(label, [(place[name], *found) for name, *found in points]) for label, points in curves]
+        for label, points in curves:  # dotted from no attack to the one radius that was tried
+            _curve(axes, label, points, ":" if panel is _by_radius and len(points) == 2 else "-")
+        axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     first = evidence[0]
@@ -87,11 +92,23 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
 _Points = Sequence[tuple[Any, float, Sequence[float]]]
 
 
-def _curve(axes: Axes, label: str, points: _Points) -> None:
+def _curve(axes: Axes, label: str, points: _Points, style: str) -> None:
     x, accuracy, intervals = zip(*points, strict=True)
-    (line,) = axes.plot(x, [100 * a for a in accuracy], marker="o", markersize=4, label=label)
+    (line,) = axes.plot(x, [100 * a for a in accuracy], style, marker="o", markersize=4, label=label)
     low, high = ([100 * bound for bound in bounds] for bounds in zip(*intervals, strict=True))
     axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+
+
+def _order(lists: Sequence[Sequence[str]]) -> list[str]:
+    """All names, such that those of each list come in its order, if that can be; else in that of the first lists."""
+    before: dict[str, list[str]] = {name: [] for names in lists for name in names}
+    for names in lists:
+        for first, second in pairwise(names):
+            before[second].append(first)
+    try:
+        return [*TopologicalSorter(before).static_order()]
+    except CycleError:
+        return [*before]
 
 
 def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
@@ -104,13 +121,14 @@ def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
 
 
 def _by_attack(report: Evidence) -> Iterator[tuple[str, _Points]]:
-    """What stands after each member, at the radius nearest to 8/255."""
+    """What stands after each member that felled something (and the first), at the radius nearest to 8/255."""
     n = report["n"]
     for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
         runs = (run for run in report["runs"] if run["protocol"] == protocol)
         run = min(runs, key=lambda run: abs(run["eps"] - 8 / 255))
         if len(run["attacks"]) > 1:
-            standing = [(f"{a['attack']}/{a['mode']}", a["standing"]) for a in run["attacks"]]
+            shown = [a for number, a in enumerate(run["attacks"]) if a["felled"] or not number]
+            standing = [(f"{a['attack']}/{a['mode']}", a["standing"]) for a in shown]
             yield f"{protocol}, eps {in_255(run['eps'])}", [(name, k / n, wilson(k, n)) for name, k in standing]
 
 
@@ -124,7 +142,7 @@ def _by_steps(report: Evidence) -> Iterator[tuple[str, _Points]]:
 
 _PANELS: dict[Callable[[Evidence], Iterator[tuple[str, _Points]]], str] = {
     _by_radius: "eps (in 1/255)",
-    _by_attack: "standing after each attack of the protocol, in its order",
+    _by_attack: "standing after each attack that felled an image",
     _by_steps: "steps",
 }
 """Panels of a figure, each with what its x axis shows."""

@@ -20,7 +20,7 @@ from rsnn_zoo.adversarial import to_uint8, verify
 from rsnn_zoo.card import model_card
 from rsnn_zoo.config import load_config
 from rsnn_zoo.evaluation import evaluate
-from rsnn_zoo.evidence import EvidenceError, published_runs
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, EvidenceError, published_runs
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy, save_page
@@ -190,6 +190,23 @@ def test_the_figure_shows_radii_attacks_and_steps(report, tmp_path):
     path = plot_accuracy([report.to_json()], tmp_path / "figure.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_attacks_that_felled_nothing_are_not_drawn_and_no_curve_runs_back():
+    from rsnn_zoo.plots import _figure
+
+    names = ["resnet20_cifar10_trades_ann", "resnet20_cifar10_trades_t4"]
+    reports = [load_json(entry_folder(name) / "evaluation.json", MAX_EVIDENCE_BYTES) for name in names]
+    axes = _figure(reports).axes[1]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    for curve in axes.get_lines():
+        x, y = map(list, (curve.get_xdata(), curve.get_ydata()))
+        assert x == sorted(set(x)) and y == sorted(set(y), reverse=True)
+        model, protocol, _ = curve.get_label().split(", ")
+        found = next(report["runs"] for report in reports if report["model"] == model)
+        run = next(run for run in found if run["protocol"] == protocol and run["eps"] == 8 / 255)
+        felled = [f"{a['attack']}/{a['mode']}" for a in run["attacks"] if a["felled"]]
+        assert [labels[place] for place in x] == felled
 
 
 @pytest.mark.parametrize("name", ["resnet20_digits_trades_t4", NAME])
