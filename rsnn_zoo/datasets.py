@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The default random augmentation of a training image (``rsnn_zoo.data.Augment`` carries it out).
+    """The default random augmentation of a training image (``rsnn_zoo.augment.Augment`` carries it out).
 
     Attributes:
         crop_padding: Black pixels added on each side before a random crop back to the image's size.

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from rsnn_zoo.data import Augment
+from rsnn_zoo.augment import Augment
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.files import replacing

@@ -17,7 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets as tv
 
-from rsnn_zoo.data import Augment, ImageData, check_images, check_labels, load_dataset
+from rsnn_zoo.augment import Augment
+from rsnn_zoo.data import ImageData, check_images, check_labels, load_dataset
 from rsnn_zoo.datasets import DATASETS, Augmentation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

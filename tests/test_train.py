@@ -753,7 +753,7 @@ def test_what_is_finished_stays_the_work_of_where_it_was_done(tmp_path, data, va
 
     run(data, validation, tmp_path)
     before = record()
-    monkeypatch.setattr("rsnn_zoo.train.environment", lambda device: {"cpu": "another"})
+    monkeypatch.setattr("rsnn_zoo.training_run.environment", lambda device: {"cpu": "another"})
     run(data, validation, tmp_path)
     assert record() == before and "another environment" not in caplog.text
 
