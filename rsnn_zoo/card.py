@@ -175,13 +175,14 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
 
 def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) -> str:
     """How the weights came to be; the objective in an SNN's name is that of the ANN it was converted from."""
-    named = _OBJECTIVES.get(objective or "", objective)
     if not (ann := training.get("ann")):
-        return f"Trained on {dataset} by {named}"
+        return f"Trained on {dataset} by {_OBJECTIVES.get(objective or '', objective)}"
     known = is_model(str(ann))  # and not the file of somebody's weights
-    converted = f"Converted from {_cell(ann)}, " + (
-        f"itself trained on {dataset} by {named}" if known else "whose training is not recorded"
-    )
+    converted = f"Converted from {_cell(ann)}, whose training is not recorded"
+    if known:
+        own = ModelName.parse(str(ann))
+        objective, by = own.objective, _OBJECTIVES.get(own.objective, own.objective)
+        converted = f"Converted from {_cell(ann)}, itself trained on {DATASETS[own.dataset].title} by {by}"
     if not (stage := training.get("stage")):
         return f"{converted}, without fine-tuning"
     tuned = stage.get("objective") if isinstance(stage, Mapping) else None

@@ -6,7 +6,8 @@ processes changes nothing but roundings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,15 @@ class Ranks:
     def main(self) -> bool:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through this before the others, who find what it has downloaded."""
+        if not self.main:
+            dist.barrier()
+        yield
+        if self.main and self.size > 1:
+            dist.barrier()
 
     def share(self, whole: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """This process's share of each of so many equal parts of a batch."""
@@ -110,6 +120,7 @@ class SyncedBatchNorm2d(StaticBatchNorm2d):
             n = self.copies * dist.get_world_size() * x.numel() // x.shape[1]
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(variance.detach() * (n / (n - 1)), momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
+        scale = torch.rsqrt(variance + self.eps)
+        scale = scale if self.weight is None else self.weight * scale
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -65,9 +64,16 @@ def git_revision() -> str | None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """The most memory in bytes that this process has held so far: resident on a CPU, allocated on a GPU."""
+    """The most memory in bytes that this process has held so far: resident on a CPU, allocated on a GPU.
+
+    On a CPU it is 0 where the system does not tell (Windows).
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -90,8 +90,13 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     entry = resolve(name, *where)
     config = entry.config
     arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
-    with torch.device("meta"), _NoInitialisation():
-        network = ARCHITECTURES[config.architecture](**arguments)
+    build = ARCHITECTURES[config.architecture]
+    if getattr(build, "func", None) is ForeignNetwork:  # may hold tensors that no state dict has
+        with torch.random.fork_rng(devices=[]):
+            network = build(**arguments)
+    else:
+        with torch.device("meta"), _NoInitialisation():
+            network = build(**arguments)
     if config.weights:
         network.to(getattr(torch, config.weights.dtype))
     state = entry.load_weights()

@@ -265,6 +265,7 @@ class Report:
             "n": len(self.index),
             "data_sha256": self.data_sha256,
             **{key: self.settings[key] for key in ("seed", "precision")},
+            "network": " ".join(f"{key}={value}" for key, value in self.network.items()),
             "clean": round(100 * self.clean_accuracy, 2),
             **accuracies,
             "flags": " ".join(flag.name for flag in self.raised),

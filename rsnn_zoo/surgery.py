@@ -5,6 +5,7 @@ A network is watched while it runs, operator by operator, since its modules do n
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["POOLS", "average_pool", "find_activations", "hooked", "mark_stem", "replace", "split_shared"]
+
+_log = logging.getLogger(__name__)
 
 # aten operators that bend their input, and so are activations that a spiking network does not have.
 _NONLINEAR = frozenset(
@@ -53,6 +56,8 @@ _NONLINEAR = frozenset(
         "_safe_softmax",
     }
 )
+_POINTWISE = frozenset({"where", "pow", "sqrt", "rsqrt", "log", "log1p", "log2", "sign", "heaviside"})
+"""The same where they are called on a batch: norms of weights use them too."""
 _MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
 POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
@@ -77,13 +82,18 @@ class _Recorder(TorchDispatchMode):
         self.names = {module: name or "the network itself" for name, module in network.named_modules()}
         self.stack: list[nn.Module] = [network]
         self.calls: list[tuple[nn.Module, str]] = []
+        self.size = 0  # of the batch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
-        if attends or operator in _NONLINEAR or operator in _MAX_POOLS:
+        pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
+        if attends or pointwise or operator in _NONLINEAR or operator in _MAX_POOLS:
             self.calls.append((self.stack[-1], operator))
         return func(*args, **(kwargs or {}))
+
+    def is_batch(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim > 1 and len(x) == self.size
 
     def record(self, network: nn.Module, x: Tensor) -> list[tuple[nn.Module, str]]:
         def enter(module: nn.Module, _: Any) -> None:
@@ -92,13 +102,15 @@ class _Recorder(TorchDispatchMode):
         def leave(module: nn.Module, *_: Any) -> None:
             self.stack.pop()
 
+        self.size = len(x)
         with torch.no_grad(), hooked(list(self.names), enter, leave), self:
             network(x)
         return self.calls
 
 
 def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[str]:
-    """How often each ReLU module is called; anything else that bends its input is refused."""
+    """How often each ReLU module is called; any other operator that is known to bend its input is refused."""
+    _check_in_place(network, x)
     recorder = _Recorder(network)
     uses: Counter[str] = Counter()
     for module, operator in recorder.record(network, x):
@@ -108,10 +120,21 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[st
         elif operator in _MAX_POOLS:
             if max_pool == "average" and not isinstance(module, POOLS):
                 raise ValueError(f"{name} ({kind}) calls max pooling as a function: make it an nn.MaxPool2d module")
-        elif operator in ("relu", "clamp_min", "clamp", "threshold"):
+        elif operator == "relu":
             raise ValueError(
                 f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: "
                 "give it an nn.ReLU module (one for each use) and convert again"
+            )
+        elif operator in ("clamp_min", "clamp", "threshold"):
+            raise ValueError(
+                f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: where it is a ReLU, give "
+                "it an nn.ReLU module (one for each use) and convert again (F.normalize calls it too: leave that out)"
+            )
+        elif operator in ("_softmax", "_log_softmax"):
+            raise ValueError(
+                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
+                "where it makes probabilities of the logits, return the logits, which training and attacks expect; "
+                "elsewhere replace it by nn.ReLU, and train again"
             )
         else:
             raise ValueError(
@@ -121,6 +144,32 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[st
     if not uses:
         raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
     return uses
+
+
+@torch.no_grad()
+def _check_in_place(network: nn.Module, x: Tensor) -> None:
+    """Refuses networks that mean the output of an in-place ReLU where they use its input again."""
+    relus = [module for module in network.modules() if isinstance(module, nn.ReLU) and module.inplace]
+
+    def output() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return network(x.clone())
+
+    if not relus or not isinstance(before := output(), Tensor):
+        return
+    try:
+        for relu in relus:
+            relu.inplace = False
+        same = torch.allclose(output(), before, rtol=1e-4, atol=1e-5)
+    finally:
+        for relu in relus:
+            relu.inplace = True
+    if not same:
+        raise ValueError(
+            "an nn.ReLU(inplace=True) changes a tensor that the network uses again, which a neuron does not: let the "
+            "network use the ReLU's result in both places, with inplace=False, and convert again"
+        )
 
 
 def split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
@@ -135,6 +184,12 @@ def split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
             f"{', '.join(sorted(shared))}: used in several places, and torch.fx cannot trace the network to split it "
             f"({error}): give each use an nn.ReLU of its own"
         ) from error
+    if _training_code(network) != graph_module.code:
+        _log.warning(
+            "%s: used in several places, so the network is traced; what it does in training alone without a module "
+            "for it (F.dropout, stochastic depth) gets lost: give each use an nn.ReLU of its own",
+            ", ".join(sorted(shared)),
+        )
     modules = dict(graph_module.named_modules(remove_duplicate=False))  # one module may bear several names
     seen: Counter[nn.Module] = Counter()
     for node in graph_module.graph.nodes:
@@ -145,6 +200,18 @@ def split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
                 graph_module.add_submodule(node.target, nn.ReLU())
     graph_module.recompile()
     return graph_module
+
+
+def _training_code(network: nn.Module) -> str | None:
+    """What torch.fx makes of a network in training mode; None where it cannot."""
+    before = [(module, module.training) for module in network.modules()]
+    try:
+        return fx.symbolic_trace(network.train()).code
+    except Exception:
+        return None
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None:

@@ -74,14 +74,10 @@ def resolve(args: argparse.Namespace) -> tuple[Recipe, ImageData, ImageData]:
     recipe = load_recipe(args.recipe or default_recipe(name), name.objective, args.set)
     source = {"root": args.root, "download": args.download, "dataset": name.dataset}
     split = {"validation": recipe.data.validation, "seed": recipe.data.seed}
-    ranks = Ranks.current()
-    if not ranks.main:
-        torch.distributed.barrier()  # the first process downloads, the others find it there
-    data, validation = (
-        load_dataset(args.data or name.dataset, part, **source, **split) for part in ("train", "validation")
-    )
-    if ranks.main and ranks.size > 1:
-        torch.distributed.barrier()
+    with Ranks.current().main_first():
+        data, validation = (
+            load_dataset(args.data or name.dataset, part, **source, **split) for part in ("train", "validation")
+        )
     args.output = args.output or Path("runs") / str(name)
     return recipe, data, validation
 

@@ -24,8 +24,10 @@ from _training import main, parsed, parser, resolve
 
 import rsnn_zoo
 from rsnn_zoo.data import ImageData
+from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.hub import NotPublishedError
 from rsnn_zoo.models import ForeignNetwork, Network
+from rsnn_zoo.names import ModelName, is_model
 from rsnn_zoo.provenance import peak_memory
 from rsnn_zoo.publish import save_pretrained
 from rsnn_zoo.recipe import Recipe
@@ -66,9 +68,11 @@ def trained_ann(args: argparse.Namespace) -> Network:
     source = args.ann or (str(own) if (own / "config.json").is_file() else _of(args, None))
     if not Path(source).is_file() and Path(source).suffix not in (".safetensors", ".pth", ".pt"):
         try:
-            return create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+            ann = create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
         except NotPublishedError as error:
             raise NotPublishedError(f"{error}. Or give the ANN: --ann FILE_OR_FOLDER") from None
+        check_ann(ann, args.name)
+        return ann
     ann = create_model(_of(args, None))
     own = ann.network if isinstance(ann, ForeignNetwork) else ann
     state = read_state_dict(source)
@@ -76,6 +80,26 @@ def trained_ann(args: argparse.Namespace) -> Network:
     own.load_state_dict(state)
     ann.pretrained_name, ann.weights_sha256 = Path(source).name, serialize(ann, "")[1].sha256
     return ann
+
+
+def check_ann(ann: Network, name: ModelName) -> None:
+    """Refuses an ANN that is another than the name of the SNN says: its card would tell a falsehood.
+
+    Raises:
+        ValueError: If it is.
+    """
+    found = {"architecture": ann.architecture}
+    if is_model(ann.pretrained_name):
+        own = ModelName.parse(ann.pretrained_name)
+        found |= {"dataset": own.dataset, "objective": own.objective}
+    for what, value in found.items():
+        if value != (wanted := getattr(name, what)):
+            raise ValueError(
+                f"{name} says that its ANN has the {what} {wanted}, and that of {ann.pretrained_name} is {value}: name "
+                f"the SNN {replace(name, **found)}, or give another ANN"
+            )
+    if ann.num_classes != (classes := DATASETS[name.dataset].num_classes):
+        raise ValueError(f"{name} is of {classes} classes and its ANN of {ann.num_classes}: give another ANN")
 
 
 def _of(args: argparse.Namespace, timesteps: int | None) -> str:

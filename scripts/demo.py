@@ -3,18 +3,20 @@
     python scripts/demo.py
 
 Loads resnet20_digits_trades_t4, verifies its weights, evaluates it with the PGD-20 ensemble of 19 backward modes at
-8/255 on the whole test split of the digits, prints the table, plots the result with the published curve, and says
-whether the verdicts match the published evidence. Ends with an error if more than 2 % of them differ.
+8/255 on the images of its evidence (the whole test split of the digits), prints the table, plots the result with the
+published curve, and says whether the verdicts match the published evidence. Ends with an error if more than 2 % of them
+differ.
 """
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
 
+from _training import main
+
 import rsnn_zoo
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, published_index
 from rsnn_zoo.files import load_json
 from rsnn_zoo.hub import entry_folder
 from rsnn_zoo.plots import plot_accuracy
@@ -23,19 +25,21 @@ from rsnn_zoo.report import in_255
 from rsnn_zoo.verification import TOLERANCE
 
 
-def main() -> None:
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20_digits_trades_t4", help="a published name (default: %(default)s)")
     parser.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
+    parser.add_argument("--data", help="npz file or folder, where the data set is not embedded")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for report and plot")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()
 
     model = rsnn_zoo.create_model(args.model, pretrained=True)
     print(f"{args.model}: weights verified, sha256 {model.weights_sha256[:16]}...")
     evidence = load_json(entry_folder(args.model) / EVIDENCE, MAX_EVIDENCE_BYTES)
-    data = rsnn_zoo.load_dataset(evidence["dataset"], evidence["split"])
+    dataset = evidence["dataset"]
+    data = rsnn_zoo.load_dataset(args.data or dataset, evidence["split"], dataset=dataset)
+    data = data.select(published_index(evidence))
     wanted = [round(eps / 255, 9) for eps in args.eps]
     first = evidence["runs"][0]["protocol"]
     runs = [run for run in evidence["runs"] if run["protocol"] == first and round(run["eps"], 9) in wanted]
@@ -73,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -41,7 +41,7 @@ from rsnn_zoo.report import Report, write_csv
 from rsnn_zoo.research import read_state_dict
 from rsnn_zoo.weights import check_state_dict
 
-ROW = ("model", "weights_sha256", "dataset", "split", "n", "data_sha256", "seed", "precision")
+ROW = ("model", "weights_sha256", "dataset", "split", "n", "data_sha256", "seed", "precision", "network")
 """What a row of the results file is of."""
 ENDINGS = ("json", "csv", "html", "robustbench.json", "adversarial.safetensors")
 """Of the files of a report."""
@@ -168,12 +168,13 @@ def check_outputs(args: argparse.Namespace, names: list[str]) -> None:
 
 def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
     model = load(name, args.weights, args.neuron).to(args.device)
-    dataset = ModelName.parse(short).dataset if rsnn_zoo.is_model(short) else None
+    called = str(model.pretrained_name)
+    dataset = ModelName.parse(called).dataset if rsnn_zoo.is_model(called) else None
     if args.data is None and dataset is None:
         raise ValueError(f"{name} names no data set: pass --data")
-    data = rsnn_zoo.load_dataset(
-        args.data or dataset, args.split, dataset=dataset, root=args.data_root, download=args.download
-    )
+    with Ranks.current().main_first():
+        where = {"root": args.data_root, "download": args.download}
+        data = rsnn_zoo.load_dataset(args.data or dataset, args.split, dataset=dataset, **where)
     data = data if args.n is None else data.select(args.n)
     report = rsnn_zoo.evaluate(
         model,

@@ -164,7 +164,8 @@ def runs() -> str:
         ann = by_weights.get(run.get("ann_sha256"))
         for one in report["runs"]:
             attacked = [f"{one['protocol']}, {in_255(one['eps'])}", percent(one["robust_accuracy"], one["ci95"])]
-            kept = [f"{100 * one['robust_accuracy'] / ann['runs'][0]['robust_accuracy']:.1f} %" if ann else ""]
+            before = [run["robust_accuracy"] for run in ann["runs"] if run["eps"] == one["eps"]] if ann else []
+            kept = [f"{100 * one['robust_accuracy'] / before[0]:.1f} %" if len(before) == 1 else ""]
             lines.append(f"| {' | '.join([*cells, *attacked, *kept])} |")
     return "\n".join(lines)
 

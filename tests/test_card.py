@@ -114,6 +114,12 @@ def test_the_card_tells_the_training_of_the_ann_from_the_fine_tuning(name, stage
     assert f"Converted from {ann}, itself trained on Digits by " in text and said in text
 
 
+def test_the_objective_of_the_ann_is_that_of_its_own_name():
+    training = {"ann": "resnet20_digits_at_ann", "stage": {"objective": "trades"}}
+    text = summary(replace(CONFIG, name="resnet20_digits_trades_t4", training=training, weights=None))
+    assert "trained on Digits by adversarial training (Madry et al., ICLR 2018), and fine-tuned by TRADES" in text
+
+
 def test_the_card_claims_no_training_of_weights_from_a_file():
     training = {"ann": "weights.pth", "stage": {"objective": "trades"}}
     text = summary(replace(CONFIG, name="resnet20_digits_trades_t4", training=training, weights=None))

@@ -441,6 +441,8 @@ class Function(nn.Module):
         (lambda x: torch.maximum(x, torch.zeros(())), "applies maximum"),
         (F.gelu, "applies gelu"),
         (lambda x: x * torch.sigmoid(x), "applies sigmoid"),
+        (lambda x: torch.where(x > 0, x, 0.1 * x), "applies where"),
+        (lambda x: x**2, "applies pow"),
     ],
 )
 def test_a_functional_activation_is_refused_with_its_place(function, said):
@@ -452,6 +454,52 @@ def test_a_functional_activation_is_refused_with_its_place(function, said):
 def test_a_functional_relu_of_the_network_itself_is_named_so():
     with pytest.raises(ValueError, match=r"^the network itself \(Function\) calls relu"):
         convert(Function(F.relu), 3, images(), **QUICK)
+
+
+def test_what_bends_weights_alone_is_taken():
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight / self.weight.pow(2).sum().sqrt(), self.bias, padding=1)
+
+    ann = plain(nn.ReLU(), Scaled(6, 6, 3))
+    assert_same_function(ann, convert(ann, 3, images(), **QUICK), images())
+
+
+class Twice(nn.Module):
+    """Uses what goes into its ReLU again."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.act = nn.ReLU(inplace)
+
+    def forward(self, x):
+        return self.act(x) + x
+
+
+def test_a_relu_in_place_whose_input_is_used_again_is_refused():
+    ann = plain(Twice(inplace=False), nn.ReLU(inplace=True))
+    assert_same_function(ann, convert(ann, 3, images(), **QUICK), images())
+    with pytest.raises(ValueError, match=r"inplace=True\) changes a tensor that the network uses again"):
+        convert(plain(Twice(inplace=True)), 3, images(), **QUICK)
+
+
+class Dropping(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return F.dropout(self.act(x), 0.5, self.training)
+
+
+def test_what_tracing_loses_is_said(caplog):
+    act = nn.ReLU()
+    convert(plain(act, Dropping(act)), 3, images(), **QUICK)
+    assert "what it does in training alone" in caplog.text
+    caplog.clear()
+    convert(plain(act, nn.Dropout(), act), 3, images(), **QUICK)
+    convert(plain(nn.ReLU(), Dropping(nn.ReLU())), 3, images(), **QUICK)
+    assert not caplog.text
 
 
 class Branches(nn.Module):

@@ -1,5 +1,6 @@
 """Two processes with half of each batch against one with all of it: real process groups (gloo), on the CPU."""
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -78,18 +79,21 @@ def test_two_ranks_train_as_one(tmp_path, timesteps, accumulate, attack_pass):
 
 def norms(rank, folder, x):
     found = {}
-    for copies in (1, 3):
+    for kind in itertools.product((1, 3), (True, False)):
+        copies, affine = kind
         torch.manual_seed(0)
         norm = StaticBatchNorm2d(5, copies).double()
         torch.nn.init.normal_(norm.weight)
+        if not affine:
+            norm.weight = norm.bias = None
         synced = SyncedBatchNorm2d(norm) if Ranks.current().size == 2 else norm
         share = Ranks.current().share(x)[0].clone().requires_grad_()
         for _ in range(2):
             y = synced(share)
         (gradient,) = torch.autograd.grad((y.sin() * 8).mean(), share)
         synced.eval()
-        found[copies] = [y.detach(), gradient, norm.running_mean, norm.running_var, synced(share).detach()]
-        found[copies].append(norm.num_batches_tracked)
+        found[kind] = [y.detach(), gradient, norm.running_mean, norm.running_var, synced(share).detach()]
+        found[kind].append(norm.num_batches_tracked)
     return found
 
 
@@ -98,8 +102,8 @@ def test_a_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path):
     x = torch.randn(8, 5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 1
     whole = norms(0, None, x)
     halves = on_two_ranks(tmp_path / "two", norms, x)
-    for copies, (y, gradient, mean, var, evaluated, tracked) in whole.items():
-        first, second = (half[copies] for half in halves)
+    for kind, (y, gradient, mean, var, evaluated, tracked) in whole.items():
+        first, second = (half[kind] for half in halves)
         torch.testing.assert_close(torch.cat([first[0], second[0]]), y)
         torch.testing.assert_close(torch.cat([first[1], second[1]]) / 2, gradient)  # each has the mean over its half
         torch.testing.assert_close(torch.cat([first[4], second[4]]), evaluated)

@@ -142,13 +142,18 @@ def test_weights_of_an_snn_need_the_neurons_said(run, refused, tmp_path):
     assert "goes with --weights" in refused(NAME, "--neuron", "reset=soft")
     found = {}
     for kind in ("reset=soft initial=0.5", "reset=hard"):
-        run(NAME, "--weights", "soft/model.safetensors", "--neuron", *kind.split(), "-n", 64, "--checks", 0)
+        weights = ("--weights", "soft/model.safetensors", "--neuron", *kind.split())
+        run(NAME, *weights, "-n", 64, "--checks", 0, "--results-file", "all.csv")
         found[kind] = load_json(f"results/{NAME}.json")
     data = load_dataset("digits", "test").select(64)
     wanted = evaluate(soft, data, "ensemble-pgd20", 8 / 255, checks=0).to_json()
     assert found["reset=soft initial=0.5"]["network"] == {"timesteps": 2, "reset": "soft", "leak": 1.0, "initial": 0.5}
     assert found["reset=soft initial=0.5"]["runs"][0]["verdicts"] == wanted["runs"][0]["verdicts"]
     assert found["reset=hard"]["runs"][0]["verdicts"] != wanted["runs"][0]["verdicts"]
+    assert [row["network"] for row in table("all.csv")] == [
+        "timesteps=2 reset=soft leak=1.0 initial=0.5",
+        "timesteps=2 reset=hard leak=1.0 initial=0.0",
+    ]
 
 
 # --- what there was before ------------------------------------------------------------------------------------------

@@ -26,12 +26,25 @@ class Flattened(torch.nn.Module):
         return x.view(x.size(0), -1)
 
 
+class Unscaled(torch.nn.Module):
+    """Undoes a normalisation; none of its constants is in the state."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("scale", torch.full((channels, 1, 1), 0.5), persistent=False)
+        self.shift = torch.full((channels, 1, 1), 0.25)
+
+    def forward(self, x):
+        return x * self.scale + self.shift
+
+
 BUILDERS = {
     "timm_resnet18": lambda num_classes, in_chans: timm.create_model(
         "resnet18", num_classes=num_classes, in_chans=in_chans
     ),
     "shared_relu": lambda num_classes, in_chans: torchvision.models.resnet18(num_classes=num_classes),
     "small": lambda num_classes, in_chans: torch.nn.Sequential(
+        Unscaled(in_chans),
         torch.nn.Conv2d(in_chans, 8, 3, padding=1),
         torch.nn.BatchNorm2d(8),
         torch.nn.ReLU(),

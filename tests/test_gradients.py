@@ -75,6 +75,13 @@ def test_a_norm_that_holds_an_activation_is_not_folded():
     assert (model(images) == 0).any()
 
 
+def test_a_norm_without_running_statistics_is_not_folded():
+    norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), norm).double().eval()
+    images = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fold(model)(images), model(images))
+
+
 @pytest.mark.parametrize("mode", [None, Surrogate("rect", 0.5), Rate(), Relu(), ASSG(), HART(), RGA(), PDSG()], ids=str)
 @pytest.mark.parametrize("settings", [{"folded": False}, {"folded": False, "pad": True}, {}], ids=str)
 def test_gradient_equals_the_plain_one(mode, settings):

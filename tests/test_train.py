@@ -901,6 +901,8 @@ def test_a_script_that_is_asked_to_stop_says_how_to_go_on(tmp_path):
         ("train.py", ["resnet20_cifar10_trades_ann", "--data", "none.npz"], "none.npz"),
         ("finetune.py", ["resnet20_digits_trades_ann"], "is an ANN: name the SNN"),
         ("finetune.py", ["resnet20_digits_trades_t4", "--ann", "nowhere"], "nowhere"),
+        ("finetune.py", ["resnet20_digits_trades_t4", "--ann", "resnet20_digits_at_ann"], "SNN resnet20_digits_at_t4"),
+        ("convert.py", ["resnet32_digits_at_t4", "--ann", "resnet20_digits_at_ann"], "the architecture resnet32"),
     ],
 )
 def test_bad_arguments_are_one_line_that_names_the_remedy(tmp_path, name, arguments, message):

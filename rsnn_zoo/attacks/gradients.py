@@ -81,7 +81,8 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
             for conv, norm in pairwise(names):
-                if isinstance(module._modules[conv], nn.Conv2d) and is_plain_norm(module._modules[norm]):
+                first, second = module._modules[conv], module._modules[norm]
+                if isinstance(first, nn.Conv2d) and is_plain_norm(second) and second.running_var is not None:
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
         if isinstance(getattr(module, "sum", None), WeightedSum):
