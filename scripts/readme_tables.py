@@ -146,9 +146,9 @@ def runs() -> str:
     """One row a training, by its folder: its time, and the accuracies on validation images.
 
     Beside its minutes those of an idle machine, where a dry run has estimated them, and beside the robust accuracy of
-    an SNN its share of that of its ANN.
+    an SNN its share of that of its ANN. A run without ``validation.json`` is left out.
     """
-    folders = sorted((DOCS / "runs").iterdir())
+    folders = sorted(path.parent for path in DOCS.glob("runs/*/validation.json"))
     reports = {folder: load_json(folder / "validation.json", MAX_EVIDENCE_BYTES) for folder in folders}
     by_weights = {report["weights_sha256"]: report for report in reports.values()}
     times = ["minutes", "idle machine, estimated", "images/s, last epoch"]
