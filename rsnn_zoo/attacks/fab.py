@@ -53,6 +53,11 @@ class FAB:
             raise ValueError(f"targets are counted from 1, the most likely wrong class, got {self.target}")
 
     @property
+    def queries(self) -> int:
+        """Questions a sample, at most."""
+        return self.steps
+
+    @property
     def least_classes(self) -> int:
         """Without which there is no such target."""
         return self.target + 1

@@ -156,7 +156,7 @@ class Member:
         attack = self.attack.attack if isinstance(self.attack, Transfer) else self.attack
         if isinstance(attack, TorchAttack):
             return 1000  # who knows
-        return getattr(attack, "steps", None) or -(-attack.queries // 3)
+        return getattr(attack, "steps", 0) + -(-getattr(attack, "queries", 0) // 3)
 
     def __str__(self) -> str:
         return f"{self.attack.name}/{self.mode_name}"
