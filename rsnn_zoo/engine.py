@@ -67,6 +67,7 @@ class Samples:
         check_labels(labels)
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} images come with {len(labels)} labels")
+        images, labels = (part.clone() if part.is_inference() else part for part in (images, labels))
         here = images.detach().to(device, torch.float32), labels.to(device, torch.int64)
         if isinstance(data, ImageData):
             info = data.info

@@ -38,7 +38,7 @@ from rsnn_zoo.files import check_writable
 from rsnn_zoo.ledger import Ledger
 from rsnn_zoo.models import Temporal
 from rsnn_zoo.provenance import digest, environment
-from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, by_steps, in_255, wilson
+from rsnn_zoo.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
 from rsnn_zoo.weights import WeightsError, serialize
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
@@ -66,6 +66,7 @@ def _weights_sha256(model: nn.Module) -> str | None:
         return None
 
 
+@exact_arithmetic()
 def evaluate(
     model: nn.Module,
     data: ImageData | tuple[Tensor, Tensor],
@@ -101,9 +102,9 @@ def evaluate(
             influence on the verdicts.
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
-        precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms, faster).
-            Verdicts are always the exact float32 network's; but with the latter it only judges the iterates that the
-            16-bit network has misclassify, and the last, so fewer samples may fall.
+        precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms). Verdicts
+            on all iterates are the exact float32 network's, which costs the latter a forward pass a step; its gradients
+            are those of a network with other roundings, so somewhat fewer samples fall.
         draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1. What
             these misclassify is judged by eight times as many, since one of many iterates may fall by luck.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.flags`); 0 for no flags.
@@ -172,26 +173,32 @@ def evaluate(
             raise ValueError(f"{name} must be an integer {span}, got {value!r}")
     if adversarial is not None:
         check_writable(adversarial)
-    planned = {(one := plan(name, model)).name: (one, _radii(mine)) for name, mine in attack.items()}
+    model = _unwrapped(model)
+    planned: dict[str, tuple[Plan, list[float]]] = {}
+    for name, mine in attack.items():  # a protocol may be named with and without its version
+        _, radii = planned.setdefault((one := plan(name, model)).name, (one, []))
+        radii += [radius for radius in _radii(mine) if radius not in radii]
     if not planned or not all(radii for _, radii in planned.values()):
         raise ValueError("name at least one attack and one eps")
     for member in (member for one, _ in planned.values() for member in one.members):
         if str(member) in (taught or {}) and isinstance(member.attack, Adaptive):
             member.attack.taught(taught[str(member)])
     source = unconverted(model) if checks else None
-    parameter = next(model.parameters(), torch.zeros(()))
-    if parameter.dtype != torch.float32:
-        raise ValueError(f"verdicts are those of a float32 network, and this is {parameter.dtype}: use model.float()")
-    samples = Samples.of(data, model, parameter.device)
-    chunk = chunk or default_chunk(samples.images)
-    weights = digest(model)
-    with _own_randomness(parameter.device, seed), exact_arithmetic():
+    device = next(model.parameters(), torch.zeros(())).device
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"verdicts are those of a float32 network; {name} is {parameter.dtype}: use model.float()")
+    with _own_randomness(device, seed):
+        samples = Samples.of(data, model, device)
+        chunk = chunk or default_chunk(samples.images)
+        weights = digest(model)
         try:
             victim = ModelVictim(model, chunk, precision)
         except RuntimeError as error:
             raise ValueError(
                 "the model cannot be copied: does it hold tensors of an earlier forward pass, such as membranes? Reset "
-                "it at the end of its forward pass"
+                "it at the end of its forward pass. Weights that a hook makes anew (weight_norm, spectral_norm, prune) "
+                "are such tensors too: use torch.nn.utils.parametrizations, or remove the hook"
             ) from error
         classes = victim.logits(samples.images[:1]).shape[1]
         check_labels(samples.labels, classes)
@@ -212,18 +219,18 @@ def evaluate(
             **settings,
         }
         hidden = not (progress and Ranks.current().main)
-        here = environment(parameter.device) | {"processes": Ranks.current().size}
+        here = environment(device) | {"processes": Ranks.current().size}
         kept = Ledger(state, fingerprint, here, samples.each())
         with closing(kept) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
             engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None, taught or {})
+            looked = [is_random, *_model_flags(engine, plans, is_random.raised)] if checks else []
             clean = engine.clean()
             correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
             engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
             runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
             found: list[Flag] = []
             if checks:
-                found = [is_random, *_model_flags(engine, [each for each, _ in plans])]
-                found += _run_flags(engine, [each for each, _ in plans], source, runs, correct, checks, classes)
+                found = _run_flags(engine, [each for each, _ in plans], source, runs, correct, checks, classes)
             called = str(
                 getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
             )
@@ -245,12 +252,23 @@ def evaluate(
         settings=settings | {"checks": checks},
         environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        flags=tuple(found),
+        flags=(*looked, *found),
         network={key: getattr(model, key) for key in NETWORK}
         if isinstance(model, Temporal) and model.timesteps
         else {},
         training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
     )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """What is inside of torch.compile, which not every backward mode bears, and of wrappers for several devices.
+
+    Their threads would not see the backward mode.
+    """
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None):
+        model = inner
+    return model
 
 
 def _radii(eps: float | Sequence[float]) -> list[float]:
@@ -297,15 +315,18 @@ def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:
     )
 
 
-def _model_flags(engine: Engine, plans: Sequence[Plan]) -> list[Flag]:
+def _model_flags(engine: Engine, plans: Sequence[tuple[Plan, list[float]]], is_random: bool) -> list[Flag]:
     """What a look at the model shows."""
     samples, victim = engine.samples, engine.victim
     images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
-    modes = [member.mode for plan in plans for member in plan.members]
+    modes = [member.mode for plan, _ in plans for member in plan.members]
+    logits = victim.logits(images)
     return [
-        flags.ignores_input(victim.logits(images)),
+        flags.ignores_input(logits),
         flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
         flags.zero_gradients(victim, images[:GRADIENT_CHECKS], labels[:GRADIENT_CHECKS], modes),
+        flags.depends_on_batch(victim, images[: victim.chunk], is_random),
+        flags.tied_logits(logits),
     ]
 
 
@@ -343,17 +364,13 @@ def _run_flags(
         without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
         if source is not None:
             without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
-    curves = [
-        [run.robust_accuracy for run in sorted(runs, key=lambda run: run.eps) if run.protocol == one.name]
-        for one in plans
-    ]
-    longer = [
-        [run.robust_accuracy for _, run in sorted(one.items())]
-        for one in by_steps((run.protocol, run.eps, run) for run in runs).values()
-    ]
+
+    def stands(standing: Sequence[int]) -> list[bool]:
+        return [position in standing for position in range(seen)]
+
     return [
-        flags.above_chance(len(far) / seen, classes),
+        flags.above_chance(len(far), seen, classes),
         flags.gradient_free(runs, also=len(left) - len(without)),
-        flags.more_eps([*curves, [len(left) / seen, len(far) / seen]] if radii[-1] < flags.FAR else curves),
-        flags.more_steps([*longer, [len(few) / seen, len(many) / seen]]),
+        flags.more_eps(runs, also=[stands(left), stands(far)] if radii[-1] < flags.FAR else ()),
+        flags.more_steps(runs, also=[stands(few), stands(many)]),
     ]

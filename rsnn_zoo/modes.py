@@ -247,6 +247,11 @@ class ASSG(ThroughTime):
         """Returns alpha, (T, N), after an update of M and D."""
         steps, n = firing.excess.shape
         forward = current_pass()
+        if forward.batch not in (1, firing.shape[0]):
+            raise ValueError(
+                f"ASSG remembers each image, and a layer is shown {firing.shape[0]} for {forward.batch} images: leave "
+                "assg out, or let the model keep its batch as it is"
+            )
         mean, deviation = forward.recall(firing.excess, mean=1.0, deviation=0.0)
         rows = mean.shape[1]  # what comes after them is padding
         excess = firing.excess.view(steps, forward.batch, -1)[:, :rows]

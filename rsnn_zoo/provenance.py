@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rsnn_zoo
 
@@ -99,9 +99,9 @@ _LABELS = {"training", "pretrained_name", "weights_sha256"}  # attributes that s
 def digest(model: nn.Module) -> str:
     """SHA-256, in hex, by which two models are held to be the same.
 
-    Taken over the state dict, what ``print(model)`` says of each layer, and each layer's public attributes that are
-    numbers, strings, booleans or None, or lists or tuples of these, such as ``self.timesteps``. Other attributes, such
-    as plain tensors, and code do not count.
+    Taken over the state dict, what ``print(model)`` says of each layer, and each layer's attributes that are tensors,
+    and public ones that are numbers, strings, booleans or None, or lists or tuples of these, such as
+    ``self.timesteps``. Other attributes and code do not count.
 
     Example:
         >>> digest(nn.ReLU()) == digest(nn.ReLU()) != digest(nn.Tanh())
@@ -116,8 +116,18 @@ def digest(model: nn.Module) -> str:
                 found.update(f"{attribute}={value!r}\n".encode())
     for name, tensor in model.state_dict().items():
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(_bytes(tensor))
+    for name, module in model.named_modules():
+        unsaved = {key: value for key, value in module._buffers.items() if key in module._non_persistent_buffers_set}
+        unsaved |= {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+        for key, tensor in sorted(unsaved.items()):
+            found.update(f"{name} {key}".encode())
+            found.update(_bytes(tensor) if tensor is not None else b"")
     return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _is_plain(value: object) -> bool:

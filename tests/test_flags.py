@@ -172,6 +172,96 @@ def test_more_steps_that_help_the_model():
     assert report.runs[1].robust_accuracy > report.runs[0].robust_accuracy and "more_steps" in raised
 
 
+def test_a_few_more_that_stand_by_luck_raise_nothing():
+    """A start elsewhere fells others: what falls at the one radius may stand at the next."""
+    members = (("pgd20", "own"),)
+
+    def curve(up, down):
+        before, after = [0] * up + [-1] * down + [-1] * 40, [-1] * up + [0] * down + [-1] * 40
+        return [Run("pgd20", eps, members, tuple(v), 1.0) for eps, v in ((0.1, before), (0.2, after))]
+
+    assert not any(flags.more_eps(curve(*each)).raised for each in ((0, 0), (1, 0), (4, 0), (9, 5), (0, 9)))
+    assert all(flags.more_eps(curve(*each)).raised for each in ((5, 0), (12, 3)))
+    assert flags.more_eps(curve(4, 0)).value == 4 / 44 and flags.more_eps(curve(0, 4)).value == 0
+    longer = [replace(run, protocol=f"pgd{k}", eps=0.1) for run, k in zip(curve(9, 0), (20, 100), strict=True)]
+    assert flags.more_steps(longer).raised and not flags.more_steps(reversed(longer[:1])).raised
+
+
+def test_chance_is_exceeded_by_more_than_luck():
+    assert not flags.above_chance(7, 64, 10).raised and flags.above_chance(14, 64, 10).raised
+
+
+def test_a_model_that_computes_across_the_batch():
+    norm = nn.BatchNorm2d(1, track_running_stats=False)
+    assert "depends_on_batch" in found(nn.Sequential(norm, network()), "fgsm")[1]
+    noisy = Front(lambda x: x + 0.1 * torch.randn_like(x), network())
+    assert "depends_on_batch" not in found(noisy, "fgsm")[1]  # which is another matter
+
+
+class Counts(nn.Module):
+    """Rounds logits, as a count of spikes does."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits + ((logits / 8).round() * 8 - logits).detach()
+
+
+def test_logits_that_tie():
+    assert "tied_logits" in found(Counts(), "fgsm")[1]
+
+
+class Levels(nn.Module):
+    """One-hot grey levels: what is no level is an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64 * 17, 10)
+
+    def forward(self, x):
+        levels = nn.functional.one_hot((16 * x).round().long(), 17).float()
+        return self.linear(levels.flatten(1)) + 0 * x.sum()
+
+
+def test_a_model_that_takes_nothing_but_pixels_is_no_error():
+    report, _ = found(Levels(), "fgsm")
+    assert len(report.flags) == len(flags.MESSAGES)
+
+
+class Reshaped(nn.Module):
+    """Knows its number of steps, and not that the ReLU stand-in has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network(True)
+
+    def forward(self, x):
+        spikes = self.network.activation(self.network.hidden(x.flatten(1)))
+        return self.network.out(spikes.view(4, len(x), -1).mean(0))
+
+
+def test_a_mode_that_the_model_does_not_bear_is_named_before_any_attack(tmp_path):
+    with pytest.raises(ValueError, match="fails under the backward mode relu"):
+        evaluate(Reshaped(), digits().select(8), "ensemble-fgsm", chunk=8, state=tmp_path / "state")
+    found(Reshaped(), "pgd3@rate")
+    with pytest.raises(ValueError, match=r"under the backward mode assg: .* shown 32 for 16 images"):
+        found(Front(lambda x: torch.cat([x, x.flip(-1)]), Halves(network(True))), "pgd3@assg")
+
+
+class Halves(nn.Module):
+    """Averages over the two views that an image is shown in."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).view(2, len(x) // 2, -1).mean(0)
+
+
 def test_what_fells_after_all_gradient_attacks_is_counted():
     members = (("square100", "own"), ("pgd20", "own"), ("transfer-ann", "own"), ("uniform10", "own"))
     run = Run("some", 0.1, members, (0, 0, 1, 2, 3, 3, -1, -2), 1.0)

@@ -75,6 +75,33 @@ def test_a_norm_that_holds_an_activation_is_not_folded():
     assert (model(images) == 0).any()
 
 
+class _Halved(torch.nn.Conv2d):
+    """Convolves with other weights than it holds, as quantised and standardised ones do."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / 2, self.bias)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        lambda: _Halved(2, 4, 3),
+        lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 4, 3)),
+        lambda: torch.nn.utils.spectral_norm(torch.nn.Conv2d(2, 4, 3)).eval(),
+    ],
+    ids=["subclass", "parametrised", "hook"],
+)
+def test_a_convolution_that_makes_its_weights_anew_is_not_folded(conv):
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(4)
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    model = torch.nn.Sequential(conv(), norm).double().eval()
+    images = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(images)
+    torch.testing.assert_close(fold(model)(images), expected)
+
+
 def test_a_norm_without_running_statistics_is_not_folded():
     norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), norm).double().eval()

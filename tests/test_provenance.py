@@ -30,6 +30,29 @@ def test_plain_attributes_tell_models_apart(change):
     assert digest(nn.Sequential(Scaled(**change))) != digest(nn.Sequential(Scaled()))
 
 
+class Shifted(nn.Module):
+    """Its function hangs on tensors that no state dict holds."""
+
+    def __init__(self, mean=0.5, std=0.5):
+        super().__init__()
+        self.network, self.std = tiny.network(), torch.tensor(std)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+
+    def forward(self, x):
+        return self.network((x - self.mean) / self.std)
+
+
+def test_tensors_outside_the_state_tell_models_apart_too():
+    assert len({digest(Shifted()), digest(Shifted(mean=0.4)), digest(Shifted(std=0.4))}) == 3
+    assert digest(copy.deepcopy(Shifted())) == digest(Shifted())
+
+
+def test_the_digest_of_a_published_network_is_what_it_was(eager):
+    """Adversarial examples and states name it."""
+    model = rsnn_zoo.create_model("resnet20_cifar10_trades_t4", pretrained=True)
+    assert digest(model) == "ffed64503b9a73fca983cc586dcfb0693bf2a34c12352ac2578274f988b1bcd1"
+
+
 def test_what_says_nothing_about_the_function_does_not():
     model = Scaled()
     before = digest(model)

@@ -312,6 +312,28 @@ def test_a_victim_and_what_libraries_see_of_it_follow_the_mode(model, digits):
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
+class _Eager(nn.Module):
+    """In evaluation mode it fires by a kernel without gradients, as SpikingJelly's neurons up to 0.0.0.0.14 do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.surrogate_function = nn.Linear(64, 10), surrogate.Sigmoid()
+
+    def forward(self, x):
+        u = self.linear(x.flatten(1))
+        return (self.surrogate_function(u) if self.training else (u >= 0).float()) + 0.1 * u.detach()
+
+
+def test_neurons_that_have_no_gradient_in_evaluation_mode_have_one_under_attack(digits):
+    x, labels = digits
+    model = nn.Sequential(nn.Dropout(0.9), _Eager()).eval()
+    for mode in (None, Surrogate("pcw", 2.0)):
+        gradient, logits = InputGradient(model, mode, chunk=16)(x, labels)
+        assert gradient.any() and torch.equal(logits, model(x))  # nothing else is in training mode
+    victim = ModelVictim(model, 16)
+    assert torch.equal(victim.logits(x), model(x)) and not any(module.training for module in model.modules())
+
+
 class _Kernel(nn.Module):
     """Rounds otherwise where a kernel of its own knows the spike, as SpikingJelly does on a GPU."""
 

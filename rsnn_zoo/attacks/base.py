@@ -149,8 +149,8 @@ class Victim(Protocol):
             memory: What the backward mode remembers of each sample between passes; empty at first, updated in place.
 
         Returns:
-            The gradient (B, C, H, W), the logits (B, K) that it was taken at, and which iterates have fallen by the
-            exact network (B,).
+            The gradient (B, C, H, W), the logits (B, K), and which iterates have fallen by the exact network (B,). The
+            logits are the exact network's, but of another network under a mode that differentiates another.
         """
 
     def logits(self, x: Tensor) -> Tensor:

@@ -66,6 +66,11 @@ def _fold_sum(block: nn.Module) -> None:
     block.sum = _FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
 
 
+def _is_plain_conv(module: nn.Module) -> bool:
+    """Whether it convolves with its weight as it is: no subclass, nor a hook that makes the weight anew."""
+    return type(module) is nn.Conv2d and not module._forward_pre_hooks
+
+
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with batch norms and residual weights folded into the convolutions before them.
@@ -82,7 +87,7 @@ def fold(model: nn.Module) -> nn.Module:
             names = list(module._modules)
             for conv, norm in pairwise(names):
                 first, second = module._modules[conv], module._modules[norm]
-                if isinstance(first, nn.Conv2d) and is_plain_norm(second) and second.running_var is not None:
+                if _is_plain_conv(first) and is_plain_norm(second) and second.running_var is not None:
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
         if isinstance(getattr(module, "sum", None), WeightedSum):
@@ -129,7 +134,7 @@ def input_gradient(
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = checked_logits(model(images), images)
+        logits = checked_logits(model(images.clone()), images)  # which may be changed in place
         total = loss(logits).sum()
         gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
     return torch.zeros_like(images) if gradient is None else gradient, logits.detach()
@@ -229,7 +234,7 @@ class InputGradient:
             ValueError: If the model gives something else.
         """
         with backward_mode(self.mode):
-            logits = [checked_logits(self.model(x), x) for x in self._chunks(images)]
+            logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images)]
         return _wide(torch.cat(logits)[: len(images)])
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:

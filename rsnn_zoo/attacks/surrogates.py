@@ -60,6 +60,8 @@ class _FollowMode:
     """Gives every spike the derivative of the mode that a forward pass begins under.
 
     Without such a mode each neuron has its own spike, object for object: a library may have a faster kernel for it.
+    Where gradients are wanted the neurons, and nothing else, are in training mode: in evaluation mode those of
+    SpikingJelly up to 0.0.0.0.14 fire by a kernel that has none.
     """
 
     def __init__(self, spikes: list[tuple[nn.Module, str, Spike]]):
@@ -68,6 +70,7 @@ class _FollowMode:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         mode = current_mode()
         for neuron, name, own in self.spikes:
+            vars(neuron)["training"] = torch.is_grad_enabled()
             # before a registered submodule of that name, which stays: it moves with the network
             vars(neuron)[name] = _SpikeUnder(own, mode) if isinstance(mode, Surrogate) else own
 

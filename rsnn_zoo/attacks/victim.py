@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -51,10 +51,10 @@ def _exact_settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any],
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Convolutions and products in full float32, by deterministic algorithms.
+    """Convolutions and products in full float32, by deterministic algorithms, and tensors that may have gradients.
 
     CUDA's convolutions by themselves round to 10 bits, as it comes; products too, also on a CPU, where the caller has
-    allowed it. Afterwards all settings read as before.
+    allowed it. The caller may have an autocast or the inference mode in force besides. Afterwards all is as before.
     """
     found = []
     for read, write, exact in _exact_settings():
@@ -63,7 +63,12 @@ def exact_arithmetic() -> Iterator[None]:
     try:
         for write, exact, _ in found:
             write(exact)
-        yield
+        with ExitStack() as shut_out:
+            for device in ("cpu", "cuda"):
+                shut_out.enter_context(torch.autocast(device, enabled=False))
+            if torch.is_inference_mode_enabled():
+                shut_out.enter_context(torch.inference_mode(False))
+            yield
     finally:
         for write, _, before in found:
             write(before)
@@ -129,10 +134,11 @@ class ModelVictim:
         direction = direction.nan_to_num(0.0, 0.0, 0.0)
         if not self.faithful:
             return direction, logits, self.fallen(x, labels)
+        if self._fast is not self._exact:  # those of 16 bits are right at many an iterate that the exact ones miss
+            logits = self.logits(x)
         down = _wrong(logits, labels)
-        # without its own spikes a library may have another kernel, which rounds otherwise
-        other = self._fast is not self._exact or (self.mode is not None and self._exact.adopted)
-        if other or self.draws > 1:  # a suspicion, no verdict
+        # for gradients, or without its own spikes, a library may have another kernel, which rounds otherwise
+        if self._exact.adopted or self.draws > 1:  # a suspicion, no verdict
             suspects = down.nonzero().flatten()
             if len(suspects):
                 down[suspects] = self.fallen(x[suspects], labels[suspects])
