@@ -7,10 +7,13 @@ Example:
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS, DatasetInfo
+from rsnn_zoo.evidence import images_of
 from rsnn_zoo.names import ModelName, UnknownNameError, is_model
 from rsnn_zoo.report import ALL, in_255
 
@@ -143,7 +146,17 @@ def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> s
 
 
 def _figures(card: str) -> list[str]:
-    """Everything in a card that holds a result: its metadata as the Hub reads it, and the rows of its tables."""
+    """Everything in a card that holds a result: its metadata as the Hub reads it, and the rows of its tables.
+
+    Raises:
+        ValueError: If the metadata cannot be read.
+    """
+    if metadata := REGEX_YAML_BLOCK.search(card):
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(metadata[2])):
+                raise ValueError("the card's metadata refer to themselves, so a few lines may stand for gigabytes")
+        except yaml.YAMLError as error:
+            raise ValueError(f"the card's metadata are no YAML: {' '.join(str(error).split())}") from None
     results = getattr(ModelCard(card, ignore_metadata_errors=True).data, "eval_results", None) or []
     return [*map(str, results), *(line for line in card.splitlines() if line.startswith("|"))]
 
@@ -175,17 +188,19 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
 
 def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) -> str:
     """How the weights came to be; the objective in an SNN's name is that of the ANN it was converted from."""
+    stage = training.get("stage")
+    tuned = stage.get("objective") if isinstance(stage, Mapping) else None
     if not (ann := training.get("ann")):
-        return f"Trained on {dataset} by {_OBJECTIVES.get(objective or '', objective)}"
+        by = _OBJECTIVES.get(str(tuned or objective), _cell(tuned or objective))
+        return f"Trained on {dataset} by {by}" if stage else f"By its name trained on {dataset} by {by}: unrecorded"
     known = is_model(str(ann))  # and not the file of somebody's weights
     converted = f"Converted from {_cell(ann)}, whose training is not recorded"
     if known:
         own = ModelName.parse(str(ann))
         objective, by = own.objective, _OBJECTIVES.get(own.objective, own.objective)
         converted = f"Converted from {_cell(ann)}, itself trained on {DATASETS[own.dataset].title} by {by}"
-    if not (stage := training.get("stage")):
-        return f"{converted}, without fine-tuning"
-    tuned = stage.get("objective") if isinstance(stage, Mapping) else None
+    if not stage:
+        return f"{converted}{', without fine-tuning' if 'conversion' in training else '; no fine-tuning is recorded'}"
     how = "the same objective" if known and tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
     where = "" if known else f" on {dataset}"
     return f"{converted}, and fine-tuned{where}" + (f" by {how}" if tuned else "")
@@ -217,7 +232,7 @@ def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> l
 
 def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
     return [
-        f"On {evidence['n']:,} images ({evidence.get('split', 'test')} split), with 95 % Wilson intervals:",
+        f"On {images_of(evidence)}, with 95 % Wilson intervals:",
         "",
         "| attack | eps | accuracy | 95 % interval |",
         "|---|---|---|---|",

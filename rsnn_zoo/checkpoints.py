@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rsnn_zoo.files import replacing, to_json
+from rsnn_zoo.files import load_json, replacing, to_json, write_through
 
 __all__ = ["CheckpointError", "OtherRunError", "RunFolder", "load_checkpoint", "save_checkpoint"]
 
@@ -64,18 +64,28 @@ class RunFolder:
         """The state to go on from, or None for a new run.
 
         Raises:
-            OtherRunError: If the folder holds a run with other settings; names what differs.
+            OtherRunError: If the folder holds a run with other settings (names what differs), or what was kept of a
+                finished one.
             CheckpointError: If its checkpoints cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if (state := load_checkpoint(self.folder)) is None:
+            self._check_unfinished()
             self.write_record(None)
             return None
-        if differing := _differences(_completed(state["settings"], self.defaults), self.settings):
+        if differing := differences(state["settings"], self.settings, self.defaults):
             raise OtherRunError(
                 f"{self} holds another run ({'; '.join(differing)}): give another folder, or the same settings"
             )
         return state
+
+    def _check_unfinished(self) -> None:
+        record = self.folder / "run.json"
+        if record.is_file() and load_json(record).get("result"):
+            raise OtherRunError(
+                f"{self} holds a finished run without its checkpoints, which would be replaced: give another folder, "
+                f"or remove {record} to train anew"
+            )
 
     def go_on(self, state: Mapping[str, Any], finished: bool) -> None:
         """Takes note of where the state comes from: of what is finished the environment stays on record.
@@ -119,13 +129,23 @@ def _completed(before: Any, defaults: Any) -> Any:
     return {**defaults, **{key: _completed(value, defaults.get(key)) for key, value in before.items()}}
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two JSON objects, key by key."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of a run and others, key by key.
+
+    Args:
+        before: Settings of a run, perhaps by an older version, as JSON.
+        now: The others, as JSON.
+        defaults: What settings are, table by table, where the run says nothing.
+    """
+    return _differing(_completed(before, defaults), now)
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     found = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{path}{key}.")
+            found += _differing(old, new, f"{path}{key}.")
         elif old != new:
             found.append(f"{path}{key} is {old!r} there, {new!r} here")
     return found
@@ -147,11 +167,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     data = buffer.getbuffer()
     with replacing(folder / CURRENT) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a disk that is full only now costs the one before
+        write_through(temporary, hashlib.sha256(data).digest(), data)  # or a full disk costs the one before
         if (folder / CURRENT).exists():
             os.replace(folder / CURRENT, folder / PREVIOUS)
 

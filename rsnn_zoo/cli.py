@@ -146,6 +146,7 @@ def _evaluate(args: argparse.Namespace) -> _Outcome:
     from rsnn_zoo.energy import energy
     from rsnn_zoo.outputs import keep_former
     from rsnn_zoo.publish import update_card
+    from rsnn_zoo.recipe import split_of
 
     if args.output:
         check_writable(args.output)
@@ -154,7 +155,8 @@ def _evaluate(args: argparse.Namespace) -> _Outcome:
     dataset = ModelName.parse(name).dataset if rsnn_zoo.is_model(name) else None
     if (source := args.data or dataset) is None:
         raise ValueError(f"{name} names no data set: pass --data")
-    data = rsnn_zoo.load_dataset(source, args.split, dataset=dataset, root=args.data_root, download=args.download)
+    where = {"root": args.data_root, "download": args.download, **split_of(model.training_record)}
+    data = rsnn_zoo.load_dataset(source, args.split, dataset=dataset, **where)
     data = data if args.images is None else data.select(args.images)
     state = args.output.with_name(f"{args.output.name}.partial") if args.output else None
     attacks = radii_of(args.attack, args.eps)
@@ -204,7 +206,7 @@ def _push(args: argparse.Namespace) -> _Outcome:
             status = _complain(folder.name, error)
             break
         what = "would push" if push.commit is None else "pushed" if push.changed else "already there:"
-        lines.append(f"{what} {push.repo}{f' at {push.commit}' if push.commit else ''}")
+        lines.append(f"{what} {push.repo}{f' at {push.commit}' if push.commit else ''}, from {push.folder}")
         lines += [f"  {size:>12,}  {name}" for name, size in push.files.items()]
         pushes.append(push)
     return "\n".join(lines), [asdict(push) for push in pushes], status
@@ -217,7 +219,10 @@ def _folders(args: argparse.Namespace) -> list[Path]:
     for pattern in ["*"] if args.all else args.names:
         own = Path(pattern)
         matching = [folder for folder in known if fnmatchcase(folder.name, pattern)]
-        if not matching and not (own / CONFIG).is_file():
+        here = (own / CONFIG).is_file()
+        if here and matching and not any(folder.samefile(own) for folder in matching):
+            raise ValueError(f"{pattern} is a folder here and an entry: name ./{pattern}, or {matching[0]}")
+        if not matching and not here:
             there = ", ".join(folder.name for folder in known) or "none"
             raise NotPublishedError(f"no entry matches {pattern} in {args.folder}; there are: {there}")
         found += matching or [own]

@@ -215,6 +215,9 @@ def convert(
         replace(network, POOLS, average_pool)
     if own:
         network.spiking = spiking
+        ann_of = {"ann": ann.pretrained_name, "ann_sha256": ann.weights_sha256}
+        network.training_record = {key: value for key, value in ann_of.items() if value}
+        network.pretrained_name = network.weights_sha256 = None  # those were the ANN's
         snn: Temporal = network
     else:
         snn = SpikingNetwork(network, spiking, normalize)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.files import load_json
-from rsnn_zoo.report import MISCLASSIFIED, STANDS, in_255, wilson
+from rsnn_zoo.report import FIRST, MISCLASSIFIED, STANDS, in_255, wilson
 from rsnn_zoo.schema import Section
 
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
@@ -99,6 +99,7 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         run.number("seconds", 0.0, 1e12, default=0.0)
         for attack in run.sections("attacks"):
             attack.text("attack", _TEXT)
+            attack.text("mode", _TEXT, default="")
             attack.integer("felled", 0, n)
     if "ann" in evidence:
         ann = top.section("ann")
@@ -128,13 +129,23 @@ def published_index(evidence: Mapping[str, Any]) -> Sequence[int]:
     Raises:
         EvidenceError: If these are not as many different ones as it claims.
     """
-    n, index = evidence["n"], evidence.get("index", "0..n-1")
-    if index == "0..n-1":
+    n, index = evidence["n"], evidence.get("index", FIRST)
+    if index == FIRST:
         return range(n)
     known = isinstance(index, list) and all(type(number) is int and number >= 0 for number in index)
     if not known or not n == len(index) == len(set(index)):
-        raise EvidenceError(f"the index must be '0..n-1' or {n} different numbers from 0, one an image; evaluate again")
+        raise EvidenceError(f"the index must be {FIRST} or {n} different numbers from 0, one an image; evaluate again")
     return index
+
+
+def images_of(evidence: Mapping[str, Any]) -> str:
+    """Return how many images of which split it is about, and whether somebody chose them; ``360 images (test split)``.
+
+    Where a sample of the training images is held out for validation, the index tells nothing about that.
+    """
+    split = evidence.get("split", "test")
+    chosen = split == "test" and evidence.get("index", FIRST) != FIRST
+    return f"{evidence['n']:,} {'chosen ' if chosen else ''}images ({split} split)"
 
 
 def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:

@@ -91,6 +91,18 @@ def to_json(content: Any) -> bytes:
         raise ConfigError(f"Cannot write as JSON: {error}; pass only plain, finite values") from None
 
 
+def write_through(path: str | os.PathLike[str], *parts: Any) -> None:
+    """Write bytes to the disk itself: some disks tell only then that they are full.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    with open(path, "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write to; on success it takes the place of ``path``, on failure it is removed.

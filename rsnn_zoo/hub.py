@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+ORG = "rsnn-zoo"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -130,8 +131,8 @@ def entry_folder(name: str) -> Path:
 
 
 def default_org() -> str:
-    """Return the organisation on the Hub that holds the entries: ``RSNN_ZOO_ORG``, or ``rsnn-zoo``."""
-    return os.environ.get("RSNN_ZOO_ORG") or "rsnn-zoo"
+    """Return the organisation on the Hub that holds the entries: ``RSNN_ZOO_ORG``, or ``ORG``."""
+    return os.environ.get("RSNN_ZOO_ORG") or ORG
 
 
 def resolve(

@@ -83,8 +83,8 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
         axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    first = evidence[0]
-    figure.suptitle(f"Robust accuracy on {first['n']:,} {first['dataset']} {first['split']} images")
+    shown = dict.fromkeys(f"{report['n']:,} {report['dataset']} {report['split']} images" for report in evidence)
+    figure.suptitle(f"Robust accuracy on {' and '.join(shown)}")
     return figure
 
 

@@ -16,18 +16,20 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from rsnn_zoo.card import model_card
 from rsnn_zoo.config import ModelConfig, WeightsInfo, load_config, parse_config
-from rsnn_zoo.evidence import EvidenceError, check_evidence, load_evidence, parse_time
-from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json
+from rsnn_zoo.evidence import NETWORK, EvidenceError, check_evidence, load_evidence, parse_time
+from rsnn_zoo.files import ConfigError, load_json, parse_json, replacing, to_json, write_through
 from rsnn_zoo.hub import (
     CARD,
     CONFIG,
     EVIDENCE,
+    ORG,
     WEIGHTS,
     HubError,
     default_org,
     entries_folder,
     entry_folder,
     explained,
+    published_names,
     within,
 )
 from rsnn_zoo.weights import load_weights, serialize
@@ -41,15 +43,26 @@ class Push:
 
     Attributes:
         repo: ``"org/name"``.
+        folder: Where the files are from.
         files: Size in bytes of each file.
         commit: The commit on the Hub that holds the files; None for a dry run.
         changed: Whether that commit is new.
     """
 
     repo: str
+    folder: str
     files: dict[str, int]
     commit: str | None = None
     changed: bool = False
+
+
+def check_saveable(model: Any, name: str) -> None:
+    """Find out whether a network can be saved as an entry, before hours are spent on its training.
+
+    Raises:
+        TypeError, ConfigError, WeightsError: As :func:`save_pretrained`.
+    """
+    _checked_config(replace(_described(model, name, None), weights=serialize(model, WEIGHTS)[1]))
 
 
 def save_pretrained(
@@ -76,7 +89,8 @@ def save_pretrained(
 
     Raises:
         TypeError: If it is not a network of the zoo.
-        ConfigError: If the network or ``training`` cannot be described within the bounds of ``config.json``.
+        ConfigError: If its neurons are not all the same, or the network or ``training`` cannot be described within the
+            bounds of ``config.json``.
         WeightsError: If the weights cannot be saved.
         EvidenceError: If ``evaluation`` is not of these weights.
         OSError: If the files cannot be written.
@@ -96,14 +110,20 @@ def save_pretrained(
         created=before.created if before else min(now, evaluated, key=parse_time),
         revision=before.revision if before else None,
     )
-    text = to_json(config.to_json())
-    config = parse_config(parse_json(text, f"the config of {name}"), f"the config of {name}")
+    config = _checked_config(config)
     if evaluation is not None:
         check_evidence(config, evaluation)
     evidence = _fitting_evidence(folder, config) if evaluation is None else evaluation
-    files = {WEIGHTS: data, CARD: model_card(config, evidence).encode(), CONFIG: text}  # the config last: it vouches
+    files = {WEIGHTS: data, CARD: model_card(config, evidence).encode(), CONFIG: to_json(config.to_json())}
+    # the config last: it vouches
     _write(folder, files if evaluation is None else {EVIDENCE: to_json(evaluation), **files})
     return config
+
+
+def _checked_config(config: ModelConfig) -> ModelConfig:
+    """The config as it will be read."""
+    source = f"the config of {config.name}"
+    return parse_config(parse_json(to_json(config.to_json()), source), source)
 
 
 def update_card(folder: str | os.PathLike[str]) -> None:
@@ -143,26 +163,26 @@ def push_to_hub(
         EvidenceError: If the evidence is missing, older than the weights, or made with other weights.
         FileNotFoundError: If the folder lacks a file.
         HubError: If the Hub refuses or cannot be reached, or ``tag`` marks other weights there.
-        ValueError: If the Hub allows no such repository name.
+        ValueError: If the Hub allows no such repository name, or both a folder and a published entry are called so.
 
     Example:
         >>> push_to_hub("my_snn", org="me", dry_run=True).files  # doctest: +SKIP
         {'config.json': 1319, 'README.md': 2911, 'model.safetensors': 1094140, 'evaluation.json': 5120}
     """
-    given = os.fspath(name_or_folder)
-    is_folder = isinstance(name_or_folder, os.PathLike) or (Path(given) / CONFIG).is_file()
-    folder = Path(given) if is_folder else entry_folder(given)
+    folder = _folder_of(name_or_folder)
     config, weights, content, evidence = _checked(folder, tag)
     repo = f"{org or default_org()}/{config.name}"
+    packaged = entries_folder() in folder.resolve().parents
+    by_name = packaged and (org or default_org()) == ORG  # then everybody loads it by its name alone
     files = {
         CONFIG: to_json(content),
-        CARD: model_card(config, evidence, repo if org not in (None, default_org()) else None).encode(),
+        CARD: model_card(config, evidence, None if by_name else repo).encode(),
         weights.file: (folder / weights.file).read_bytes(),
         EVIDENCE: (folder / EVIDENCE).read_bytes(),
     }
     sizes = {name: len(data) for name, data in files.items()}
     if dry_run:
-        return Push(repo, sizes)
+        return Push(repo, str(folder), sizes)
 
     api = HfApi(endpoint=endpoint, token=token)
     with explained(repo):
@@ -179,11 +199,24 @@ def push_to_hub(
         commit = api.create_commit(repo, operations, commit_message=f"Publish {config.name}").oid
         if config.revision and not released:
             api.create_tag(repo, tag=config.revision, revision=commit)
-    if (
-        org in (None, default_org()) or entries_folder() not in folder.resolve().parents
-    ):  # else it is the zoo's own copy
+    if org in (None, default_org()) or not packaged:  # else it is the zoo's own copy
         _write(folder, {name: files[name] for name in (CARD, CONFIG)})
-    return Push(repo, sizes, commit, changed=commit != before.sha)
+    return Push(repo, str(folder), sizes, commit, changed=commit != before.sha)
+
+
+def _folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
+    """The folder that is meant: a path, or the name of a published entry, where that is not a path as well."""
+    given = os.fspath(name_or_folder)
+    folder = Path(given)
+    if isinstance(name_or_folder, os.PathLike) or (folder.name != given and (folder / CONFIG).is_file()):
+        return folder
+    here, published = (folder / CONFIG).is_file(), given in published_names()
+    if here and published and not folder.samefile(entry_folder(given)):
+        raise ValueError(
+            f"{given} is a folder here and a published entry: name the folder as ./{given}, the entry by its path, "
+            f"{entry_folder(given)}"
+        )
+    return folder if here else entry_folder(given)
 
 
 def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, Any, Any]:
@@ -210,8 +243,9 @@ def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
 
 
 def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> ModelConfig:
+    origin = {key: value for key, value in getattr(model, "training_record", {}).items() if key in _ORIGIN}
     try:
-        return ModelConfig(
+        config = ModelConfig(
             architecture=model.architecture,
             num_classes=model.num_classes,
             num_features=model.num_features,
@@ -228,12 +262,31 @@ def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mod
             first_conv=model.default_cfg["first_conv"],
             classifier=model.default_cfg["classifier"],
             name=name,
-            training=dict(training or {}),
+            training={**origin, **(training or {})},
         )
     except AttributeError as error:
         raise TypeError(
             f"Only networks of the zoo can be saved as entries: {error}; see rsnn_zoo.create_model"
         ) from None
+    if config.timesteps:
+        _check_neurons(model)
+    return config
+
+
+_ORIGIN = ("ann", "ann_sha256")
+"""What holds of a converted network whatever was done to it since."""
+
+
+def _check_neurons(model: Any) -> None:
+    """Refuse neurons that are not what the config will say of them all."""
+    said = model.spiking.activation()
+    for layer, neuron in model.neurons():
+        for key in (*NETWORK, "surrogate"):
+            if (found := getattr(neuron, key)) != (value := getattr(said, key)):
+                raise ConfigError(
+                    f"{layer}.{key} is {found}, and of the network it is {value}, which is all that a config can say: "
+                    "build it with create_model or convert, and load the weights into that"
+                )
 
 
 def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:
@@ -246,9 +299,9 @@ def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files under temporary names, then rename them in order."""
+    """Write all files under temporary names, to the disk, then rename them in order."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for name, data in reversed(list(files.items())):  # the stack unwinds, and renames, from the last to the first
             if not (folder / name).is_file() or (folder / name).read_bytes() != data:
-                stack.enter_context(replacing(folder / name)).write_bytes(data)
+                write_through(stack.enter_context(replacing(folder / name)), data)

@@ -32,7 +32,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Conversion", "Neuron", "Recipe", "RecipeError", "Split", "Stage", "load_recipe", "recipe_names"]
+__all__ = [
+    "DEFAULTS",
+    "Conversion",
+    "Neuron",
+    "Recipe",
+    "RecipeError",
+    "Split",
+    "Stage",
+    "load_recipe",
+    "recipe_names",
+    "split_of",
+]
 
 FOLDER = Path(__file__).parent / "recipes"
 _UNCHANGED = Augmentation()
@@ -84,6 +95,28 @@ class Split(_Checked):
     seed: int = _number(0, 0, 2**31)
 
 
+def split_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How the training of an entry split its data, as arguments of :func:`rsnn_zoo.load_dataset`.
+
+    With another split, images that it was trained on would count as validation images.
+
+    Args:
+        record: The entry's record of its training, which anybody may have written; the usual split where it has none.
+
+    Raises:
+        RecipeError: If the record cannot be used.
+
+    Example:
+        >>> split_of({"data": {"seed": 1}})
+        {'validation': 0.1, 'seed': 1}
+    """
+    recorded = record.get("data", {})
+    try:
+        return asdict(Split(**recorded))
+    except TypeError:
+        raise RecipeError(f"training.data is {recorded!r:.100}, not how data are split: correct config.json") from None
+
+
 @dataclass(frozen=True)
 class Stage(_Checked):
     """One training run, of an ANN or of an SNN: see ``rsnn_zoo.train.train``.
@@ -122,7 +155,7 @@ class Stage(_Checked):
         clip: Largest norm of the gradient; 0 for no clipping.
         ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.
         precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
-        channels_last: Memory layout of the images and weights.
+        channels_last: Memory layout of the images and weights, where the network bears it: those of this zoo do.
         compile: Whether ``torch.compile`` makes one program of the training passes, and not just of each layer of
             neurons: a minute or more before the first step. Attacks run as ever, but for those on the training pass in
             one process.
@@ -215,7 +248,7 @@ class Neuron(_Checked):
     """
 
     reset: str = _one_of("hard", RESETS)
-    leak: float = _number(1.0, 0.0, 1.0)
+    leak: float = _number(1.0, 1e-6, 1.0)
     initial: float = _number(0.0, 0.0, 0.999)
     surrogate: str = "pcw"
     width: float = _number(1.0, 1e-6, 1000.0)
@@ -294,6 +327,13 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as ``config.json`` keeps it."""
         return asdict(self)
+
+
+DEFAULTS: dict[str, Any] = {
+    name: asdict(table)
+    for name, table in {"stage": Stage(), "data": Split(), "neuron": Neuron(), "conversion": Conversion()}.items()
+}
+"""What the tables in the record of a training hold where that says nothing, as one of an older version does not."""
 
 
 def recipe_names() -> list[str]:

@@ -15,6 +15,8 @@ from rsnn_zoo.files import replacing, to_json
 
 __all__ = ["ALL", "MISCLASSIFIED", "STANDS", "Flag", "Report", "Run", "by_steps", "in_255", "wilson", "write_csv"]
 
+FIRST = "0..n-1"
+"""How an index is written of the first n samples of the test split."""
 ALL = "all, up to this eps"
 """What tables call the worst case over all runs at a radius and at smaller ones."""
 
@@ -225,7 +227,7 @@ class Report:
             "split": self.split,
             "n": len(index),
             "data_sha256": self.data_sha256,
-            "index": "0..n-1" if index == list(range(len(index))) else index,
+            "index": FIRST if index == list(range(len(index))) else index,
             "clean": {"accuracy": self.clean_accuracy, "ci95": list(wilson(sum(self.correct), len(index)))},
             "runs": [one.to_json() for one in self.runs],
             **({"robust": robust} if robust else {}),

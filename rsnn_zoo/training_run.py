@@ -28,7 +28,7 @@ from rsnn_zoo.checkpoints import RunFolder
 from rsnn_zoo.data import ImageData
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.provenance import digest, environment, peak_memory
-from rsnn_zoo.recipe import Conversion, Neuron, Split, Stage
+from rsnn_zoo.recipe import DEFAULTS, Stage
 from rsnn_zoo.updates import MEASURED, Updates
 
 __all__ = ["DivergedError", "RunResult", "TrainingInterrupted", "TrainingRun"]
@@ -91,7 +91,8 @@ class TrainingRun:
         teacher: nn.Module | None = None,
     ):
         self.device = torch.device(device or next(model.parameters()).device)
-        self.layout = torch.channels_last if stage.channels_last else torch.contiguous_format
+        bears = getattr(model, "channels_last", False)  # a network from elsewhere may view its feature maps
+        self.layout = torch.channels_last if stage.channels_last and bears else torch.contiguous_format
         self.model = model.to(self.device, memory_format=self.layout)
         self.stage, self.seed = stage, seed
         self.data = data.to(self.device)
@@ -260,8 +261,7 @@ class TrainingRun:
         if self.teacher:
             settings["teacher_sha256"] = self.teacher
         surroundings = environment(self.device) | {"processes": self.ranks.size}
-        tables = {"stage": Stage(), "data": Split(), "neuron": Neuron(), "conversion": Conversion()}
-        defaults = {name: asdict(table) for name, table in tables.items()} | {"network_sha256": self.network}
+        defaults = DEFAULTS | {"network_sha256": self.network}
         self.folder = RunFolder(folder, settings, surroundings, defaults=defaults, writes=self.ranks.main)
         self.interval, self.saved = interval, time.monotonic()
         if (state := self.folder.open()) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rsnn_zoo import flags
 from rsnn_zoo.card import check_card
 from rsnn_zoo.data import ImageData, load_dataset
 from rsnn_zoo.datasets import DATASETS
@@ -19,14 +20,16 @@ from rsnn_zoo.evidence import (
     SETTINGS,
     EvidenceError,
     PublishedRun,
+    images_of,
     load_evidence,
     published_index,
     published_runs,
 )
 from rsnn_zoo.files import MAX_JSON_BYTES
 from rsnn_zoo.hub import CARD, EVIDENCE, Entry, resolve
+from rsnn_zoo.recipe import split_of
 from rsnn_zoo.registry import create_model
-from rsnn_zoo.report import in_255
+from rsnn_zoo.report import Run, in_255
 
 __all__ = ["TOLERANCE", "Check", "verify"]
 
@@ -104,7 +107,8 @@ def verify(
     record = dataset if dataset in DATASETS else None
     if not (source or record):
         raise ValueError(f"{name} was evaluated on {dataset!r}, no data set of the zoo: pass it as source (--data)")
-    data = load_dataset(source or record, split, dataset=record, root=root, download=download)
+    origin = {"root": root, "download": download, **split_of(entry.config.training)}
+    data = load_dataset(source or record, split, dataset=record, **origin)
     model = create_model(name, pretrained=True, **where).to(device)
     runs = published_runs(evidence)
     chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - eps), run.verdicts.count(-1)))]
@@ -134,8 +138,32 @@ def _check_weights(entry: Entry) -> str:
 def _check_evidence(entry: Entry) -> str:
     evidence = _evidence(entry)
     runs = published_runs(evidence)
-    said = f"made with these weights; {len(runs)} runs on {evidence['n']} images, whose verdicts give the accuracies"
-    return said + ("; those of the ANN have no verdicts and are not checked" if "ann" in evidence else "")
+    _check_flags(evidence)
+    said = f"made with these weights; {len(runs)} runs on {images_of(evidence)}, whose verdicts give the accuracies"
+    unchecked = [said for key, said in _UNCHECKED.items() if key in evidence]
+    return said + (f"; not checked: {', '.join(unchecked)}" if unchecked else "")
+
+
+_UNCHECKED = {
+    "ann": "accuracies of the ANN",
+    "spikes": "spikes",
+    "energy": "energy",
+    "flags": "flags that take more than verdicts",
+}
+
+
+def _check_flags(evidence: Mapping[str, Any]) -> None:
+    """Hold what is flagged against what the verdicts alone show.
+
+    Raises:
+        EvidenceError: If a flag that they raise is not raised.
+    """
+    members = [tuple((a["attack"], str(a.get("mode"))) for a in run.get("attacks", [])) for run in evidence["runs"]]
+    published = zip(published_runs(evidence), members, strict=True)
+    runs = [Run(run.protocol, run.eps, members, run.verdicts, 0.0) for run, members in published]
+    for flag in (flags.gradient_free(runs), flags.more_eps(runs), flags.more_steps(runs)):
+        if flag.raised and not evidence.get("flags", {}).get(flag.name, {}).get("raised"):
+            raise EvidenceError(f"the flag {flag.name} is not raised, and by the verdicts {flag.message}")
 
 
 def _check_card(entry: Entry) -> str:
@@ -168,7 +196,7 @@ def _recompute(
     report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
     pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
     differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member
-    if differ > TOLERANCE * len(published):
+    if differ > max(1, TOLERANCE * len(published)):
         raise EvidenceError(f"{differ} of the first {len(published)} verdicts differ")
     equal = f"the first {len(published)} of {run.protocol} are equal"
     equal += f" but for {differ}: a rounding each" if differ else ""

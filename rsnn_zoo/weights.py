@@ -80,7 +80,7 @@ def serialize(model: nn.Module, file: str) -> tuple[bytes, WeightsInfo]:
     try:
         data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     except RuntimeError as error:
-        raise WeightsError(f"Cannot save the network: {error}") from error
+        raise WeightsError(f"Cannot save the network: {' '.join(str(error).split())}") from error
     parameters = list(model.parameters())
     return data, WeightsInfo(
         file=file,

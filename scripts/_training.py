@@ -21,7 +21,7 @@ from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.models import Network
 from rsnn_zoo.names import ModelName, UnknownNameError
 from rsnn_zoo.provenance import environment
-from rsnn_zoo.publish import save_pretrained
+from rsnn_zoo.publish import check_saveable, save_pretrained
 from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import TrainingInterrupted, estimate, train
 
@@ -98,6 +98,7 @@ def run_stage(
     teacher: Network | None = None,
 ) -> None:
     """Trains and saves the entry, or tells what that would take."""
+    check_saveable(model, str(args.name))
     if args.dry_run:
         expected = estimate(model, data, validation, stage, teacher=teacher, device=args.device)
         if Ranks.current().main:

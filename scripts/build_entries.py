@@ -10,26 +10,31 @@ run alone.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _training import main
+import torch
+from _training import default_recipe, main
 
 import rsnn_zoo
+from rsnn_zoo.checkpoints import differences
+from rsnn_zoo.cli import device
 from rsnn_zoo.config import load_config
 from rsnn_zoo.distributed import Ranks
 from rsnn_zoo.energy import energy
 from rsnn_zoo.evaluation import EPSILONS
 from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.files import load_json
+from rsnn_zoo.files import load_json, to_json
 from rsnn_zoo.hub import CONFIG, entries_folder
 from rsnn_zoo.names import ModelName
 from rsnn_zoo.publish import EVIDENCE, save_pretrained
+from rsnn_zoo.recipe import DEFAULTS, load_recipe
 
 SCRIPTS = Path(__file__).parent
 
@@ -49,10 +54,38 @@ def names_of(patterns: list[str]) -> list[ModelName]:
     return sorted(names, key=lambda name: (name.timesteps or 0, str(name)))
 
 
-def train(name: ModelName, arguments: list[str]) -> None:
+def train(args: argparse.Namespace, name: ModelName) -> None:
     """Runs train.py or finetune.py, which go on where they were stopped."""
     script = "train.py" if name.timesteps is None else "finetune.py"
-    call([str(SCRIPTS / script), str(name), *arguments])
+    data = ["--data", args.data] if args.data else []
+    call([str(SCRIPTS / script), str(name), *data, *recipe_options(args), "--device", args.device])
+
+
+def recipe_options(args: argparse.Namespace) -> list[str]:
+    """What changes the training."""
+    options = [part for change in args.set for part in ("--set", change)]
+    options += ["--recipe", args.recipe] if args.recipe else []
+    return [*options, "--seed", str(args.seed)] if args.seed else options
+
+
+def check_trained(args: argparse.Namespace, name: ModelName, training: dict[str, Any]) -> None:
+    """Refuses a run of another recipe than this command's: the card would name a command that makes another network.
+
+    Raises:
+        ValueError: If it is; names what differs.
+    """
+    recipe = load_recipe(args.recipe or default_recipe(name), name.objective, args.set)
+    stage = "snn" if training.get("ann") else "direct" if name.timesteps else "ann"
+    tables: dict[str, Any] = {"stage": recipe.stage(stage), "data": recipe.data}
+    tables |= {"neuron": recipe.neuron} if name.timesteps else {}
+    tables |= {"conversion": recipe.conversion} if training.get("ann") else {}
+    wanted = json.loads(to_json({"seed": args.seed} | {key: asdict(table) for key, table in tables.items()}))
+    recorded = {key: training[key] for key in wanted if key in training}
+    if differing := differences(recorded, wanted, {key: DEFAULTS[key] for key in tables}):
+        raise ValueError(
+            f"runs/{name} is of another recipe ({'; '.join(differing)}): repeat the options by which it was trained "
+            "(--recipe, --set, --seed), or train it in another folder"
+        )
 
 
 def call(command: list[str], **environment: str) -> None:
@@ -66,7 +99,7 @@ def command_of(args: argparse.Namespace, name: ModelName, training: dict[str, An
     names = [str(replace(name, timesteps=None)), str(name)] if training.get("ann") else [str(name)]
     data = ["--data", Path(args.data).name] if args.data else []
     images = ["-n", str(args.n)] if args.n else []
-    return shlex.join(["python", "scripts/build_entries.py", *names, *data, *images])
+    return shlex.join(["python", "scripts/build_entries.py", *names, *data, *images, *recipe_options(args)])
 
 
 def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
@@ -93,9 +126,12 @@ def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
 def publish(args: argparse.Namespace, name: ModelName) -> None:
     """Evaluates what the run gave, in as many processes as call it, and writes the entry with its evidence."""
     run = Path("runs") / str(name)
-    training = load_json(run / "run.json")
+    model = rsnn_zoo.create_model(f"local-dir:{run}", pretrained=True).to(args.device)
+    training = model.training_record
+    if "stage" in training:  # else nobody knows what made it
+        check_trained(args, name, training)
+        training = {"command": command_of(args, name, training), **training}
     ann = ann_of(name, training)
-    model = rsnn_zoo.create_model(f"local-dir:{run}", pretrained=True)
     images = rsnn_zoo.load_dataset(args.data or name.dataset, "test", dataset=name.dataset)
     images = images if args.n is None else images.select(args.n)
     state = run / "evaluation.sqlite"
@@ -103,18 +139,20 @@ def publish(args: argparse.Namespace, name: ModelName) -> None:
     report = rsnn_zoo.evaluate(model, images, attacks, batch_size=args.batch_size, state=state, progress=True)
     if not Ranks.current().main:
         return
-    report.extra.update(energy(model, images.pixels(slice(0, 256))))
+    report.extra.update(energy(model, images.pixels(slice(0, 256)).to(args.device)))
     if ann:
         report.extra["ann"] = ann
     print(report.table())
-    training = {"command": command_of(args, name, training), **training}
-    save_pretrained(model, args.output / str(name), name=str(name), training=training, evaluation=report.to_json())
+    entry = args.output / str(name)
+    save_pretrained(model.cpu(), entry, name=str(name), training=training, evaluation=report.to_json())
 
 
 def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
     """Starts this script anew under torchrun, to publish what is trained."""
-    options = {"--data": args.data, "-n": args.n, "--batch-size": args.batch_size, "--output": args.output}
+    options = {key: getattr(args, key.strip("-").replace("-", "_")) for key in ("--data", "-n", "--batch-size")}
+    options |= {"--output": args.output, "--device": args.device}
     given = [str(part) for key, value in options.items() if value is not None for part in (key, value)]
+    given += recipe_options(args)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
     call([*launcher, __file__, str(name), "--trained", *given], OMP_NUM_THREADS=str(threads))
@@ -129,8 +167,11 @@ def run() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
     parser.add_argument("--trained", action="store_true", help="evaluate and write what is in runs/, without training")
     parser.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries")
+    parser.add_argument("--recipe", help="as of train.py, for all that is named")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="likewise")
+    parser.add_argument("--seed", type=int, default=0, help="likewise (%(default)s)")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    arguments = ["--data", args.data] if args.data else []
     names = names_of(args.name)
     for name in names:
         if name.timesteps and replace(name, timesteps=None) in names and args.output != entries_folder():
@@ -141,7 +182,7 @@ def run() -> None:
             print(f"{name}: published already; remove {os.path.relpath(folder)} to make it anew")
             continue
         if not args.trained:
-            train(name, arguments)
+            train(args, name)
         if args.processes > 1:
             publish_in_processes(args, name)
         else:

@@ -19,6 +19,7 @@ import argparse
 import csv
 import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ from rsnn_zoo.models import ForeignNetwork
 from rsnn_zoo.names import ModelName
 from rsnn_zoo.outputs import keep_former
 from rsnn_zoo.plots import plot_accuracy, save_page
+from rsnn_zoo.recipe import split_of
 from rsnn_zoo.report import Report, write_csv
 from rsnn_zoo.research import read_state_dict
 from rsnn_zoo.weights import check_state_dict
@@ -142,7 +144,8 @@ def names(args: argparse.Namespace) -> list[str]:
 
 def short_name(name: str) -> str:
     """The name of a model's files: ``net`` of ``local-dir:mine/net`` and of ``hf-hub:me/net``."""
-    return name.split(":")[-1].rstrip("/").split("/")[-1]
+    kind, _, path = name.partition(":")
+    return Path(os.path.abspath(path)).name if kind == "local-dir" else name.rpartition("/")[2]
 
 
 def check_outputs(args: argparse.Namespace, names: list[str]) -> None:
@@ -173,7 +176,7 @@ def evaluate(args: argparse.Namespace, name: str, short: str) -> Report:
     if args.data is None and dataset is None:
         raise ValueError(f"{name} names no data set: pass --data")
     with Ranks.current().main_first():
-        where = {"root": args.data_root, "download": args.download}
+        where = {"root": args.data_root, "download": args.download, **split_of(getattr(model, "training_record", {}))}
         data = rsnn_zoo.load_dataset(args.data or dataset, args.split, dataset=dataset, **where)
     data = data if args.n is None else data.select(args.n)
     report = rsnn_zoo.evaluate(

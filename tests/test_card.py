@@ -104,7 +104,7 @@ def test_the_pair_and_the_cost_are_on_the_card():
         ("resnet20_digits_mart_t4", {"objective": "mart"}, "MART (Wang et al., ICLR 2020), and fine-tuned by the same"),
         ("resnet20_digits_at_t4", {"objective": "mine"}, "(Madry et al., ICLR 2018), and fine-tuned by mine."),
         ("resnet20_digits_trades_t4", {"epochs": 3}, "TRADES (Zhang et al., ICML 2019), and fine-tuned."),
-        ("resnet20_digits_trades_t4", None, "TRADES (Zhang et al., ICML 2019), without fine-tuning."),
+        ("resnet20_digits_trades_t4", None, "TRADES (Zhang et al., ICML 2019); no fine-tuning is recorded."),
     ],
 )
 def test_the_card_tells_the_training_of_the_ann_from_the_fine_tuning(name, stage, said):
@@ -112,6 +112,36 @@ def test_the_card_tells_the_training_of_the_ann_from_the_fine_tuning(name, stage
     training = {"ann": ann} | ({"stage": stage} if stage else {})
     text = summary(replace(CONFIG, name=name, training=training, weights=None))
     assert f"Converted from {ann}, itself trained on Digits by " in text and said in text
+    converted = {"ann": ann, "conversion": {"scale": 0.3}}  # as convert.py records it
+    assert ", without fine-tuning." in summary(replace(CONFIG, name=name, training=converted))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"stage": {"objective": "mart"}}, "Trained on Digits by MART (Wang et al., ICLR 2020)."),
+        ({"stage": {"objective": "mine"}}, "Trained on Digits by mine."),
+        ({"seed": 0}, "By its name trained on Digits by TRADES (Zhang et al., ICML 2019): unrecorded."),
+    ],
+)
+def test_a_training_that_nobody_recorded_is_not_told_as_a_fact(training, said):
+    assert said in summary(replace(CONFIG, name="resnet20_digits_trades_t4", training=training, weights=None))
+
+
+def test_images_that_somebody_chose_are_said_to_be_chosen():
+    assert "On 360 images (test split)" in model_card(CONFIG, {**EVIDENCE, "n": 360})
+    assert "On 3 chosen images (test split)" in model_card(CONFIG, {**EVIDENCE, "n": 3, "index": [4, 7, 9]})
+    validation = {**EVIDENCE, "split": "validation", "index": [4, 7, 9]}  # by their places in the training images
+    assert "chosen" not in model_card(CONFIG, validation)
+
+
+def test_metadata_that_refer_to_themselves_are_refused():
+    """Ten lines of YAML may stand for gigabytes."""
+    card = model_card(CONFIG, EVIDENCE)
+    with pytest.raises(ValueError, match="refer to themselves"):
+        check_card(card.replace("---\n", "---\na: &a [x, x]\nb: [*a, *a]\n", 1), CONFIG, EVIDENCE)
+    with pytest.raises(ValueError, match="no YAML"):
+        check_card(card.replace("---\n", "---\na: [\n", 1), CONFIG, EVIDENCE)
 
 
 def test_the_objective_of_the_ann_is_that_of_its_own_name():

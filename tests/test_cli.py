@@ -247,7 +247,7 @@ def test_an_honest_entry_holds(run, evaluated):
 def test_the_figure_that_found_least_is_verified(run, evaluated):
     model = rsnn_zoo.create_model(f"local-dir:{evaluated}", pretrained=True)
     attacks = ["uniform-noise1", "pgd2+pgd2@rate", "fgsm"]
-    report = rsnn_zoo.evaluate(model, rsnn_zoo.load_dataset("digits").select(60), attacks, checks=0)
+    report = rsnn_zoo.evaluate(model, rsnn_zoo.load_dataset("digits").select(60), attacks, checks=8)
     noise, pgd, fgsm = (one.robust_accuracy for one in report.runs)
     assert pgd < min(noise, fgsm)
     report.save(evaluated / "evaluation.json")
@@ -360,6 +360,71 @@ def test_a_lie_is_found(run, evaluated, tamper, what, said):
     assert failed.split()[1] == what and said in failed
 
 
+def test_flags_that_the_verdicts_raise_cannot_be_hidden(run, evaluated):
+    model = rsnn_zoo.create_model(f"local-dir:{evaluated}", pretrained=True)
+    report = rsnn_zoo.evaluate(model, rsnn_zoo.load_dataset("digits").select(60), "fgsm+square300", 16 / 255, checks=8)
+    assert "gradient_free" in {flag.name for flag in report.raised}
+    report.save(evaluated / "evaluation.json")
+    update_card(evaluated)
+    entry = f"local-dir:{evaluated}"
+    assert run("verify", entry, "--images", 4)[0] == 0
+    for hide in (lambda e: e["flags"]["gradient_free"].update(raised=False), lambda e: e.pop("flags")):
+        change(evaluated / "evaluation.json", hide)
+        update_card(evaluated)
+        status, out, _ = run("verify", entry)
+        assert status == 1 and "the flag gradient_free is not raised, and by the verdicts" in out
+
+
+def test_chosen_images_are_said_to_be_chosen(run, evaluated):
+    model = rsnn_zoo.create_model(f"local-dir:{evaluated}", pretrained=True)
+    data = rsnn_zoo.load_dataset("digits").select([3, 5, 8, 13])
+    rsnn_zoo.evaluate(model, data, "fgsm", checks=4).save(evaluated / "evaluation.json")
+    update_card(evaluated)
+    assert "on 4 chosen images (test split)" in run("verify", f"local-dir:{evaluated}")[1]
+    assert "On 4 chosen images (test split)" in run("info", f"local-dir:{evaluated}")[1]
+
+
+def test_one_verdict_of_a_few_may_differ(run, evaluated):
+    """By a rounding on another processor."""
+    first = load_json(evaluated / "evaluation.json")["runs"][0]["verdicts"].split()[:16]
+    stands = first.index("-1")
+
+    def edit(evidence):
+        verdicts = evidence["runs"][0]["verdicts"].split()
+        verdicts[stands] = "0"
+        count = verdicts.count("-1")
+        accuracy = {"robust_accuracy": count / 24, "ci95": wilson(count, 24)}
+        evidence["runs"][0].update(verdicts=" ".join(verdicts), **accuracy)
+        evidence["runs"][0]["attacks"][0]["felled"] += 1
+        del evidence["robust"]
+
+    change(evaluated / "evaluation.json", edit)
+    update_card(evaluated)
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 16)
+    assert status == 0 and "are equal but for 1: a rounding each" in out
+
+
+def test_a_mode_that_is_no_name_is_refused(run, evaluated):
+    change(evaluated / "evaluation.json", lambda e: e["runs"][0]["attacks"][0].update(mode=["x"]))
+    status, out, _ = run("verify", f"local-dir:{evaluated}")
+    assert status == 1 and "attacks[0].mode" in out
+
+
+def test_validation_images_are_those_of_the_training(run, evaluated):
+    """With the usual split, images that it was trained on would count as validation images."""
+    data = {"validation": 0.2, "seed": 1}
+    save_pretrained(small_network(), evaluated, name=NAME, training={"data": data})
+    options = ["--attack", "fgsm", "-n", 24, "--output", evaluated / "evaluation.json"]
+    for split in ("validation", "train", "test"):
+        assert run("evaluate", f"local-dir:{evaluated}", "--split", split, *options)[0] == 0
+        expected = rsnn_zoo.load_dataset("digits", split, **data).select(24)
+        assert load_json(evaluated / "evaluation.json")["data_sha256"] == expected.sha256
+        assert run("verify", f"local-dir:{evaluated}", "-n", 4)[0] == 0
+    assert rsnn_zoo.load_dataset("digits", "train").select(24).sha256 != expected.sha256
+    change(evaluated / "config.json", lambda config: config["rsnn_zoo"]["training"].update(data={"seed": "x"}))
+    assert run("verify", f"local-dir:{evaluated}", "-n", 4)[0] == 1
+
+
 def test_settings_of_a_stranger_name_no_files(run, evaluated, tmp_path):
     change(evaluated / "evaluation.json", lambda e: e["settings"].update(state=str(tmp_path / "written"), batch_size=0))
     assert run("verify", f"local-dir:{evaluated}", "--images", 4)[0] == 0
@@ -388,7 +453,7 @@ def test_the_figures_of_the_ann_are_said_to_be_unchecked(run, evaluated):
     )
     update_card(evaluated)
     status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 4)
-    assert status == 0 and "those of the ANN have no verdicts and are not checked" in out
+    assert status == 0 and "not checked: accuracies of the ANN" in out
 
 
 @pytest.mark.slow
@@ -404,6 +469,16 @@ def test_a_published_entry_is_what_it_claims_to_be(run):
 def push(hub, run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return lambda *argv: run("push", *argv, "--org", "acme", "--endpoint", hub.url)
+
+
+def test_what_is_a_folder_here_and_an_entry_is_not_pushed_by_that_name(tmp_path, push, monkeypatch):
+    make_entry(tmp_path / "theirs")
+    make_entry(tmp_path / "mine", seed=1)
+    monkeypatch.chdir(tmp_path / "mine")
+    status, _, err = push(NAME, "--folder", tmp_path / "theirs", "--dry-run")
+    assert status == 1 and f"name ./{NAME}" in err
+    status, out, _ = push(f"./{NAME}", "--folder", tmp_path / "theirs", "--dry-run")
+    assert status == 0 and f"would push acme/{NAME}, from {NAME}" in out
 
 
 def test_several_are_pushed_by_wildcard(tmp_path, hub, push):

@@ -114,6 +114,13 @@ def test_two_models_do_not_write_one_report(refused, names):
     assert not Path("out").exists()
 
 
+def test_the_files_of_a_report_have_the_name_of_the_model(scripts, monkeypatch, tmp_path):
+    (tmp_path / "net").mkdir()
+    monkeypatch.chdir(tmp_path / "net")
+    name = scripts[0].short_name
+    assert {name("local-dir:."), name("local-dir:../net/"), name("hf-hub:me/net"), name("net")} == {"net"}
+
+
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused_first(run, capsys, device):
     with pytest.raises(SystemExit):

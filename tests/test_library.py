@@ -330,6 +330,10 @@ def test_library_attacks_transfer_too(snn, ann, eager, digits):
     torch.testing.assert_close(adversarial[~fell], expected[~fell])
 
 
+def digits_images():
+    return rsnn_zoo.load_dataset("digits", "train").pixels(slice(0, 8))
+
+
 def test_the_unconverted_network_is_found(snn, ann):
     assert unconverted(snn).pretrained_name == "resnet20_digits_trades_ann"
     assert unconverted(ann) is None
@@ -338,6 +342,10 @@ def test_the_unconverted_network_is_found(snn, ann):
     other = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
     other.training_record = other.training_record | {"ann_sha256": "0" * 64}  # by somebody else, from another ANN
     assert unconverted(other) is None
+    converted = rsnn_zoo.convert(ann, 2, digits_images(), calibration_timesteps=4)
+    assert unconverted(converted).weights_sha256 == ann.weights_sha256
+    assert (converted.pretrained_name, converted.weights_sha256) == (None, None)  # it is not its ANN
+    assert rsnn_zoo.evaluate(converted, rsnn_zoo.load_dataset("digits").select(2), "fgsm", checks=0).model == "resnet20"
     orphan = smooth()
     orphan.pretrained_name = "vgg16_svhn_mart_t4"  # of which nobody published the ReLU network
     assert unconverted(orphan) is None

@@ -1,9 +1,12 @@
 """Saving an entry and pushing it, with the real client, to a Hub on this machine."""
 
+import argparse
 import hashlib
+import importlib
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +25,8 @@ from rsnn_zoo.evidence import check_evidence
 from rsnn_zoo.files import ConfigError, load_json, to_json
 from rsnn_zoo.hub import HubError, NotPublishedError, resolve
 from rsnn_zoo.models import resnet20, vgg11
+from rsnn_zoo.names import ModelName
+from rsnn_zoo.neurons import Surrogate
 from rsnn_zoo.publish import EvidenceError, push_to_hub, save_pretrained, update_card
 from rsnn_zoo.weights import WeightsError, check_state_dict
 from tests.conftest import NAME, evidence_for, read_only, small_network
@@ -121,6 +126,38 @@ def test_a_network_of_elsewhere_is_not_saved(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_neurons_that_no_config_can_describe_are_not_saved(tmp_path):
+    """Loaded again they would be others, and the evidence would be of another network."""
+    for key, value in {"leak": 0.8, "reset": "soft", "timesteps": 3, "surrogate": Surrogate("rect", 2.0)}.items():
+        network = small_network()
+        setattr(next(neuron for _, neuron in network.neurons()), key, value)
+        with pytest.raises(ConfigError, match=rf"act1\.{key} is .* of the network it is"):
+            save_pretrained(network, tmp_path / "x", name="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_saved_is_known_before_a_training():
+    publish.check_saveable(small_network(), NAME)
+    tied = small_network()
+    tied.layer1[0].conv2.weight = tied.layer1[0].conv1.weight
+    with pytest.raises(WeightsError, match="share memory") as refusal:
+        publish.check_saveable(tied, NAME)
+    assert "\n" not in str(refusal.value)
+    masked = small_network()
+    masked.register_buffer("mask", torch.ones(2, dtype=torch.bool))
+    with pytest.raises(WeightsError, match="mask"):
+        publish.check_saveable(masked, NAME)
+    with pytest.raises(ConfigError, match="leak is 0"):
+        publish.check_saveable(small_network(leak=0.0), NAME)
+
+
+def test_a_converted_network_is_saved_with_its_origin(tmp_path, ann):
+    snn = rsnn_zoo.convert(ann, 2, rsnn_zoo.load_dataset("digits", "train").pixels(slice(0, 16)))
+    training = save_pretrained(snn, tmp_path / "x", name="x", training={"seed": 0}).training
+    assert training == {"seed": 0, "ann": ann.pretrained_name, "ann_sha256": ann.weights_sha256}
+    assert "ann" not in save_pretrained(ann, tmp_path / "y", name="y").training
+
+
 SAVE = """
 import os, sys
 from tests.conftest import NAME, save_pretrained, small_network
@@ -140,6 +177,24 @@ def test_a_full_disk_leaves_the_folder_as_it_was(entry):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
     ended = save_after(limit, entry)
     assert ended.returncode == 1 and "File too large" in ended.stderr
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+@pytest.mark.parametrize("full_at", [1, 2, 3])
+def test_a_disk_that_tells_late_that_it_is_full_leaves_the_folder_as_it_was(entry, monkeypatch, full_at):
+    """Some tell only when the files are to be on the disk itself."""
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    fsync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == full_at:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(small_network(seed=1), entry, name=NAME)
     assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
 
 
@@ -383,12 +438,47 @@ def test_evidence_of_other_time_steps_is_refused(entry):
 def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypatch):
     monkeypatch.setenv("RSNN_ZOO_ORG", "lab")
     assert push(entry, org=None).repo == f"lab/{NAME}"
-    assert f'create_model("{NAME}"' in (entry / "README.md").read_text()
+    # by its name alone it is loaded from the zoo's own organisation
+    assert f'create_model("hf-hub:lab/{NAME}"' in (entry / "README.md").read_text()
+
+
+def test_a_name_that_is_a_folder_here_and_an_entry_is_refused(tmp_path, push, monkeypatch):
+    name = "resnet20_digits_trades_t4"
+    save_pretrained(small_network(), tmp_path / name, name="x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"\./{name}"):
+        push(name, dry_run=True)
+    with pytest.raises(EvidenceError, match="is missing"):  # that folder's
+        push(f"./{name}", dry_run=True)
 
 
 def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
     with pytest.raises(NotPublishedError, match="vgg16_svhn_mart_t7 is not published"):
         push("vgg16_svhn_mart_t7")
+
+
+@pytest.fixture
+def build_entries(monkeypatch):
+    """The script."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("build_entries")
+
+
+def test_an_entry_is_made_of_the_recipe_that_its_card_will_name(build_entries):
+    def check(run, **options):
+        args = argparse.Namespace(**{"recipe": None, "set": [], "seed": 0} | options)
+        name = ModelName.parse(run.partition(".")[0])
+        build_entries.check_trained(args, name, load_json(ROOT / "docs" / "runs" / run / "run.json"))
+        return shlex.join(build_entries.recipe_options(args))
+
+    assert check("resnet20_cifar10_trades_ann") == check("resnet20_cifar10_trades_t4") == ""
+    with pytest.raises(ValueError, match=r"another recipe .*stage\.epochs is 3 there, 4 here"):
+        check("resnet20_cifar10_trades_t4.three_epochs")
+    changed = {"set": ["snn.epochs=3", "snn.steps_warmup=1.2"]}
+    given = "--set snn.epochs=3 --set snn.steps_warmup=1.2"
+    assert check("resnet20_cifar10_trades_t4.three_epochs", **changed) == given
+    with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
+        check("resnet20_cifar10_trades_t4", seed=1)
 
 
 @pytest.mark.slow

@@ -76,6 +76,36 @@ def same(first, second):
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
+class Viewed(torch.nn.Module):
+    """Views its feature maps, which are of no other layout then."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4 * 36, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().view(len(x), -1))
+
+
+def test_channels_last_is_for_networks_that_bear_it(tmp_path, data, validation):
+    train(Viewed(), data, validation, replace(ROBUST, channels_last=True, epochs=1), tmp_path, progress=False)
+    model, _ = run(data, validation, tmp_path / "zoo", replace(STAGE, channels_last=True, epochs=1))
+    assert model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_replaced(tmp_path, data, validation):
+    stage = replace(STAGE, epochs=1)
+    run(data, validation, tmp_path, stage)
+    before = (tmp_path / "run.json").read_bytes(), (tmp_path / "log.jsonl").read_bytes()
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    with pytest.raises(OtherRunError, match="finished run without its checkpoints"):
+        run(data, validation, tmp_path, stage)
+    assert ((tmp_path / "run.json").read_bytes(), (tmp_path / "log.jsonl").read_bytes()) == before
+    (tmp_path / "run.json").unlink()
+    run(data, validation, tmp_path, stage)
+
+
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("objective", ["natural", "at", "trades", "mart"])
 def test_every_recipe_that_comes_along_can_be_used(name, objective):

@@ -116,7 +116,8 @@ def published(name: str, victim: nn.Module) -> nn.Module:
 def unconverted(model: nn.Module) -> nn.Module | None:
     """The published network that an SNN was converted from; None where there is none.
 
-    It goes by the name, and by the checksum of the ANN's weights where the record of the SNN's training has one.
+    It goes by what the record of the SNN's training says of the ANN, its name and the checksum of its weights; where
+    that says nothing, by the SNN's own name.
 
     Raises:
         HubError: If it is published and its weights cannot be had.
@@ -125,13 +126,22 @@ def unconverted(model: nn.Module) -> nn.Module | None:
         >>> unconverted(create_model("resnet20_digits_trades_t4", pretrained=True)).pretrained_name  # doctest: +SKIP
         'resnet20_digits_trades_ann'
     """
+    record = getattr(model, "training_record", {})
+    sha256, names = record.get("ann_sha256"), [record["ann"]] if "ann" in record else []
+    if sha256 or not names:  # may be called otherwise there
+        names.append(_ann_of(getattr(model, "pretrained_name", None) or ""))
+    for name in names:
+        if name in published_names():
+            source = create_model(name, pretrained=True)
+            if sha256 in (None, source.weights_sha256):
+                return source
+    return None
+
+
+def _ann_of(name: str) -> str | None:
+    """The ANN that an SNN of this name is converted from."""
     try:
-        name = ModelName.parse(getattr(model, "pretrained_name", None) or "")
+        parsed = ModelName.parse(name)
     except UnknownNameError:  # a model from elsewhere
         return None
-    ann = str(replace(name, timesteps=None))
-    if not name.timesteps or ann not in published_names():
-        return None
-    source = create_model(ann, pretrained=True)
-    record = getattr(model, "training_record", {})
-    return source if record.get("ann_sha256", source.weights_sha256) == source.weights_sha256 else None
+    return str(replace(parsed, timesteps=None)) if parsed.timesteps else None

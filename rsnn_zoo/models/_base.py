@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -101,6 +102,10 @@ class Network(Temporal):
     first_conv = "conv1"
     fixed_img_size = False
     channels_last = True  # it may run in that layout
+    # of one that was loaded; a converted one has a record of its ANN
+    pretrained_name: str | None = None
+    weights_sha256: str | None = None
+    training_record: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
