@@ -23,12 +23,12 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# huggingface_hub 1.x and torchattacks 3.3 are overlaid on the same environment, so that torch is not installed twice
+# the oldest huggingface_hub and torchattacks that are allowed are overlaid on the same environment, so that torch is not installed twice
 test-older: export PYTHONPATH = $(abspath $(VENV)/older)
 test-older: setup
-	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub<2'
+	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub==1.20.1'
 	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) --no-deps torchattacks==3.3.0
-	$(BIN)/python -c "import huggingface_hub as hub, torchattacks; assert hub.__version__ < '2', hub.__version__; \
+	$(BIN)/python -c "import huggingface_hub as hub, torchattacks; assert hub.__version__ == '1.20.1', hub.__version__; \
 	    assert torchattacks.__file__.startswith('$(PYTHONPATH)'), torchattacks.__file__"
 	$(BIN)/python -m pytest tests/test_hub.py tests/test_publish.py tests/test_library.py tests/test_attacks.py
 

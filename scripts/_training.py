@@ -25,7 +25,7 @@ from rsnn_zoo.publish import check_saveable, save_pretrained
 from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names
 from rsnn_zoo.train import TrainingInterrupted, estimate, train
 
-ERRORS = (LookupError, OSError, ValueError, ArithmeticError)
+ERRORS = (LookupError, OSError, ValueError, ArithmeticError, ImportError)
 """What a user can cause; shown as one line."""
 
 
@@ -131,7 +131,10 @@ def tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None
     if folder is None or not Ranks.current().main:
         yield None
         return
-    from torch.utils.tensorboard import SummaryWriter
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--tensorboard needs tensorboard: pip install tensorboard") from error
 
     def log(record: dict[str, Any]) -> None:
         for key, value in record.items():

@@ -18,7 +18,6 @@ from typing import Any
 
 from _training import main, parsed, parser, resolve
 from convert import add_ann, converted, trained_ann
-from matplotlib.figure import Figure
 
 import rsnn_zoo
 from rsnn_zoo.attacks.protocols import full_name
@@ -64,6 +63,8 @@ def measured(
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Clean and robust accuracy of each run, with intervals."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 1 + 0.4 * len(found)), layout="constrained")
     axes = figure.subplots()
     rows = range(len(found))

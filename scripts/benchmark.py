@@ -218,7 +218,7 @@ def ratios_table(results: dict[str, Any]) -> str:
         "Each cell: ours in float32 / in bfloat16, over the peer in float32 or our ANN in the same precision. "
         f"Medians of {results['repeats']} calls; {results['cpu']}, {results['threads']} threads, glibc's allocator "
         f"{'tuned' if results['malloc_tuning'] else 'as it is'} for all; images a batch: {batches}; {versions}; "
-        f"{results['date']}."
+        f"{results['date']}, revision {(results.get('git_revision') or 'unknown')[:7]}."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption])
 

@@ -58,8 +58,11 @@ def run() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     report.save(args.output / f"{args.model}.json")
     here = report.to_json() | {"model": "this run"}
-    plot = plot_accuracy([evidence, here], args.output / f"{args.model}.png")
-    print(f"\n{report.table()}\n\n  report: {args.output / args.model}.json\n  plot:   {plot}")
+    print(f"\n{report.table()}\n\n  report: {args.output / args.model}.json")
+    try:
+        print(f"  plot:   {plot_accuracy([evidence, here], args.output / f'{args.model}.png')}")
+    except ImportError as error:
+        print(f"  no plot: {error}")
 
     pairs = [
         (found == int(published))

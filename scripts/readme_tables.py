@@ -84,26 +84,32 @@ def training() -> str:
     for result in found["results"]:
         speeds = " | ".join(f"{result['images_per_second'][loop]:.1f}" for loop in loops)
         lines.append(f"| {result['case']} | {speeds} | {result['ratio']:.2f} |")
-    versions = found["environment"]["versions"]
-    return "\n".join(
-        [*lines, "", f"{found['environment']['cpu']}, {found['threads']} threads; torch {versions['torch']}."]
-    )
+    where = found["environment"]
+    caption = f"{where['cpu']}, {found['threads']} threads; torch {where['versions']['torch']}; {revision(where)}."
+    return "\n".join([*lines, "", caption])
+
+
+def revision(found: dict[str, Any]) -> str:
+    """That of the code which was measured."""
+    return f"revision {found['git_revision'][:7]}"
 
 
 def costs() -> str:
-    """Minutes that the evaluations of SNNs took, by data set, number of images, protocol and radius."""
-    folders = *entries_folder().glob(f"*/{EVIDENCE}"), *DOCS.glob("runs/*/validation.json")
+    """Minutes that the evaluations of robust SNNs took, by data set, number of images, protocol and radius."""
+    runs = (path for path in DOCS.glob("runs/*/validation.json") if not path.parent.name.endswith(".converted"))
+    folders = *entries_folder().glob(f"*/{EVIDENCE}"), *runs
     reports = [report for path in folders if "spikes" in (report := load_json(path, MAX_EVIDENCE_BYTES))]
-    minutes = defaultdict(list)
+    minutes, snns = defaultdict(list), defaultdict(set)
     for report in reports:
         for run in report["runs"]:
             if in_255(run["eps"]) == "8/255" or not run["protocol"].startswith("ensemble"):
                 kind = report["dataset"], f"{report['n']:,}", f"{run['protocol']}, {in_255(run['eps'])}"
                 minutes[kind].append(run["seconds"] / 60)
+                snns[kind].add(report["weights_sha256"])
     lines = ["| data set | n | attack | SNNs | minutes |", "|---|---|---|---|---|"]
     for kind in sorted(sorted(minutes), key=lambda kind: kind[0], reverse=True):
         span = dict.fromkeys(f"{bound(minutes[kind]):.0f}" for bound in (min, max))
-        lines.append(f"| {' | '.join(kind)} | {len(minutes[kind])} | {' to '.join(span)} |")
+        lines.append(f"| {' | '.join(kind)} | {len(snns[kind])} | {' to '.join(span)} |")
     where = sorted({f"{report['cpu']}, {report['threads']} thread a process" for report in reports})
     return "\n".join([*lines, "", f"Minutes of all processes together; {'; '.join(where)}."])
 
@@ -138,7 +144,8 @@ def evaluation() -> str:
             f"less time in {fewer['seconds']}, and left fewer images standing in {fewer['robust']}."
         )
     where = {f"{found['cpu']}, torch {found['versions']['torch']}, seed {result['seed']}" for found, result in results}
-    plain.append(f"{'; '.join(sorted(where))}.")
+    revisions = sorted({found["git_revision"][:7] for found in files})
+    plain.append(f"{'; '.join(sorted(where))}, revisions {', '.join(revisions)}.")
     return "\n".join([*lines, *(f"\n{line}" for line in plain)])
 
 

@@ -212,7 +212,7 @@ def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
     try:
         runpy.run_path(str(plugin))
         save_pretrained(rsnn_zoo.create_model("mine_digits_at_t2", threshold=0.1), entry, name="mine_digits_at_t2")
-        card = (entry / "README.md").read_text()
+        card = (entry / "README.md").read_text(encoding="utf-8")
         assert 'register_architecture("mine")' in card and "timm" not in card
         output = ["--output", entry / "evaluation.json", "--attack", "fgsm", "--images", 8]
         for argv, said in (
@@ -337,7 +337,8 @@ def lie(verdict_of):
         ),
         (
             lambda entry: (entry / "README.md").write_text(
-                (entry / "README.md").read_text().replace("| pgd2 | 8/255 |", "| pgd2 | 9/255 |")
+                (entry / "README.md").read_text(encoding="utf-8").replace("| pgd2 | 8/255 |", "| pgd2 | 9/255 |"),
+                encoding="utf-8",
             ),
             "card",
             "differ, e.g. in '| pgd2 | 9/255",

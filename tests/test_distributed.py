@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 from dataclasses import replace
 
 import pytest
@@ -44,7 +45,8 @@ def work(rank, size, port, folder, function, *arguments):
 
 def on_two_ranks(folder, function, *arguments):
     folder.mkdir()
-    port = 20000 + os.getpid() % 20000
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     mp.spawn(work, (2, port, folder, function, *arguments), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 

@@ -16,7 +16,7 @@ import rsnn_zoo
 PACKAGE = Path(rsnn_zoo.__file__).parent
 TREES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
-        path.read_text()
+        path.read_text(encoding="utf-8")
     )
     for path in sorted(PACKAGE.rglob("*.py"))
 }

@@ -439,7 +439,7 @@ def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypat
     monkeypatch.setenv("RSNN_ZOO_ORG", "lab")
     assert push(entry, org=None).repo == f"lab/{NAME}"
     # by its name alone it is loaded from the zoo's own organisation
-    assert f'create_model("hf-hub:lab/{NAME}"' in (entry / "README.md").read_text()
+    assert f'create_model("hf-hub:lab/{NAME}"' in (entry / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_name_that_is_a_folder_here_and_an_entry_is_refused(tmp_path, push, monkeypatch):

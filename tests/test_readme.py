@@ -20,7 +20,7 @@ def test_tables_are_those_of_the_result_files():
 
 def test_a_changed_figure_is_noticed(tmp_path):
     script = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import readme_tables as t; "
-    script += f"text = open({str(ROOT / 'README.md')!r}).read(); i = text.index('<!-- end results'); "
+    script += f"text = open({str(ROOT / 'README.md')!r}, encoding='utf-8').read(); i = text.index('<!-- end results'); "
     script += "print(t.filled(text[: i - 3] + '9' + text[i - 2 :], t.PAGES[t.ROOT / 'README.md']) == text)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"

@@ -945,7 +945,7 @@ def test_an_snn_is_trained_from_scratch_by_two_processes(tmp_path):
     name = "resnet20_digits_rat_t2"
     arguments = [name, *FEW, "--set", "direct.epochs=1", "--tensorboard", "board"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RSNN_ZOO_COMPILE": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(ROOT / "scripts" / "train.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count(f"{name}: epoch 1") == 1, done.stderr
