@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,17 @@ from rsnn_zoo.data import check_images
 from rsnn_zoo.layers import BATCH_NORMS, Normalize, Spiking, batch_statistics
 from rsnn_zoo.models import ForeignNetwork, Network, Temporal
 from rsnn_zoo.neurons import SpikingNeuron, Surrogate, check_timesteps
-from rsnn_zoo.surgery import POOLS, average_pool, find_activations, hooked, mark_stem, replace, split_shared
+from rsnn_zoo.surgery import (
+    POOLS,
+    average_pool,
+    check_rows,
+    find_activations,
+    hooked,
+    mark_stem,
+    replace,
+    split_shared,
+    undisturbed,
+)
 
 __all__ = ["SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
 
@@ -46,6 +58,18 @@ class SpikingNetwork(Temporal):
 # --- thresholds and statistics --------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode: no dropout."""
+    before = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 def _percentile(values: Tensor, percentile: float, copies: int) -> Tensor:
     """The k-th smallest of ``copies`` equal sets of values, k = 1 + round(p (n - 1))."""
     n = copies * values.numel()
@@ -53,7 +77,7 @@ def _percentile(values: Tensor, percentile: float, copies: int) -> Tensor:
     return values.flatten().kthvalue(math.ceil(k / copies)).values
 
 
-@torch.no_grad()
+@undisturbed()
 def calibrate(
     snn: Temporal, images: Tensor, *, timesteps: int = 100, percentile: float = 99.7, scale: float = 0.3
 ) -> dict[str, float]:
@@ -96,7 +120,7 @@ def calibrate(
 
     before, snn.timesteps = snn.timesteps, timesteps
     try:
-        with batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
+        with _evaluating(snn), batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
             snn(images)
     finally:
         snn.timesteps = before
@@ -105,7 +129,7 @@ def calibrate(
     return {name: neuron.threshold.item() for name, neuron in neurons.items()}
 
 
-@torch.no_grad()
+@undisturbed()
 def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) -> None:
     """Forgets the batch norms' running statistics and learns them anew, in place, over time and images.
 
@@ -130,7 +154,7 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain average
-        with batch_statistics(snn, track=True):
+        with _evaluating(snn), batch_statistics(snn, track=True):
             for batch in images.tensor_split(math.ceil(len(images) / batch_size)):  # of equal size, or nearly
                 snn(batch)
     finally:
@@ -138,6 +162,7 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
             norm.momentum = momentum
 
 
+@undisturbed()
 def convert(
     ann: nn.Module,
     timesteps: int = 8,
@@ -179,8 +204,9 @@ def convert(
 
     Raises:
         TypeError: If the images are no tensor of floating point, or timesteps no integer.
-        ValueError: For a network with another activation, or one that calls ReLU as a function (the message names
-            the layer and the remedy), for one that spikes already, and for images that are none.
+        ValueError: For a network with another activation, one that calls ReLU as a function, or that would mix images
+            or time steps (the message names the layer and the remedy), for one that spikes already or gives no logits,
+            and for images that are none.
 
     Example:
         >>> snn = convert(timm.create_model("resnet18"), 8, images, mean=mean, std=std)  # doctest: +SKIP
@@ -202,7 +228,15 @@ def convert(
         raise ValueError("a network of this zoo normalises inside: leave mean and std out")
     spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, initial=initial, surrogate=surrogate)
 
-    network = copy.deepcopy(ann).eval()
+    if isinstance(ann, torch.jit.ScriptModule):
+        raise ValueError("a scripted network has no modules to put neurons in place of: convert the nn.Module itself")
+    try:
+        network = copy.deepcopy(ann).eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network cannot be copied ({error}): weights that a hook makes anew (weight_norm, spectral_norm, "
+            "prune) need torch.nn.utils.parametrizations, or the hook removed"
+        ) from error
     images = images.to(next(network.parameters(), images))  # in the network's precision, on its device
     normalize: nn.Module = nn.Identity()
     if mean is not None or std is not None:
@@ -225,5 +259,6 @@ def convert(
 
     mark_stem(snn, images)
     calibrate(snn, images, timesteps=calibration_timesteps, percentile=percentile, scale=scale)
+    check_rows(snn, images)
     relearn_statistics(snn, images)
     return snn

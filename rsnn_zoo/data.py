@@ -134,7 +134,15 @@ class ImageData:
         """Number of samples."""
         return len(self.labels)
 
-    def select(self, indices: int | Sequence[int] | Tensor) -> "ImageData":
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        """Return one sample, pixels (C, H, W) in [0, 1] and label, for a ``torch.utils.data.DataLoader``.
+
+        Raises:
+            IndexError: If there is none at that position.
+        """
+        return self.images[position].float() / self.info.levels, int(self.labels[position])
+
+    def select(self, indices: int | slice | Sequence[int] | Tensor) -> "ImageData":
         """Return the samples at the given positions, or the first so many.
 
         Raises:
@@ -145,6 +153,8 @@ class ImageData:
             if not 1 <= indices <= len(self):
                 raise ValueError(f"Cannot take {indices} of {len(self)} samples; ask for 1 to {len(self)}")
             indices = range(indices)
+        elif isinstance(indices, slice):
+            indices = range(len(self))[indices]
         at = torch.as_tensor(indices, device=self.labels.device)
         return replace(self, images=self.images[at], labels=self.labels[at], index=self.index[at])
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo.models import Temporal
 from rsnn_zoo.neurons import SpikingNeuron
 
 __all__ = ["AC_PICOJOULE", "MAC_PICOJOULE", "energy"]
@@ -70,8 +71,11 @@ def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, 
 
     def count_operations(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
-        # the dense count of one step: all steps of a spiking layer stand in the batch
-        steps = x.shape[0] / shown if neurons else 1
+        # the dense count of one step: all steps of a spiking layer stand in the batch, perhaps with patches
+        if isinstance(model, Temporal) and model.timesteps:
+            steps = model.timesteps if spiking or not getattr(model, "stem_once", True) else 1
+        else:
+            steps = x.shape[0] / shown if neurons else 1
         dense = _operations(layer, torch.ones_like(x)) / steps
         totals["ann"] += dense
         if spiking:

@@ -150,7 +150,7 @@ def depends_on_batch(victim: Victim, images: Tensor, is_random: bool = False) ->
     half = -(-len(images) // 2)
     company, alone = victim.logits(images)[:half], victim.logits(images[:half])
     share = (~torch.isclose(company, alone, rtol=1e-3, atol=1e-4, equal_nan=True).all(1)).double().mean().item()
-    return _flag("depends_on_batch", share > 0.5 and not is_random, share)
+    return _flag("depends_on_batch", share > 0.25 and not is_random, share)
 
 
 def tied_logits(logits: Tensor) -> Flag:

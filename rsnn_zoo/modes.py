@@ -417,6 +417,9 @@ def _check_mode(mode: Any) -> None:
 def backward_mode(mode: BackwardMode | None) -> Iterator[None]:
     """Sets how spikes are differentiated for the forward passes inside; the model itself is not touched.
 
+    It is not seen in other threads, such as those of ``nn.DataParallel``: put that around :func:`model_under`. Where a
+    backward pass computes activations anew (``torch.utils.checkpoint``), it has to be inside too.
+
     Example:
         >>> with backward_mode(Surrogate("rect", 0.5)):  # doctest: +SKIP
         ...     loss = model(images).sum()

@@ -32,7 +32,7 @@ from rsnn_zoo.hub import (
     published_names,
     within,
 )
-from rsnn_zoo.weights import load_weights, serialize
+from rsnn_zoo.weights import check_state_dict, load_weights, serialize
 
 _PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
 
@@ -62,7 +62,9 @@ def check_saveable(model: Any, name: str) -> None:
     Raises:
         TypeError, ConfigError, WeightsError: As :func:`save_pretrained`.
     """
-    _checked_config(replace(_described(model, name, None), weights=serialize(model, WEIGHTS)[1]))
+    model = getattr(model, "_orig_mod", model)
+    config = replace(_described(model, name, None), weights=serialize(model, WEIGHTS)[1])
+    _check_state(model, _checked_config(config))
 
 
 def save_pretrained(
@@ -91,14 +93,14 @@ def save_pretrained(
         TypeError: If it is not a network of the zoo.
         ConfigError: If its neurons are not all the same, or the network or ``training`` cannot be described within the
             bounds of ``config.json``.
-        WeightsError: If the weights cannot be saved.
+        WeightsError: If the weights cannot be saved, or are not those of the network that the config describes.
         EvidenceError: If ``evaluation`` is not of these weights.
         OSError: If the files cannot be written.
 
     Example:
         >>> save_pretrained(model, "my_snn", name="resnet20_cifar10_at_t4", training={"seed": 0})  # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder, model = Path(folder), getattr(model, "_orig_mod", model)  # what is inside of torch.compile
     config = _described(model, name, training)
     data, weights = serialize(model, WEIGHTS)
     before = _saved_before(folder, weights)
@@ -111,6 +113,7 @@ def save_pretrained(
         revision=before.revision if before else None,
     )
     config = _checked_config(config)
+    _check_state(model, config)
     if evaluation is not None:
         check_evidence(config, evaluation)
     evidence = _fitting_evidence(folder, config) if evaluation is None else evaluation
@@ -271,6 +274,13 @@ def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mod
     if config.timesteps:
         _check_neurons(model)
     return config
+
+
+def _check_state(model: Any, config: ModelConfig) -> None:
+    """Refuse weights that the network of this config would not take: folded, pruned or parametrised ones."""
+    from rsnn_zoo.registry import build  # which imports torch and all networks
+
+    check_state_dict(model.state_dict(), build(config).state_dict(), f"What is to be saved as {config.name}")
 
 
 _ORIGIN = ("ann", "ann_sha256")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rsnn_zoo.catalog import is_model, list_models
+from rsnn_zoo.config import ModelConfig
 from rsnn_zoo.datasets import DATASETS
 from rsnn_zoo.hub import resolve
 from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
@@ -19,7 +20,7 @@ from rsnn_zoo.names import ModelName
 from rsnn_zoo.names import register_architecture as register_name
 from rsnn_zoo.weights import check_state_dict
 
-__all__ = ["create_model", "is_model", "list_models", "register_architecture"]
+__all__ = ["build", "create_model", "is_model", "list_models", "register_architecture"]
 
 
 def create_model(
@@ -86,19 +87,28 @@ class _NoInitialisation(TorchFunctionMode):
         return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
 
 
+def build(config: ModelConfig, **kwargs: Any) -> Network:
+    """The network that a config describes, with weights that are to be replaced, on the meta device if that can be.
+
+    Args:
+        config: Of an entry.
+        **kwargs: Arguments of the network in place of those of the config.
+    """
+    arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
+    builder = ARCHITECTURES[config.architecture]
+    if getattr(builder, "func", None) is ForeignNetwork:  # may hold tensors that no state dict has
+        with torch.random.fork_rng(devices=[]):
+            network = builder(**arguments)
+    else:
+        with torch.device("meta"), _NoInitialisation():
+            network = builder(**arguments)
+    return network.to(getattr(torch, config.weights.dtype)) if config.weights else network
+
+
 def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     entry = resolve(name, *where)
     config = entry.config
-    arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
-    build = ARCHITECTURES[config.architecture]
-    if getattr(build, "func", None) is ForeignNetwork:  # may hold tensors that no state dict has
-        with torch.random.fork_rng(devices=[]):
-            network = build(**arguments)
-    else:
-        with torch.device("meta"), _NoInitialisation():
-            network = build(**arguments)
-    if config.weights:
-        network.to(getattr(torch, config.weights.dtype))
+    network = build(config, **kwargs)
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
     # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.
@@ -113,12 +123,18 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
 Builder = Callable[..., nn.Module]
 
 
+def _is_anew(build: Builder, before: Builder) -> bool:
+    """Whether it is the same definition, run again, as the cell of a notebook is."""
+    first, second = ((function.__module__, getattr(function, "__qualname__", "<")) for function in (build, before))
+    return first == second and "<lambda>" not in first[1]
+
+
 def register_architecture(name: str) -> Callable[[Builder], Builder]:
     """Decorator that makes a network from elsewhere an architecture: its names can be trained, converted, published.
 
     What it builds takes images that are normalised by the data set's mean and standard deviation; its activations are
     ReLU modules, for which an SNN has neurons. It stays registered for this process: entries of it can be loaded where
-    it is registered too.
+    it is registered too. The same definition may be run again, as in a notebook, and then replaces the one before.
 
     Args:
         name: Lower-case letters and digits, in parts joined by single underscores.
@@ -133,9 +149,13 @@ def register_architecture(name: str) -> Callable[[Builder], Builder]:
         >>> create_model("resnet18_cifar10_at_t4").timesteps  # doctest: +SKIP
         4
     """
-    register_name(name)
+    _, *registered = getattr(ARCHITECTURES.get(name), "args", (name,))
+    if not registered:
+        register_name(name)
 
     def register(build: Builder) -> Builder:
+        if registered and not _is_anew(build, registered[0]):
+            register_name(name)  # which says that it is taken
         ARCHITECTURES[name] = partial(ForeignNetwork, name, build)
         return build
 

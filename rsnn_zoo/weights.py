@@ -122,7 +122,8 @@ def check_state_dict(
     listed = "; ".join(f"{fault}: {_some(items)}" for fault, items in faults.items() if items)
     if listed:
         raise WeightsError(
-            f"{source} does not fit the network. {listed}. Are they of another architecture, or of other classes?"
+            f"{source} does not fit the network. {listed}. Are they of another architecture, or of other classes? "
+            "(For other classes, load them as they are and call model.reset_classifier.)"
         )
 
 

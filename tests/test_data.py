@@ -124,6 +124,15 @@ def test_pixels_are_float_and_span_0_to_1(digits):
     check_images(pixels, 1, 8)
 
 
+def test_samples_come_one_by_one_for_a_data_loader(digits):
+    images, labels = next(iter(torch.utils.data.DataLoader(digits, batch_size=5)))
+    assert torch.equal(images, digits.pixels(slice(0, 5))) and torch.equal(labels, digits.labels[:5])
+    assert torch.equal(digits[-1][0], digits.pixels()[-1])
+    with pytest.raises(IndexError):
+        digits[len(digits)]
+    assert torch.equal(digits.select(slice(2, 9, 3)).index, digits.index[2:9:3])
+
+
 def test_select_keeps_images_labels_and_index_together(digits):
     chosen = digits.select([7, 3])
     assert chosen.index.tolist() == [7, 3] and chosen.labels.tolist() == digits.labels[[7, 3]].tolist()

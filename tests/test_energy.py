@@ -92,6 +92,29 @@ def test_the_image_counts_once_even_where_it_is_repeated_in_time():
     assert result["energy"]["ann_macs"] == 2 * 16 + 3 * 16 * 2
 
 
+class Patches(nn.Module):
+    """Folds patches into the batch, behind the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.stem, self.linear, self.relu = nn.Conv2d(1, 4, 4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        tokens = self.stem(self.conv(x)).flatten(2).transpose(1, 2)
+        x = self.relu(self.linear(tokens.reshape(-1, 4)))
+        return self.head(x.view(len(tokens), -1, 4).mean(1))
+
+
+def test_patches_count_each():
+    torch.manual_seed(0)
+    ann, images = Patches(), torch.rand(3, 1, 8, 8)
+    snn = convert(ann, 4, images, calibration_timesteps=5)
+    dense = 4 * 16 * 4 + 4 * 4 * 4 + 4 * 5  # patches times products of each layer, and the head
+    for model in (ann, snn):
+        assert energy(model, images)["energy"]["ann_macs"] == dense
+
+
 def test_the_operations_of_resnet20_are_those_of_its_layers():
     images = torch.rand(2, 3, 32, 32)
     snn = convert(resnet20(), 2, images, calibration_timesteps=5)

@@ -111,10 +111,28 @@ def test_it_is_of_the_grid_and_can_be_attacked(registered, images):
         snn(images[:, :, 1:])
 
 
+def test_a_definition_may_be_run_again(registered):
+    """As the cell of a notebook is."""
+    for width in (4, 6):
+        scope = {"torch": torch, "rsnn_zoo": rsnn_zoo, "width": width, "__name__": "notebook"}
+        exec(CELL, scope)
+        assert rsnn_zoo.create_model("cell_digits_at_ann").network[0].out_channels == width
+
+
+CELL = """
+@rsnn_zoo.register_architecture("cell")
+def cell(num_classes, in_chans):
+    layers = torch.nn.Conv2d(in_chans, width, 3), torch.nn.ReLU(), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(36 * width, num_classes))
+"""
+
+
 def test_what_cannot_be_registered_or_built_says_why(registered, images):
     for name, message in (("resnet20", "already registered"), ("ResNet", "lower-case"), ("a__b", "single underscores")):
         with pytest.raises(ValueError, match=message):
             rsnn_zoo.register_architecture(name)
+    with pytest.raises(ValueError, match="already registered"):
+        rsnn_zoo.register_architecture("small")(BUILDERS["shared_relu"])
     rsnn_zoo.register_architecture("gelu")(lambda num_classes, in_chans: torch.nn.Sequential(torch.nn.GELU()))
     with pytest.raises(ValueError, match=r"0 \(GELU\) applies gelu.*replace it by nn.ReLU"):
         rsnn_zoo.create_model("gelu_cifar10_at_ann")

@@ -102,6 +102,22 @@ def test_a_convolution_that_makes_its_weights_anew_is_not_folded(conv):
     torch.testing.assert_close(fold(model)(images), expected)
 
 
+class _Backwards(torch.nn.Sequential):
+    """Holds a convolution and a norm, and runs them in another order."""
+
+    def forward(self, x):
+        return x + self[0](self[1](x))
+
+
+def test_layers_that_run_in_another_order_are_not_folded():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(2)
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    model = _Backwards(torch.nn.Conv2d(2, 2, 3, padding=1), norm).double().eval()
+    images = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fold(model)(images), model(images))
+
+
 def test_a_norm_without_running_statistics_is_not_folded():
     norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), norm).double().eval()

@@ -166,7 +166,7 @@ MODELS = {
 
 @pytest.mark.parametrize(
     "module",
-    ["names", "datasets", "files", "config", "evidence", "weights", "hub", "catalog", "card", "publish", "data"],
+    ["names", "datasets", "files", "config", "evidence", "weights", "hub", "catalog", "card", "data"],
 )
 def test_configuration_and_hub_import_no_model(module):
     assert len(MODELS) > 5 and not reached_from(f"rsnn_zoo.{module}") & MODELS

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from huggingface_hub import ModelCard
 
 import rsnn_zoo
 from rsnn_zoo import evidence, publish
-from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.gradients import PRECISIONS, fold
 from rsnn_zoo.config import load_config
 from rsnn_zoo.evidence import check_evidence
 from rsnn_zoo.files import ConfigError, load_json, to_json
@@ -149,6 +150,20 @@ def test_what_cannot_be_saved_is_known_before_a_training():
         publish.check_saveable(masked, NAME)
     with pytest.raises(ConfigError, match="leak is 0"):
         publish.check_saveable(small_network(leak=0.0), NAME)
+
+
+def test_weights_that_the_network_would_not_take_are_not_saved(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    pruned = small_network(seed=1)
+    torch.nn.utils.prune.l1_unstructured(pruned.layer1[0].conv1, "weight", 0.5)
+    for network in (fold(small_network(seed=1)), pruned):
+        for save in (publish.check_saveable, lambda network, name: save_pretrained(network, entry, name=name)):
+            with pytest.raises(WeightsError, match="does not fit the network"):
+                save(network, NAME)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+    save_pretrained(torch.compile(small_network(seed=1)), entry, name=NAME)  # what is inside
+    loaded = rsnn_zoo.create_model(f"local-dir:{entry}", pretrained=True)
+    check_state_dict(loaded.state_dict(), small_network().state_dict())
 
 
 def test_a_converted_network_is_saved_with_its_origin(tmp_path, ann):

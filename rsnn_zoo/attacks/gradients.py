@@ -83,7 +83,7 @@ def fold(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for conv, norm in getattr(module, "foldable", ()):
             _fold_norm(module, conv, norm)
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             names = list(module._modules)
             for conv, norm in pairwise(names):
                 first, second = module._modules[conv], module._modules[norm]

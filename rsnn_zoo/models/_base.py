@@ -69,7 +69,7 @@ class Temporal(nn.Module):
         return 1 if self.timesteps is None or isinstance(current_mode(), Relu) else self.timesteps
 
     def neurons(self) -> Iterator[tuple[str, SpikingNeuron]]:
-        """The spiking layers by name, in the order of the forward pass."""
+        """The spiking layers by name, as they are registered: in this zoo's families the order of the forward pass."""
         return ((name, module) for name, module in self.named_modules() if isinstance(module, SpikingNeuron))
 
     def over_time(self, logits: Tensor, per_step: bool) -> Tensor:
