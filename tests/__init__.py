@@ -10,7 +10,7 @@ if "RSNN_ZOO_TESTS" not in os.environ:
     for _variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "RSNN_ZOO_ORG"):
         os.environ.pop(_variable, None)
     # The Hub of the tests is on this machine, which no proxy reaches.
-    _direct = ",".join(filter(None, ("127.0.0.1", "localhost", "hub.test", os.environ.get("NO_PROXY"))))
+    _direct = ",".join(filter(None, ("127.0.0.1", "localhost", os.environ.get("NO_PROXY"))))
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = _direct
     # Not made here: what is killed leaves nothing behind, since hardly a test writes there.
     os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), f"rsnn_zoo_tests_{os.getpid()}")
