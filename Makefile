@@ -23,7 +23,8 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# the oldest huggingface_hub and torchattacks that are allowed are overlaid on the same environment, so that torch is not installed twice
+# the oldest huggingface_hub and torchattacks that are allowed are overlaid on the same environment, so that torch is not
+# installed twice
 test-older: export PYTHONPATH = $(abspath $(VENV)/older)
 test-older: setup
 	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) 'huggingface_hub==1.20.1'
