@@ -141,7 +141,7 @@ def published_index(evidence: Mapping[str, Any]) -> Sequence[int]:
 def images_of(evidence: Mapping[str, Any]) -> str:
     """Return how many images of which split it is about, and whether somebody chose them; ``360 images (test split)``.
 
-    Validation images are listed by their places among the training images, which does not tell whether they were chosen.
+    Validation images are listed by their places among the training images, which does not tell whether they are chosen.
     """
     split = evidence.get("split", "test")
     chosen = split == "test" and evidence.get("index", FIRST) != FIRST
