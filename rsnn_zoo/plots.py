@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,36 +67,59 @@ def save_page(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
 def _figure(evidence: Sequence[Evidence]) -> Figure:
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    several, palette = len(evidence) > 1, _palette(len(evidence))
     panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
-    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(panels), 5.4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        curves = [(f"{report['model']}, {label}", points) for report in evidence for label, points in panel(report)]
+        curves = [(i, label, points) for i, report in enumerate(evidence) for label, points in panel(report)]
         if panel is _by_attack:
-            names = _order([[name for name, *_ in points] for _, points in curves])
+            names = _order([[name for name, *_ in points] for *_, points in curves])
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
             place = {name: position for position, name in enumerate(names)}
-            curves = [(label, [(place[name], *found) for name, *found in points]) for label, points in curves]
-        for label, points in curves:  # dotted from no attack to the one radius that was tried
-            _curve(axes, label, points, ":" if panel is _by_radius and len(points) == 2 else "-")
+            curves = [(i, label, [(place[name], *found) for name, *found in points]) for i, label, points in curves]
+        labels = [*dict.fromkeys(label for _, label, _ in curves)]
+        markers = dict(zip(labels, cycle("os^Dv<>PX*"), strict=False))
+        colors = dict(zip(labels, _palette(len(labels)), strict=True))  # of one network; several have one each
+        for i, label, points in curves:  # dotted from no attack to the one radius that was tried
+            style = markers[label] + (":" if panel is _by_radius and len(points) == 2 else "-")
+            color = palette[i] if several else colors[label]
+            _curve(axes, f"{evidence[i]['model']}, {label}", points, style, color)
         axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        keys = [
+            Line2D([], [], color="gray" if several else colors[label], marker=markers[label], label=label)
+            for label in labels
+        ]
+        axes.legend(handles=keys, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    if several:
+        differing = len({report["n"] for report in evidence}) > 1
+        names = [report["model"] + f", n = {report['n']:,}" * differing for report in evidence]
+        keys = [Line2D([], [], color=color, label=name) for color, name in zip(palette, names, strict=True)]
+        figure.legend(handles=keys, fontsize="small", loc="outside lower center", ncols=2 * len(panels))
     shown = dict.fromkeys(f"{report['n']:,} {report['dataset']} {report['split']} images" for report in evidence)
-    figure.suptitle(f"Robust accuracy on {' and '.join(shown)}")
+    whose = "" if several else f" of {evidence[0]['model']}"
+    figure.suptitle(f"Robust accuracy{whose} on {' and '.join(shown)}")
     return figure
+
+
+def _palette(n: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [*islice(cycle(colormaps["tab10" if n <= 10 else "tab20"].colors), n)]
 
 
 # A point: where it stands, the accuracy, and its interval.
 _Points = Sequence[tuple[Any, float, Sequence[float]]]
 
 
-def _curve(axes: Axes, label: str, points: _Points, style: str) -> None:
+def _curve(axes: Axes, label: str, points: _Points, style: str, color: Any) -> None:
     x, accuracy, intervals = zip(*points, strict=True)
-    (line,) = axes.plot(x, [100 * a for a in accuracy], style, marker="o", markersize=4, label=label)
+    axes.plot(x, [100 * a for a in accuracy], style, markersize=4, label=label, color=color)
     low, high = ([100 * bound for bound in bounds] for bounds in zip(*intervals, strict=True))
-    axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
 
 
 def _order(lists: Sequence[Sequence[str]]) -> list[str]:

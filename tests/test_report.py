@@ -209,6 +209,22 @@ def test_attacks_that_felled_nothing_are_not_drawn_and_no_curve_runs_back():
         assert [labels[place] for place in x] == felled
 
 
+def test_each_network_has_a_color_and_no_legend_covers_a_curve(report):
+    from rsnn_zoo.plots import _figure
+
+    evidence = report.to_json()
+    others = [{**evidence, "model": f"another_{number}"} for number in range(6)]
+    figure = _figure([evidence, *others])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_legend().get_window_extent().y0 >= axes.bbox.y1
+        models = {line.get_label().split(", ")[0]: line.get_color() for line in axes.get_lines()}
+        assert len(set(models.values())) == len(models) == 7
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 < min(axes.bbox.y0 for axes in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()] == [*models]
+
+
 @pytest.mark.parametrize("name", ["resnet20_digits_trades_t4", NAME])
 def test_published_evidence_goes_on_being_read(name, tmp_path):
     evidence = load_json(entry_folder(name) / "evaluation.json")
