@@ -169,6 +169,23 @@ def test_flags_that_speak_against_the_figures_are_on_the_card():
     assert "1 of 2 sanity checks find nothing" in text and "- far is odd." in text and "more_eps" not in text
 
 
+def test_attacks_that_felled_nothing_are_named_outside_the_table():
+    def attacks(*felled):
+        modes = ("pcw-1", "rate", "ste")
+        return [{"attack": "pgd20", "mode": mode, "felled": n} for mode, n in zip(modes, felled, strict=True)]
+
+    first, second = EVIDENCE["runs"]
+    runs = [{**first, "attacks": attacks(3, 0, 0)}, {**second, "attacks": attacks(0, 1, 0)}]
+    text = model_card(CONFIG, {**EVIDENCE, "runs": runs})
+    assert [row for row in text.splitlines() if row.startswith("| pgd20")] == [
+        "| pgd20 | pcw-1 | 0 | 3 |",
+        "| pgd20 | rate | 1 | 0 |",
+    ]
+    assert "\n\nNo further image fell to pgd20 (ste).\n" in text
+    text = model_card(CONFIG, {**EVIDENCE, "runs": [{**runs[0], "attacks": attacks(0, 0, 0)}]})
+    assert "No member of ensemble-pgd20 felled an image." in text and "to pgd20 (pcw-1, rate, ste)." in text
+
+
 def test_a_summary_is_what_it_is_and_what_it_achieved():
     text = summary(CONFIG, EVIDENCE)
     assert "A spiking ResNet-20" in text and table_rows(text) == table_rows(model_card(CONFIG, EVIDENCE))[:5]
