@@ -172,7 +172,7 @@ def runs() -> str:
         for one in report["runs"]:
             attacked = [f"{one['protocol']}, {in_255(one['eps'])}", percent(one["robust_accuracy"], one["ci95"])]
             before = [run["robust_accuracy"] for run in ann["runs"] if run["eps"] == one["eps"]] if ann else []
-            kept = [f"{100 * one['robust_accuracy'] / before[0]:.1f} %" if len(before) == 1 else ""]
+            kept = [share(one["robust_accuracy"], before[0]) if len(before) == 1 else ""]
             lines.append(f"| {' | '.join([*cells, *attacked, *kept])} |")
     return "\n".join(lines)
 
@@ -200,9 +200,14 @@ def kept() -> str:
         before, after = accuracies(report["ann"]), accuracies(report)
         for attack in sorted(before | after):
             cells = [percent(*both[attack]) if attack in both else "" for both in (before, after)]
-            share = f"{100 * after[attack][0] / before[attack][0]:.1f} %" if all(cells) else ""
-            lines.append(f"| `{name}` | {attack[1]} | {' | '.join(cells)} | {share} |")
+            kept = share(after[attack][0], before[attack][0]) if all(cells) else ""
+            lines.append(f"| `{name}` | {attack[1]} | {' | '.join(cells)} | {kept} |")
     return "\n".join(lines) if len(lines) > 2 else "No SNN is published yet."
+
+
+def share(after: float, before: float) -> str:
+    """What an SNN keeps of its ANN's accuracy; of none, nothing can be kept."""
+    return f"{100 * after / before:.1f} %" if before else ""
 
 
 def accuracies(report: dict[str, Any]) -> dict[tuple[float, str], tuple[float, list[float]]]:
