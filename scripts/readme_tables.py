@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BENCHMARK = Path(__file__).with_name("benchmark.json")
 TRAINING = Path(__file__).with_name("benchmark_training.json")
+CHANCE = 0.1
+"""Accuracy of guessing one of CIFAR-10's classes."""
 EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 
@@ -98,7 +100,8 @@ def costs() -> str:
     """Minutes that the evaluations of robust SNNs took, by data set, number of images, protocol and radius."""
     runs = (path for path in DOCS.glob("runs/*/validation.json") if not path.parent.name.endswith(".converted"))
     folders = *entries_folder().glob(f"*/{EVIDENCE}"), *runs
-    reports = [report for path in folders if "spikes" in (report := load_json(path, MAX_EVIDENCE_BYTES))]
+    reports = [load_json(path, MAX_EVIDENCE_BYTES) for path in folders]
+    reports = [report for report in reports if "spikes" in report and robustly_trained(report["model"])]
     minutes, snns = defaultdict(list), defaultdict(set)
     for report in reports:
         for run in report["runs"]:
@@ -112,6 +115,10 @@ def costs() -> str:
         lines.append(f"| {' | '.join(kind)} | {len(snns[kind])} | {' to '.join(span)} |")
     where = sorted({f"{report['cpu']}, {report['threads']} thread a process" for report in reports})
     return "\n".join([*lines, "", f"Minutes of all processes together; {'; '.join(where)}."])
+
+
+def robustly_trained(name: str) -> bool:
+    return ModelName.parse(name).objective != "natural"
 
 
 def evaluation() -> str:
@@ -206,8 +213,8 @@ def kept() -> str:
 
 
 def share(after: float, before: float) -> str:
-    """What an SNN keeps of its ANN's accuracy; of none, nothing can be kept."""
-    return f"{100 * after / before:.1f} %" if before else ""
+    """What an SNN keeps of its ANN's accuracy; where that is below chance, a share says nothing."""
+    return f"{100 * after / before:.1f} %" if before > CHANCE else ""
 
 
 def accuracies(report: dict[str, Any]) -> dict[tuple[float, str], tuple[float, list[float]]]:
