@@ -5,7 +5,8 @@
 
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
-validation.json by evaluate.py), experiments from docs/ablation.json (by ablate.py).
+validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
+experiments from docs/ablation.json (by ablate.py).
 """
 
 import argparse
@@ -184,6 +185,23 @@ def runs() -> str:
     return "\n".join(lines)
 
 
+def planned() -> str:
+    """What training the entries that are not published yet would take, as estimated on an idle machine."""
+    header = ["network", "epochs", "minutes an epoch, all attack steps", "hours in all", "memory (GiB)"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    where = set()
+    for path in sorted(DOCS.glob("dry_runs/*.json")):
+        if path.stem in published_names():
+            continue
+        found = load_json(path)
+        estimate, environment = found["estimate"], found["environment"]
+        cells = [f"`{path.stem}`", str(found["stage"]["epochs"]), f"{estimate['seconds_an_epoch'] / 60:.1f}"]
+        cells += [f"{estimate['seconds'] / 3600:.1f}", f"{estimate['peak_memory'] / 2**30:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+        where.add(f"{environment['cpu']}, {environment['cores']} cores, torch {environment['versions']['torch']}")
+    return "\n".join([*lines, "", f"{'; '.join(sorted(where))}."]) if where else "All are published."
+
+
 def made(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What is recorded of a training and of its epochs; what was only converted has no epochs, and its config."""
     if not (folder / "run.json").is_file():
@@ -257,7 +275,7 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results, evaluation, costs, benchmark, training),
-    DOCS / "cifar10.md": (kept, runs, ablation),
+    DOCS / "cifar10.md": (kept, runs, planned, ablation),
 }
 """Tables by page; each stands between markers with the name of its function."""
 
