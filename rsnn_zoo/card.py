@@ -4,6 +4,7 @@ Example:
     >>> card = model_card(load_config("config.json"), load_json("evaluation.json"))  # doctest: +SKIP
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -275,11 +276,14 @@ def _results(evidence: Mapping[str, Any]) -> str:
 def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
     """A table of how many images each member of an ensemble felled, a column for each eps; the rest are named."""
     runs = sorted(runs, key=lambda run: run["eps"])
-    counts = [{(a["attack"], a.get("mode", "")): a["felled"] for a in run.get("attacks", [])} for run in runs]
+    counts = [Counter[tuple[str, str]]() for _ in runs]
+    for column, run in zip(counts, runs, strict=True):
+        for attack in run.get("attacks", []):
+            column[attack["attack"], attack.get("mode", "")] += attack["felled"]
     members = dict.fromkeys(member for column in counts for member in column)
-    shown = [member for member in members if any(column.get(member) for column in counts)]
+    shown = [member for member in members if any(column[member] for column in counts)]
     table = [
-        f"Images felled by each member of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
+        f"Images felled by members of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
         "",
         _row("attack", "backward mode", *(f"eps {in_255(run['eps'])}" for run in runs)),
         "|---" * (2 + len(runs)) + "|",
@@ -289,11 +293,11 @@ def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
     for attack, mode in members:
         if (attack, mode) not in shown:
             nothing.setdefault(_cell(attack), []).append(_cell(mode))
-    listed = "; ".join(f"{attack} ({', '.join(modes)})" for attack, modes in nothing.items())
+    listed = "; ".join(f"{attack} ({', '.join(modes)})" if any(modes) else attack for attack, modes in nothing.items())
     return [
         "",
         *(table if shown else [f"No member of {_cell(protocol)} felled an image."]),
-        *([f"\nNo further image fell to {listed}."] if listed else []),
+        *([f"\nThese felled no image, or had none left to attack: {listed}."] if listed else []),
         *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
     ]
 

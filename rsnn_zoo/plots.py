@@ -6,9 +6,10 @@ import base64
 import html
 import io
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import cycle, islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) ->
 
     Raises:
         ImportError: If matplotlib is not installed.
+        ValueError: If no report holds a run.
     """
     path = Path(path)
     figure = _figure(evidence)
@@ -70,9 +72,11 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
         from matplotlib.lines import Line2D
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
-    several, palette = len(evidence) > 1, _palette(len(evidence))
     panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
+    if not panels:
+        raise ValueError("nothing to draw: no report holds what an attack achieved")
     figure = Figure(figsize=(6.4 * len(panels), 5.4), layout="constrained")
+    several, kinds = len(evidence) > 1, {}  # numbered over all panels
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         curves = [(i, label, points) for i, report in enumerate(evidence) for label, points in panel(report)]
         if panel is _by_attack:
@@ -80,46 +84,52 @@ def _figure(evidence: Sequence[Evidence]) -> Figure:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
             place = {name: position for position, name in enumerate(names)}
             curves = [(i, label, [(place[name], *found) for name, *found in points]) for i, label, points in curves]
-        labels = [*dict.fromkeys(label for _, label, _ in curves)]
-        markers = dict(zip(labels, cycle("os^Dv<>PX*"), strict=False))
-        colors = dict(zip(labels, _palette(len(labels)), strict=True))  # of one network; several have one each
-        for i, label, points in curves:  # dotted from no attack to the one radius that was tried
-            style = markers[label] + (":" if panel is _by_radius and len(points) == 2 else "-")
-            color = palette[i] if several else colors[label]
-            _curve(axes, f"{evidence[i]['model']}, {label}", points, style, color)
+        keys = {}
+        for i, label, points in curves:
+            kind = kinds.setdefault(label if panel is _by_steps else label.partition(", eps ")[0], len(kinds))
+            look: dict[str, Any] = {"marker": _MARKERS[kind % len(_MARKERS)], "markersize": 4}
+            if label == ALL:  # lies upon one of the others
+                look |= {"marker": "D", "markersize": 8, "markerfacecolor": "none"}
+            color = _color(i, len(evidence)) if several else _color(kind, 1)
+            _curve(axes, points, label=f"{evidence[i]['model']}, {label}", color=color, **look)
+            keys[label] = Line2D([], [], label=label, **look | {"color": "gray" if several else color})
         axes.set(xlabel=_PANELS[panel], ylabel="accuracy (%)", ylim=(0, 100))
         axes.grid(alpha=0.3)
-        keys = [
-            Line2D([], [], color="gray" if several else colors[label], marker=markers[label], label=label)
-            for label in labels
-        ]
-        axes.legend(handles=keys, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        axes.legend(handles=[*keys.values()], fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     if several:
         differing = len({report["n"] for report in evidence}) > 1
         names = [report["model"] + f", n = {report['n']:,}" * differing for report in evidence]
-        keys = [Line2D([], [], color=color, label=name) for color, name in zip(palette, names, strict=True)]
-        figure.legend(handles=keys, fontsize="small", loc="outside lower center", ncols=2 * len(panels))
+        models = [Line2D([], [], color=_color(i, len(evidence)), label=name) for i, name in enumerate(names)]
+        figure.legend(handles=models, fontsize="small", loc="outside lower center", ncols=2 * len(panels))
     shown = dict.fromkeys(f"{report['n']:,} {report['dataset']} {report['split']} images" for report in evidence)
     whose = "" if several else f" of {evidence[0]['model']}"
-    figure.suptitle(f"Robust accuracy{whose} on {' and '.join(shown)}")
+    title = f"Robust accuracy{whose} on {' and '.join(shown)}"
+    figure.suptitle(textwrap.fill(title, 64 * len(panels), break_long_words=False, break_on_hyphens=False))
     return figure
 
 
-def _palette(n: int) -> list[Any]:
+_MARKERS = "os^v<>PX*"
+
+
+def _color(place: int, of: int) -> Any:
     from matplotlib import colormaps
 
-    return [*islice(cycle(colormaps["tab10" if n <= 10 else "tab20"].colors), n)]
+    colors = colormaps["tab10" if of <= 10 else "tab20"].colors
+    return colors[place % len(colors)]
 
 
 # A point: where it stands, the accuracy, and its interval.
 _Points = Sequence[tuple[Any, float, Sequence[float]]]
 
 
-def _curve(axes: Axes, label: str, points: _Points, style: str, color: Any) -> None:
+def _curve(axes: Axes, points: _Points, **look: Any) -> None:
     x, accuracy, intervals = zip(*points, strict=True)
-    axes.plot(x, [100 * a for a in accuracy], style, markersize=4, label=label, color=color)
-    low, high = ([100 * bound for bound in bounds] for bounds in zip(*intervals, strict=True))
-    axes.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
+    accuracy, low, high = ([100 * a for a in values] for values in (accuracy, *zip(*intervals, strict=True)))
+    axes.plot(x, accuracy, **look)
+    if len(points) > 1:
+        axes.fill_between(x, low, high, alpha=0.15, color=look["color"], linewidth=0)
+    else:
+        axes.vlines(x, low, high, alpha=0.4, color=look["color"])
 
 
 def _order(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -135,10 +145,12 @@ def _order(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
+    """From no attack on; what was tried at one radius only is a point, as nothing is known of smaller ones."""
     clean = (0.0, report["clean"]["accuracy"], report["clean"]["ci95"])
     for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
         runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])
-        yield protocol, [clean, *((255 * run["eps"], run["robust_accuracy"], run["ci95"]) for run in runs)]
+        found = [(255 * run["eps"], run["robust_accuracy"], run["ci95"]) for run in runs]
+        yield protocol, [clean, *found] if len(found) > 1 else found
     if "robust" in report:
         yield ALL, [clean, *((255 * one["eps"], one["accuracy"], one["ci95"]) for one in report["robust"])]
 

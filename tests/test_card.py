@@ -181,9 +181,9 @@ def test_attacks_that_felled_nothing_are_named_outside_the_table():
         "| pgd20 | pcw-1 | 0 | 3 |",
         "| pgd20 | rate | 1 | 0 |",
     ]
-    assert "\n\nNo further image fell to pgd20 (ste).\n" in text
+    assert "\n\nThese felled no image, or had none left to attack: pgd20 (ste).\n" in text
     text = model_card(CONFIG, {**EVIDENCE, "runs": [{**runs[0], "attacks": attacks(0, 0, 0)}]})
-    assert "No member of ensemble-pgd20 felled an image." in text and "to pgd20 (pcw-1, rate, ste)." in text
+    assert "No member of ensemble-pgd20 felled an image." in text and ": pgd20 (pcw-1, rate, ste)." in text
 
 
 def test_a_summary_is_what_it_is_and_what_it_achieved():

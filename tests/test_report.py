@@ -225,6 +225,33 @@ def test_each_network_has_a_color_and_no_legend_covers_a_curve(report):
     assert [text.get_text() for text in legend.get_texts()] == [*models]
 
 
+def test_one_radius_is_a_point_and_a_protocol_looks_the_same_in_all_panels():
+    from rsnn_zoo.plots import _figure
+
+    evidence = load_json(entry_folder("resnet20_cifar10_trades_t4") / "evaluation.json", MAX_EVIDENCE_BYTES)
+    for reports in ([evidence], [evidence, {**evidence, "model": "another"}]):
+        looks = {}
+        for axes in _figure(reports).axes:
+            for line in axes.get_lines():
+                _, protocol, *_ = line.get_label().split(", ")
+                assert len(line.get_xdata()) == 1 or protocol != "worst-case-v1" or axes.get_xlabel().startswith("st")
+                looks.setdefault(protocol, set()).add((line.get_marker(), len(reports) > 1 or line.get_color()))
+        assert all(len(found) == 1 for found in looks.values()) and len(looks) == 3
+
+
+def test_a_long_title_fits_a_single_panel_and_nothing_to_draw_is_refused(report):
+    from rsnn_zoo.plots import _figure
+
+    evidence = {**report.to_json(), "model": "wrn28_4_tinyimagenet_natural_ann.research"}
+    figure = _figure([{**evidence, "runs": [{**run, "attacks": []} for run in evidence["runs"][:1]]}])
+    figure.draw_without_rendering()
+    title, page = figure.get_suptitle(), figure._suptitle.get_window_extent()
+    assert "wrn28_4_tinyimagenet_natural_ann.research" in title and len(figure.axes) == 1
+    assert page.x0 >= 0 and page.x1 <= figure.bbox.x1
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_accuracy([], "figure.png")
+
+
 @pytest.mark.parametrize("name", ["resnet20_digits_trades_t4", NAME])
 def test_published_evidence_goes_on_being_read(name, tmp_path):
     evidence = load_json(entry_folder(name) / "evaluation.json")
