@@ -81,6 +81,7 @@ Weights and code: MIT. {terms}
 """
 
 
+_COSTS = (("Spikes an image", "spikes", "per_image"), ("Energy relative to its ANN, estimated", "energy", "ratio"))
 _BESIDES = 'After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.'
 _OWN = """\
 The architecture `{0}` is not part of rsnn_zoo. Before loading, run its author's Python file that registers it with
@@ -138,12 +139,19 @@ def check_card(text: str, config: ModelConfig, evidence: Mapping[str, Any] | Non
 
 
 def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> str:
-    """Return what the network is and what it achieved, in a few lines of text."""
+    """Return what the network is, what it achieved and what it costs, in a few lines of text."""
     _, dataset, objective = _parts(config)
     results = _accuracies(evidence) if evidence else ["Not evaluated yet."]
-    flags = ((evidence or {}).get("flags") or {}).items()
+    evidence = evidence or {}
+    flags = (evidence.get("flags") or {}).items()
     raised = [f"Flag {name}: {_cell(flag['message'])}" for name, flag in flags if flag["raised"]]
-    return "\n".join([_summary(config, dataset, objective), "", *results, *([""] if raised else []), *raised])
+    notes = raised or (["No flag is raised."] if flags else [])
+    notes += [
+        f"{said}: {_shown((evidence.get(part) or {})[key])}"
+        for said, part, key in _COSTS
+        if config.timesteps and key in (evidence.get(part) or {})
+    ]
+    return "\n".join([_summary(config, dataset, objective), "", *results, *([""] if notes else []), *notes])
 
 
 def _figures(card: str) -> list[str]:
@@ -309,10 +317,12 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {_cell(key)}"
             yield from (f"  {line}" for line in _facts(value))
         else:
-            yield f"- {_cell(key)}: {_cell(_shown(value) if isinstance(value, float) else value)}"
+            yield f"- {_cell(key)}: {_shown(value)}"
 
 
-def _shown(value: float) -> str:
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return _cell(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -189,6 +189,10 @@ def test_attacks_that_felled_nothing_are_named_outside_the_table():
 def test_a_summary_is_what_it_is_and_what_it_achieved():
     text = summary(CONFIG, EVIDENCE)
     assert "A spiking ResNet-20" in text and table_rows(text) == table_rows(model_card(CONFIG, EVIDENCE))[:5]
+    assert text.endswith("Spikes an image: 1,234")
+    flags = {"far": {"raised": False, "value": 0.0, "message": "It is odd."}}
+    text = summary(CONFIG, {**EVIDENCE, "energy": {"ratio": 0.25}, "flags": flags})
+    assert "\n\nNo flag is raised.\n" in text and text.endswith("Energy relative to its ANN, estimated: 0.25")
     assert summary(CONFIG).endswith("Not evaluated yet.")
 
 
