@@ -58,6 +58,7 @@ def save_page(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ImportError: If matplotlib is not installed.
+        ValueError: If the report holds no run.
     """
     path, image = Path(path), io.BytesIO()
     _figure([evidence]).savefig(image, format="png", dpi=150)
