@@ -10,7 +10,7 @@ from typing import Any
 
 import wrapt
 
-from rsnn_zoo.names import ARCHITECTURES
+from rsnn_zoo.spec.names import ARCHITECTURES
 
 __all__ = ["register_with_timm"]  # and, through timm, one entry point an architecture
 

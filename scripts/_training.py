@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from _malloc import tune_malloc
 
-from rsnn_zoo.cli import device, run_plugin
-from rsnn_zoo.curves import plot_curves
-from rsnn_zoo.data import ImageData, load_dataset
-from rsnn_zoo.distributed import Ranks
+from rsnn_zoo._utils.provenance import environment
+from rsnn_zoo.cli.commands import device, run_plugin
+from rsnn_zoo.data.images import ImageData, load_dataset
+from rsnn_zoo.hub.publish import check_saveable, save_pretrained
 from rsnn_zoo.models import Network
-from rsnn_zoo.names import ModelName, UnknownNameError
-from rsnn_zoo.provenance import environment
-from rsnn_zoo.publish import check_saveable, save_pretrained
-from rsnn_zoo.recipe import Recipe, Stage, load_recipe, recipe_names
-from rsnn_zoo.train import TrainingInterrupted, estimate, train
+from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.report.curves import plot_curves
+from rsnn_zoo.spec.names import ModelName, UnknownNameError
+from rsnn_zoo.training.recipe import Recipe, Stage, load_recipe, recipe_names
+from rsnn_zoo.training.train import TrainingInterrupted, estimate, train
 
 ERRORS = (LookupError, OSError, ValueError, ArithmeticError, ImportError)
 """What a user can cause; shown as one line."""

@@ -20,12 +20,12 @@ from _training import main, parsed, parser, resolve
 from convert import add_ann, converted, trained_ann
 
 import rsnn_zoo
-from rsnn_zoo.attacks.protocols import full_name
-from rsnn_zoo.data import ImageData
-from rsnn_zoo.files import check_writable, load_json, replacing, to_json
-from rsnn_zoo.provenance import environment
-from rsnn_zoo.recipe import Conversion, Neuron, Recipe, Split
-from rsnn_zoo.train import TrainingInterrupted, train
+from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo._utils.provenance import environment
+from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.evaluation.protocols import full_name
+from rsnn_zoo.training.recipe import Conversion, Neuron, Recipe, Split
+from rsnn_zoo.training.train import TrainingInterrupted, train
 
 EPS = 8 / 255
 JUDGED = "data", "neuron", "conversion", "snn"

@@ -37,12 +37,12 @@ from _malloc import tune_malloc
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rsnn_zoo._utils.files import replacing
+from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.attacks.gradients import InputGradient
-from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.files import replacing
 from rsnn_zoo.models import ARCHITECTURES
-from rsnn_zoo.neurons import Surrogate
-from rsnn_zoo.provenance import environment
+from rsnn_zoo.neurons.integrate_fire import Surrogate
+from rsnn_zoo.spec.datasets import DATASETS
 
 BATCHES = {"resnet20": 64, "wrn16_4": 8, "vgg11": 8}  # so that one run of everything takes about half an hour
 TITLES = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4", "vgg11": "VGG-11"}

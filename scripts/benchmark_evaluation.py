@@ -27,14 +27,14 @@ from _malloc import tune_malloc
 from torch import Tensor, nn
 
 import rsnn_zoo
-from rsnn_zoo.attacks.protocols import ENSEMBLE_MODES, full_name
+from rsnn_zoo._utils.files import replacing, to_json
+from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.attacks.victim import ModelVictim
-from rsnn_zoo.data import ImageData
-from rsnn_zoo.files import replacing, to_json
-from rsnn_zoo.modes import BackwardMode, Rate, Relu, Surrogate, current_mode, model_under
-from rsnn_zoo.names import ModelName
-from rsnn_zoo.neurons import MIN_THRESHOLD, SpikingNeuron
-from rsnn_zoo.provenance import environment
+from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.evaluation.protocols import ENSEMBLE_MODES, full_name
+from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
+from rsnn_zoo.neurons.modes import BackwardMode, Rate, Relu, Surrogate, current_mode, model_under
+from rsnn_zoo.spec.names import ModelName
 
 STEPS = 20
 ATTACKS = (f"ensemble-pgd{STEPS}", "adaptive", "adaptive186")

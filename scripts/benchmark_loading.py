@@ -2,7 +2,7 @@
 
     python scripts/benchmark_loading.py
 
-VGG-11 (245 MB in float32), warm file cache: rsnn_zoo.weights.load_weights against safetensors.torch.load_file plus
+VGG-11 (245 MB in float32), warm file cache: rsnn_zoo.hub.weights.load_weights against safetensors.torch.load_file plus
 SHA-256 (the memory it takes is bounded by a test). ResNet-20: create_model(pretrained=True) from a folder against
 building the network. Each figure is the median of several rounds, the sides taken in turn.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import safetensors.torch
 
 import rsnn_zoo
-from rsnn_zoo.weights import load_weights, serialize
+from rsnn_zoo.hub.weights import load_weights, serialize
 
 ROUNDS = 9
 

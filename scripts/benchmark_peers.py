@@ -22,7 +22,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 
 from rsnn_zoo.models import Network
-from rsnn_zoo.neurons import SpikingNeuron
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
 
 def with_neurons(model: Network, replacement: Callable[[SpikingNeuron], nn.Module]) -> Network:

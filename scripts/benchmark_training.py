@@ -4,9 +4,9 @@
 
 Two trainings on CIFAR-sized images: TRADES of the ANN (PGD, 10 steps), and robust fine-tuning of its SNN (T = 4,
 R+FGSM). The plain loop is what the papers' code does: float32, a DataLoader with torchvision's transforms in worker
-processes, batch norm by the training flag, and a neuron that loops over time in autograd. Ours is rsnn_zoo.train's:
-bfloat16, data and augmentation in memory, folded attack gradients, one kernel a layer, and malloc tuned as
-scripts/train.py does it; once more with torch.compile of the whole network, the recipe's ``compile``.
+processes, batch norm by the training flag, and a neuron that loops over time in autograd. Ours is
+rsnn_zoo.training.train's: bfloat16, data and augmentation in memory, folded attack gradients, one kernel a layer, and
+malloc tuned as scripts/train.py does it; once more with torch.compile of the whole network, the recipe's ``compile``.
 Every case runs alone in a fresh process, with the same network, batch size, steps of the attack and threads.
 """
 
@@ -31,15 +31,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from rsnn_zoo.augment import Augment
-from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.distributed import Ranks
-from rsnn_zoo.files import replacing
+from rsnn_zoo._utils.files import replacing
+from rsnn_zoo._utils.provenance import environment
+from rsnn_zoo.data.augment import Augment
 from rsnn_zoo.models import Network, resnet20
-from rsnn_zoo.neurons import SpikingNeuron
-from rsnn_zoo.provenance import environment
-from rsnn_zoo.recipe import Stage, load_recipe
-from rsnn_zoo.updates import Updates
+from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
+from rsnn_zoo.spec.datasets import DATASETS
+from rsnn_zoo.training.recipe import Stage, load_recipe
+from rsnn_zoo.training.updates import Updates
 
 CIFAR10 = DATASETS["cifar10"]
 IMAGES = 4096

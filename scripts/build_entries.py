@@ -23,18 +23,18 @@ import torch
 from _training import default_recipe, main
 
 import rsnn_zoo
-from rsnn_zoo.checkpoints import differences
-from rsnn_zoo.cli import device
-from rsnn_zoo.config import load_config
-from rsnn_zoo.distributed import Ranks
-from rsnn_zoo.energy import energy
-from rsnn_zoo.evaluation import EPSILONS
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.files import load_json, to_json
-from rsnn_zoo.hub import CONFIG, entries_folder
-from rsnn_zoo.names import ModelName
-from rsnn_zoo.publish import EVIDENCE, save_pretrained
-from rsnn_zoo.recipe import DEFAULTS, load_recipe
+from rsnn_zoo._utils.files import load_json, to_json
+from rsnn_zoo.cli.commands import device
+from rsnn_zoo.evaluation.energy import energy
+from rsnn_zoo.evaluation.evaluation import EPSILONS
+from rsnn_zoo.hub.publish import EVIDENCE, save_pretrained
+from rsnn_zoo.hub.resolve import CONFIG, entries_folder
+from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.training.checkpoints import differences
+from rsnn_zoo.training.recipe import DEFAULTS, load_recipe
 
 SCRIPTS = Path(__file__).parent
 

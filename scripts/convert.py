@@ -23,17 +23,17 @@ from typing import Any
 from _training import main, parsed, parser, resolve
 
 import rsnn_zoo
-from rsnn_zoo.data import ImageData
-from rsnn_zoo.datasets import DATASETS
-from rsnn_zoo.hub import NotPublishedError
+from rsnn_zoo._utils.provenance import peak_memory
+from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.hub.publish import save_pretrained
+from rsnn_zoo.hub.registry import create_model
+from rsnn_zoo.hub.resolve import NotPublishedError
+from rsnn_zoo.hub.weights import check_state_dict, serialize
 from rsnn_zoo.models import ForeignNetwork, Network
-from rsnn_zoo.names import ModelName, is_model
-from rsnn_zoo.provenance import peak_memory
-from rsnn_zoo.publish import save_pretrained
-from rsnn_zoo.recipe import Recipe
-from rsnn_zoo.registry import create_model
-from rsnn_zoo.research import read_state_dict
-from rsnn_zoo.weights import check_state_dict, serialize
+from rsnn_zoo.models.research import read_state_dict
+from rsnn_zoo.spec.datasets import DATASETS
+from rsnn_zoo.spec.names import ModelName, is_model
+from rsnn_zoo.training.recipe import Recipe
 
 
 def add_ann(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -16,13 +16,13 @@ from pathlib import Path
 from _training import main
 
 import rsnn_zoo
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES, published_index
-from rsnn_zoo.files import load_json
-from rsnn_zoo.hub import entry_folder
-from rsnn_zoo.plots import plot_accuracy
-from rsnn_zoo.publish import EVIDENCE
-from rsnn_zoo.report import in_255
-from rsnn_zoo.verification import TOLERANCE
+from rsnn_zoo._utils.files import load_json
+from rsnn_zoo.hub.publish import EVIDENCE
+from rsnn_zoo.hub.resolve import entry_folder
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index
+from rsnn_zoo.report.plots import plot_accuracy
+from rsnn_zoo.report.report import in_255
+from rsnn_zoo.verify_entry import TOLERANCE
 
 
 def run() -> None:

@@ -29,19 +29,19 @@ import torch
 from _training import main
 
 import rsnn_zoo
-from rsnn_zoo.cli import device, radii_of, run_plugin
-from rsnn_zoo.distributed import Ranks
-from rsnn_zoo.energy import energy
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo.cli.commands import device, radii_of, run_plugin
+from rsnn_zoo.evaluation.energy import energy
+from rsnn_zoo.hub.weights import check_state_dict
 from rsnn_zoo.models import ForeignNetwork
-from rsnn_zoo.names import ModelName
-from rsnn_zoo.outputs import keep_former
-from rsnn_zoo.plots import plot_accuracy, save_page
-from rsnn_zoo.recipe import split_of
-from rsnn_zoo.report import Report, write_csv
-from rsnn_zoo.research import read_state_dict
-from rsnn_zoo.weights import check_state_dict
+from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.models.research import read_state_dict
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.report.outputs import keep_former
+from rsnn_zoo.report.plots import plot_accuracy, save_page
+from rsnn_zoo.report.report import Report, write_csv
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.training.recipe import split_of
 
 ROW = ("model", "weights_sha256", "dataset", "split", "n", "data_sha256", "seed", "precision", "network")
 """What a row of the results file is of."""

@@ -10,7 +10,7 @@ Each entry is checked first (config, weights, evidence). Files that are already 
 
 import sys
 
-from rsnn_zoo.cli import main
+from rsnn_zoo.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(["push", *sys.argv[1:]]))

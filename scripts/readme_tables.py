@@ -20,15 +20,15 @@ from typing import Any
 
 from benchmark import ratios_table
 
-from rsnn_zoo.config import load_config
-from rsnn_zoo.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.files import load_json, replacing
-from rsnn_zoo.hub import CONFIG, entries_folder, published_names
-from rsnn_zoo.names import ModelName
-from rsnn_zoo.plots import plot_accuracy
-from rsnn_zoo.publish import EVIDENCE
-from rsnn_zoo.recipe import load_recipe
-from rsnn_zoo.report import in_255
+from rsnn_zoo._utils.files import load_json, replacing
+from rsnn_zoo.hub.publish import EVIDENCE
+from rsnn_zoo.hub.resolve import CONFIG, entries_folder, published_names
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.report.plots import plot_accuracy
+from rsnn_zoo.report.report import in_255
+from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

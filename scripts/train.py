@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 from _training import main, parsed, resolve, run_stage, training_parser
 
-from rsnn_zoo.registry import create_model
+from rsnn_zoo.hub.registry import create_model
 
 
 def run() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from evaluate import add_neuron, load
 
 import rsnn_zoo
-from rsnn_zoo.adversarial import ROUNDED, verify
-from rsnn_zoo.cli import device, run_plugin
-from rsnn_zoo.verification import TOLERANCE
+from rsnn_zoo.cli.commands import device, run_plugin
+from rsnn_zoo.evaluation.examples import ROUNDED, verify
+from rsnn_zoo.verify_entry import TOLERANCE
 
 
 def main() -> None:

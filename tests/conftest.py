@@ -11,9 +11,9 @@ import torch
 from hypothesis import settings
 
 import rsnn_zoo
-from rsnn_zoo.config import ModelConfig
+from rsnn_zoo.hub.publish import save_pretrained
 from rsnn_zoo.models import Network, resnet20
-from rsnn_zoo.publish import save_pretrained
+from rsnn_zoo.spec.config import ModelConfig
 from tests.hub_server import HubServer
 
 NAME = "resnet20_digits_trades_t2"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rsnn_zoo.hub import published_names
+from rsnn_zoo.hub.resolve import published_names
 from tests.conftest import NAME
 from tests.hub_server import TOKEN
 

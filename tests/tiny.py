@@ -5,8 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo.data import ImageData, load_dataset
-from rsnn_zoo.neurons import SpikingNeuron
+from rsnn_zoo.data.images import ImageData, load_dataset
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
 
 class Dense(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rsnn_zoo.attacks.apgd import APGD, LOSSES
 from rsnn_zoo.attacks.base import Batch, State, Victim
-from rsnn_zoo.modes import BackwardMode
+from rsnn_zoo.neurons.modes import BackwardMode
 
 __all__ = ["PILOT", "Adaptive", "Pair", "Switching", "adaptive"]
 

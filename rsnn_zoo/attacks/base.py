@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.data import check_images, check_labels
-from rsnn_zoo.neurons import BackwardMode
+from rsnn_zoo.data.images import check_images, check_labels
+from rsnn_zoo.neurons.integrate_fire import BackwardMode
 
 __all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "project"]
 

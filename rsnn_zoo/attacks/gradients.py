@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rsnn_zoo.attacks.frozen import freeze
-from rsnn_zoo.attacks.surrogates import adopt_surrogates
-from rsnn_zoo.kernels import wide
-from rsnn_zoo.layers import WeightedSum, is_plain_norm
-from rsnn_zoo.memory import Memory, remembering
-from rsnn_zoo.modes import BackwardMode, backward_mode
+from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
+from rsnn_zoo.models.frozen import freeze
+from rsnn_zoo.models.layers import WeightedSum, is_plain_norm
+from rsnn_zoo.neurons.attack_state import Memory, remembering
+from rsnn_zoo.neurons.kernels import wide
+from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
 
 __all__ = ["LOSSES", "PRECISIONS", "InputGradient", "PassGradient", "checked_logits", "fold", "input_gradient"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import InputGradient, PassGradient
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, SignAttack
-from rsnn_zoo.memory import Memory
-from rsnn_zoo.modes import BackwardMode
+from rsnn_zoo.neurons.attack_state import Memory
+from rsnn_zoo.neurons.modes import BackwardMode
 
 __all__ = ["ATTACKS", "INNER_LOSSES", "STARTS", "InnerAttack", "ascend", "perturb", "start_noise"]
 

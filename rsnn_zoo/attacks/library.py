@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import Batch, Victim, project
 from rsnn_zoo.attacks.gradients import checked_logits
-from rsnn_zoo.names import near_matches
+from rsnn_zoo.spec.names import near_matches
 
 __all__ = ["TorchAttack", "torchattack"]
 

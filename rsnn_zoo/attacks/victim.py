@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
-from rsnn_zoo.neurons import BackwardMode, Relu, model_under
+from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
 
 __all__ = ["ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rsnn_zoo.layers import Normalize, Spiking, StaticBatchNorm2d
-from rsnn_zoo.neurons import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
+from rsnn_zoo.models.layers import Normalize, Spiking, StaticBatchNorm2d
+from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
 __all__ = ["Network", "Temporal", "initialise"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.models._base import Network
-from rsnn_zoo.surgery import find_activations, mark_stem, replace, split_shared
+from rsnn_zoo.models.surgery import find_activations, mark_stem, replace, split_shared
 
 __all__ = ["ForeignNetwork"]
 

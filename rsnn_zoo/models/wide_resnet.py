@@ -11,8 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.layers import Spiking, WeightedSum
 from rsnn_zoo.models._base import Network, initialise
+from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["PreActBlock", "WideResNet", "wrn16_4", "wrn28_4"]
 

@@ -1,0 +1,8 @@
+"""The command ``rsnn-zoo``."""
+
+from rsnn_zoo._utils.lazy import lazy
+
+__getattr__ = lazy(
+    __name__,
+    commands="device main radii_of run_plugin",
+)

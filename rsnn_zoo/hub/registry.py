@@ -1,0 +1,162 @@
+"""Models by name: build any of the grid, load any that is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from rsnn_zoo.hub.catalog import is_model, list_models
+from rsnn_zoo.hub.resolve import resolve
+from rsnn_zoo.hub.weights import check_state_dict
+from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
+from rsnn_zoo.spec.config import ModelConfig
+from rsnn_zoo.spec.datasets import DATASETS
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.spec.names import register_architecture as register_name
+
+__all__ = ["build", "create_model", "is_model", "list_models", "register_architecture"]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+    **kwargs: Any,
+) -> Network:
+    """A network of the zoo by name, in evaluation mode.
+
+    Args:
+        name: ``"{architecture}_{dataset}_{objective}_t{T}"`` or ``..._ann``, with an optional ``.tag``; with
+            ``pretrained`` also ``"hf-hub:org/name"``, ``"hf-hub:org/name@revision"`` or ``"local-dir:path"``.
+        pretrained: Load the published weights, verified by their SHA-256; else the weights are random.
+        revision: Tag, branch or commit on the Hub, instead of the pinned one.
+        cache_dir: Download cache, instead of the one of ``huggingface_hub``.
+        local_files_only: Never touch the network.
+        endpoint: Address of the Hub or of a mirror, instead of ``HF_ENDPOINT``.
+        **kwargs: Arguments of the network in place of those that the name implies (``num_classes``, ``threshold``,
+            ``leak``, ``reset``, ``initial``, ``surrogate``, ...).
+
+    Returns:
+        The network: images (B, C, H, W) in [0, 1] to logits (B, K). A loaded one carries ``pretrained_name`` and
+        ``weights_sha256``.
+
+    Raises:
+        UnknownNameError: If a part of the name is unknown; names the near matches.
+        NotPublishedError: With ``pretrained``, if nobody published that name.
+        ConfigError: If a config cannot be used.
+        WeightsError: If the weights are damaged, or not those of this network.
+        HubError: If the Hub or the cache cannot give a file.
+        ValueError: If a source other than the zoo is named without ``pretrained``.
+
+    Example:
+        >>> model = create_model("resnet20_digits_trades_t4", pretrained=True)  # doctest: +SKIP
+        >>> model(torch.rand(2, 1, 8, 8)).shape  # doctest: +SKIP
+        torch.Size([2, 10])
+    """
+    if pretrained:
+        return _load(name, kwargs, revision, cache_dir, local_files_only, endpoint)
+    if ":" in name:
+        raise ValueError(f"{name!r} names weights that are published elsewhere: pass pretrained=True")
+    parts = ModelName.parse(name)
+    info = DATASETS[parts.dataset]
+    implied: dict[str, Any] = {
+        "num_classes": info.num_classes,
+        "in_chans": info.in_chans,
+        "img_size": info.img_size,
+        "timesteps": parts.timesteps,
+        "mean": info.mean,
+        "std": info.std,
+    }
+    return ARCHITECTURES[parts.architecture](**implied | kwargs).eval()
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Draws no weights, since loaded ones replace them at once; on the meta device drawing costs seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
+
+
+def build(config: ModelConfig, **kwargs: Any) -> Network:
+    """The network that a config describes, with weights that are to be replaced, on the meta device if that can be.
+
+    Args:
+        config: Of an entry.
+        **kwargs: Arguments of the network in place of those of the config.
+    """
+    arguments = {"num_classes": config.num_classes, **config.model_args, **kwargs}
+    builder = ARCHITECTURES[config.architecture]
+    if getattr(builder, "func", None) is ForeignNetwork:  # may hold tensors that no state dict has
+        with torch.random.fork_rng(devices=[]):
+            network = builder(**arguments)
+    else:
+        with torch.device("meta"), _NoInitialisation():
+            network = builder(**arguments)
+    return network.to(getattr(torch, config.weights.dtype)) if config.weights else network
+
+
+def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
+    entry = resolve(name, *where)
+    config = entry.config
+    network = build(config, **kwargs)
+    state = entry.load_weights()
+    check_state_dict(state, network.state_dict(), str(entry.weights_path))
+    # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.
+    state = {key: tensor if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
+    network.load_state_dict(state, strict=True, assign=True)
+    network.pretrained_name = config.name or name
+    network.weights_sha256 = entry.sha256
+    network.training_record = config.training
+    return network.eval()
+
+
+Builder = Callable[..., nn.Module]
+
+
+def _is_anew(build: Builder, before: Builder) -> bool:
+    """Whether it is the same definition, run again, as the cell of a notebook is."""
+    first, second = ((function.__module__, getattr(function, "__qualname__", "<")) for function in (build, before))
+    return first == second and "<lambda>" not in first[1]
+
+
+def register_architecture(name: str) -> Callable[[Builder], Builder]:
+    """Decorator that makes a network from elsewhere an architecture: its names can be trained, converted, published.
+
+    What it builds takes images that are normalised by the data set's mean and standard deviation; its activations are
+    ReLU modules, for which an SNN has neurons. It stays registered for this process: entries of it can be loaded where
+    it is registered too. The same definition may be run again, as in a notebook, and then replaces the one before.
+
+    Args:
+        name: Lower-case letters and digits, in parts joined by single underscores.
+
+    Raises:
+        ValueError: If the name is malformed or taken.
+
+    Example:
+        >>> @register_architecture("resnet18")  # doctest: +SKIP
+        ... def resnet18(num_classes, in_chans):
+        ...     return timm.create_model("resnet18", num_classes=num_classes, in_chans=in_chans)
+        >>> create_model("resnet18_cifar10_at_t4").timesteps  # doctest: +SKIP
+        4
+    """
+    _, *registered = getattr(ARCHITECTURES.get(name), "args", (name,))
+    if not registered:
+        register_name(name)
+
+    def register(build: Builder) -> Builder:
+        if registered and not _is_anew(build, registered[0]):
+            register_name(name)  # which says that it is taken
+        ARCHITECTURES[name] = partial(ForeignNetwork, name, build)
+        return build
+
+    return register

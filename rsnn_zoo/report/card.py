@@ -1,0 +1,339 @@
+"""The model card of an entry, generated from its config and its evidence; no number in it is written by hand.
+
+Example:
+    >>> card = model_card(load_config("config.json"), load_json("evaluation.json"))  # doctest: +SKIP
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from rsnn_zoo.report.evidence import images_of
+from rsnn_zoo.report.report import ALL, in_255
+from rsnn_zoo.spec.config import ModelConfig
+from rsnn_zoo.spec.datasets import DATASETS, DatasetInfo
+from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model
+
+_TITLES = {
+    "vgg11": "VGG-11",
+    "vgg16": "VGG-16",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "wrn16_4": "WideResNet-16-4",
+    "wrn28_4": "WideResNet-28-4",
+}
+_OBJECTIVES = {
+    "natural": "natural training, without adversarial examples",
+    "at": "adversarial training (Madry et al., ICLR 2018)",
+    "trades": "TRADES (Zhang et al., ICML 2019)",
+    "mart": "MART (Wang et al., ICLR 2020)",
+    "alp": "adversarial logit pairing (Kannan et al., 2018)",
+    "fast": "single-step adversarial training (N-FGSM; de Jorge et al., NeurIPS 2022)",
+    "rat": "SNN-RAT (Ding et al., NeurIPS 2022)",
+    "rslad": "RSLAD (robust soft labels from the ANN; Zi et al., ICCV 2021)",
+}
+_METHOD = (
+    "Özdenizci, O., Legenstein, R.: Adversarially Robust Spiking Neural Networks Through Conversion. "
+    "Transactions on Machine Learning Research, 2024."
+)
+_TEMPLATE = """\
+# {name}
+
+{summary}
+
+## How to load it
+
+```python
+import rsnn_zoo
+
+# In eval mode; the SHA-256 of the weights is checked. Images ({shape}) in [0, 1]: normalisation is inside.
+model = rsnn_zoo.create_model("{source}", pretrained=True)
+logits = model(images)  # (B, {classes})
+```
+
+{besides}
+
+## Results
+
+{results}
+
+## How it was trained
+
+{training}
+
+## Intended use and limits
+
+For research on the adversarial robustness of spiking networks. The figures hold for images of this data set, for
+perturbations within the stated L-infinity balls, and for the stated attacks: a stronger attack can only lower them, and
+other perturbations or other images are not covered. Not for decisions about people, nor where safety depends on it.
+
+## Licence and data
+
+Weights and code: MIT. {terms}
+
+## Citation
+
+- {citations}
+"""
+
+
+_COSTS = (("Spikes an image", "spikes", "per_image"), ("Energy relative to its ANN, estimated", "energy", "ratio"))
+_BESIDES = 'After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.'
+_OWN = """\
+The architecture `{0}` is not part of rsnn_zoo. Before loading, run its author's Python file that registers it with
+`@rsnn_zoo.register_architecture("{0}")`; on the command line, give that file by `--plugin`."""
+
+
+def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, repo: str | None = None) -> str:
+    """Return the text of ``README.md``, with the metadata that the Hub shows.
+
+    Args:
+        config: The entry's config; its ``name`` must be set.
+        evidence: Content of ``evaluation.json``; None before the first evaluation.
+        repo: ``"org/name"`` on the Hub, where that is not the zoo's own.
+    """
+    name, dataset, objective = _parts(config)
+    ours = config.architecture in _TITLES
+    tags = ["spiking-neural-network"] * bool(config.timesteps) + ["adversarial-robustness"] + ["timm"] * ours
+    metadata = ModelCardData(
+        license="mit",
+        library_name="rsnn_zoo",
+        pipeline_tag="image-classification",
+        tags=tags,
+        model_name=name,
+        eval_results=_eval_results(evidence, dataset) if evidence else None,
+        metrics=["accuracy"],
+    )
+    body = _TEMPLATE.format(
+        name=name,
+        summary=_summary(config, dataset, objective),
+        source=f"hf-hub:{repo}" if repo else name if dataset else "local-dir:FOLDER",
+        shape=f"B, {config.in_chans}, {config.img_size}, {config.img_size}",
+        classes=config.num_classes,
+        besides=_BESIDES if ours else _OWN.format(config.architecture),
+        results=_results(evidence) if evidence else "Not evaluated yet.",
+        training="\n".join(_facts(config.training)) or "Not recorded.",
+        terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",
+        citations="\n- ".join([_METHOD, dataset.citation] if dataset else [_METHOD]),
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def check_card(text: str, config: ModelConfig, evidence: Mapping[str, Any] | None) -> None:
+    """Check that every figure of a card is that of the config and the evidence; words may be of another version.
+
+    Raises:
+        ValueError: If a figure is missing, additional or another, or the metadata cannot be read.
+    """
+    found, expected = (_figures(card) for card in (text, model_card(config, evidence)))
+    if odd := [line for line in (*found, *expected) if (line in found) != (line in expected)]:
+        shown = next((line for line in odd if line.startswith("|")), odd[0])
+        raise ValueError(
+            f"the card and the evidence differ, e.g. in {shown[:200]!r}: write the card anew, "
+            "rsnn_zoo.hub.publish.update_card(FOLDER)"
+        )
+
+
+def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> str:
+    """Return what the network is, what it achieved and what it costs, in a few lines of text."""
+    _, dataset, objective = _parts(config)
+    results = _accuracies(evidence) if evidence else ["Not evaluated yet."]
+    evidence = evidence or {}
+    flags = (evidence.get("flags") or {}).items()
+    raised = [f"Flag {name}: {_cell(flag['message'])}" for name, flag in flags if flag["raised"]]
+    notes = raised or (["No flag is raised."] if flags else [])
+    notes += [
+        f"{said}: {_shown((evidence.get(part) or {})[key])}"
+        for said, part, key in _COSTS
+        if config.timesteps and key in (evidence.get(part) or {})
+    ]
+    return "\n".join([_summary(config, dataset, objective), "", *results, *([""] if notes else []), *notes])
+
+
+def _figures(card: str) -> list[str]:
+    """Everything in a card that holds a result: its metadata as the Hub reads it, and the rows of its tables.
+
+    Raises:
+        ValueError: If the metadata cannot be read.
+    """
+    if metadata := REGEX_YAML_BLOCK.search(card):
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(metadata[2])):
+                raise ValueError("the card's metadata refer to themselves, so a few lines may stand for gigabytes")
+        except yaml.YAMLError as error:
+            raise ValueError(f"the card's metadata are no YAML: {' '.join(str(error).split())}") from None
+    results = getattr(ModelCard(card, ignore_metadata_errors=True).data, "eval_results", None) or []
+    return [*map(str, results), *(line for line in card.splitlines() if line.startswith("|"))]
+
+
+def _parts(config: ModelConfig) -> tuple[str, DatasetInfo | None, str | None]:
+    name = config.name or config.architecture
+    try:
+        parsed = ModelName.parse(name)
+    except UnknownNameError:
+        return name, None, None
+    return name, DATASETS[parsed.dataset], parsed.objective
+
+
+def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | None) -> str:
+    network = f"{_TITLES.get(config.architecture, config.architecture)} with {config.num_classes} classes"
+    if config.timesteps is None:
+        kind = f"A {network}, an ordinary network with ReLU activations"
+    else:
+        leak = "no leak" if config.leak == 1 else f"leak {config.leak:g}"
+        start = f", membranes that start at {config.initial:g} of the threshold" if config.initial else ""
+        neurons = f"integrate-and-fire neurons with {config.reset} reset{start}, {leak} and trainable thresholds"
+        kind = f"A spiking {network}: {neurons}, {config.timesteps} time steps, direct input coding"
+    if dataset:
+        kind += f". {_origin(config.training, dataset.title, objective)}"
+    if config.weights:
+        kind += f". {config.weights.num_parameters:,} parameters, {config.weights.size / 2**20:.1f} MiB"
+    return kind + "."
+
+
+def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) -> str:
+    """How the weights came to be; the objective in an SNN's name is that of the ANN it was converted from."""
+    stage = training.get("stage")
+    tuned = stage.get("objective") if isinstance(stage, Mapping) else None
+    if not (ann := training.get("ann")):
+        by = _OBJECTIVES.get(str(tuned or objective), _cell(tuned or objective))
+        return f"Trained on {dataset} by {by}" if stage else f"By its name trained on {dataset} by {by}: unrecorded"
+    known = is_model(str(ann))  # and not the file of somebody's weights
+    converted = f"Converted from {_cell(ann)}, whose training is not recorded"
+    if known:
+        own = ModelName.parse(str(ann))
+        objective, by = own.objective, _OBJECTIVES.get(own.objective, own.objective)
+        converted = f"Converted from {_cell(ann)}, itself trained on {DATASETS[own.dataset].title} by {by}"
+    if not stage:
+        return f"{converted}{', without fine-tuning' if 'conversion' in training else '; no fine-tuning is recorded'}"
+    how = "the same objective" if known and tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
+    where = "" if known else f" on {dataset}"
+    return f"{converted}, and fine-tuned{where}" + (f" by {how}" if tuned else "")
+
+
+def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> list[EvalResult]:
+    def result(name: str, value: float, **args: Any) -> EvalResult:
+        return EvalResult(
+            task_type="image-classification",
+            dataset_type=evidence["dataset"],
+            dataset_name=dataset.title if dataset else evidence["dataset"],
+            dataset_split=evidence.get("split"),
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(value, 4),
+            metric_args=args or None,
+        )
+
+    robust = [
+        result(
+            f"Robust accuracy, {run['protocol']}, eps {in_255(run['eps'])}",
+            run["robust_accuracy"],
+            eps=run["eps"],
+        )
+        for run in evidence.get("runs", [])
+    ]
+    return [result("Accuracy", evidence["clean"]["accuracy"]), *robust]
+
+
+def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
+    return [
+        f"On {images_of(evidence)}, with 95 % Wilson intervals:",
+        "",
+        "| attack | eps | accuracy | 95 % interval |",
+        "|---|---|---|---|",
+        _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
+        *(
+            _row(run["protocol"], in_255(run["eps"]), *_accuracy(run, "robust_accuracy"))
+            for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
+        ),
+        *(_row(ALL, in_255(robust["eps"]), *_accuracy(robust, "accuracy")) for robust in evidence.get("robust", [])),
+    ]
+
+
+def _results(evidence: Mapping[str, Any]) -> str:
+    runs = evidence.get("runs", [])
+    lines = _accuracies(evidence)
+    if ann := evidence.get("ann"):
+        lines += ["", f"### The ANN that it was converted from: {_cell(ann['name'])}", "", *_accuracies(ann)]
+        lines += ["", "### What felled the SNN"]
+    for protocol in dict.fromkeys(run["protocol"] for run in runs if run.get("attacks")):
+        lines += _felled(protocol, [run for run in runs if run["protocol"] == protocol])
+    flags = evidence.get("flags") or {}
+    if flags:
+        raised = [f"- {_cell(flag['message'])}" for flag in flags.values() if flag["raised"]]
+        passed = f"{len(flags) - len(raised)} of {len(flags)} sanity checks find nothing against these figures."
+        lines += ["", "### Checks", "", passed, *raised]
+    for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy")):
+        if facts := list(_facts(evidence.get(key) or {})):
+            lines += ["", f"### {title}", "", *facts]
+    measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
+    measured += [_cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
+    counts = [f"{evidence[key]} {key}" for key in ("cores", "processes", "threads") if evidence.get(key)]
+    measured += [f"{', '.join(counts)} each"] if counts else []
+    took = [
+        f"{run['protocol']} at {in_255(run['eps'])} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")
+    ]
+    minutes = f" Minutes of all processes together: {_cell(', '.join(took))}." if took else ""
+    return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}.{minutes}"])
+
+
+def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
+    """A table of how many images each member of an ensemble felled, a column for each eps; the rest are named."""
+    runs = sorted(runs, key=lambda run: run["eps"])
+    counts = [Counter[tuple[str, str]]() for _ in runs]
+    for column, run in zip(counts, runs, strict=True):
+        for attack in run.get("attacks", []):
+            column[attack["attack"], attack.get("mode", "")] += attack["felled"]
+    members = dict.fromkeys(member for column in counts for member in column)
+    shown = [member for member in members if any(column[member] for column in counts)]
+    table = [
+        f"Images felled by members of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
+        "",
+        _row("attack", "backward mode", *(f"eps {in_255(run['eps'])}" for run in runs)),
+        "|---" * (2 + len(runs)) + "|",
+        *(_row(*member, *(column.get(member, "") for column in counts)) for member in shown),
+    ]
+    nothing: dict[str, list[str]] = {}
+    for attack, mode in members:
+        if (attack, mode) not in shown:
+            nothing.setdefault(_cell(attack), []).append(_cell(mode))
+    listed = "; ".join(f"{attack} ({', '.join(modes)})" if any(modes) else attack for attack, modes in nothing.items())
+    return [
+        "",
+        *(table if shown else [f"No member of {_cell(protocol)} felled an image."]),
+        *([f"\nThese felled no image, or had none left to attack: {listed}."] if listed else []),
+        *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
+    ]
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Bullets of a JSON object; objects inside are indented below their key, long lists are cut."""
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield f"- {_cell(key)}"
+            yield from (f"  {line}" for line in _facts(value))
+        else:
+            yield f"- {_cell(key)}: {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return _cell(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _accuracy(result: Mapping[str, Any], key: str) -> tuple[str, str]:
+    low, high = result["ci95"]
+    return f"{100 * result[key]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _row(*cells: Any) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")[:500]

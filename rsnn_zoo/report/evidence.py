@@ -1,0 +1,204 @@
+"""``evaluation.json`` of an entry, the evidence: read and checked against the config. Free of torch."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from rsnn_zoo._utils.files import load_json
+from rsnn_zoo.report.report import FIRST, MISCLASSIFIED, STANDS, in_255, wilson
+from rsnn_zoo.spec.config import ModelConfig
+from rsnn_zoo.spec.schema import Section
+
+MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
+
+NETWORK = ("timesteps", "reset", "leak", "initial")
+"""What an SNN computes by and its weights do not say."""
+
+SETTINGS = {"seed": (0, 2**64 - 1), "chunk": (1, 4096), "draws": (1, 1024)}
+"""Bounds of the integers among the settings, since whoever recomputes a verdict takes them from a stranger."""
+PRECISIONS = ("float32", "bfloat16")
+"""As of ``rsnn_zoo.attacks.gradients``, which needs torch; a test holds the two together."""
+
+_MAX_IMAGES = 10**7
+_MAX_PROCESSES = 10**6
+_ROUNDING = 1e-6
+_SPLIT = re.compile("(train|validation|test)?")  # none where images came as tensors
+_TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
+
+
+class EvidenceError(ValueError):
+    """An entry whose evidence does not belong to its weights, or does not say what it claims to."""
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One protocol at one radius, as published.
+
+    Attributes:
+        protocol: Name of the protocol.
+        eps: Radius, in units of pixels in [0, 1].
+        verdicts: By image: number of the attack that felled it, -1 if it stands, -2 if wrong without any attack.
+        learned: What its adaptive ensembles had learned, by member.
+    """
+
+    protocol: str
+    eps: float
+    verdicts: tuple[int, ...]
+    learned: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_evidence(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, Any]:
+    """Read the ``evaluation.json`` that belongs to a config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it is not JSON, or ``check_evidence`` misses something.
+        EvidenceError: If it is of other weights, or older than they are.
+    """
+    evidence = load_json(path, MAX_EVIDENCE_BYTES)
+    check_evidence(config, evidence)
+    return evidence
+
+
+def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
+    """Check that the evidence was made with the weights of this config, after them, and that a card can be made of it.
+
+    Raises:
+        ConfigError: If it lacks what a card needs; names the key.
+        EvidenceError: If it is of other weights, or older than they are; says what to do.
+    """
+    top = Section(evidence, f"the evidence of {config.name}")
+    remedy = f"evaluate {config.name} again with `rsnn-zoo evaluate`"
+    if config.weights is None or evidence.get("weights_sha256") != config.weights.sha256:
+        raise EvidenceError(f"The evidence of {config.name} was made with other weights; {remedy}")
+    network = top.section("network", optional=True)
+    if differing := [key for key in NETWORK if key in network.content and network.content[key] != getattr(config, key)]:
+        raise EvidenceError(f"The evidence of {config.name} was made with another {', '.join(differing)}; {remedy}")
+    if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
+        raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
+    n = top.integer("n", 1, _MAX_IMAGES)
+    settings = top.section("settings", optional=True)
+    settings.one_of("precision", PRECISIONS, default=PRECISIONS[0])
+    integers = [(top, key, (1, _MAX_PROCESSES)) for key in ("cores", "threads", "processes")]
+    for section, key, bounds in [*integers, *((settings, key, bounds) for key, bounds in SETTINGS.items())]:
+        if section.content.get(key) is not None:
+            section.integer(key, *bounds)
+    top.text("dataset", _TEXT)
+    top.text("split", _SPLIT, default="test")
+    for key in ("versions", "spikes", "energy"):
+        top.section(key, optional=True)
+    flags = top.section("flags", optional=True)
+    for name in flags.content:
+        if (flag := flags.section(name)).value("raised"):
+            flag.text("message", _TEXT)
+    for run in _accuracies(top):
+        run.number("seconds", 0.0, 1e12, default=0.0)
+        for attack in run.sections("attacks"):
+            attack.text("attack", _TEXT)
+            attack.text("mode", _TEXT, default="")
+            attack.integer("felled", 0, n)
+    if "ann" in evidence:
+        ann = top.section("ann")
+        ann.text("name", _TEXT)
+        ann.integer("n", 1, _MAX_IMAGES)
+        _accuracies(ann)
+
+
+def _accuracies(report: Section) -> list[Section]:
+    """The runs, once they and the accuracy without attack are seen to be there."""
+    clean, runs, robust = report.section("clean"), report.sections("runs"), report.sections("robust")
+    for run in runs:
+        run.text("protocol", _TEXT)
+        run.section("left_out", optional=True)
+    for section in (*runs, *robust):
+        section.number("eps", 0.0, 1.0)
+    accuracies = [(section, "accuracy") for section in (clean, *robust)]
+    for section, key in [*accuracies, *((run, "robust_accuracy") for run in runs)]:
+        section.number(key, 0.0, 1.0)
+        section.numbers("ci95", 2, 0.0, 1.0)
+    return runs
+
+
+def published_index(evidence: Mapping[str, Any]) -> Sequence[int]:
+    """Return which images of the split the verdicts are about, in their order.
+
+    Raises:
+        EvidenceError: If these are not as many different ones as it claims.
+    """
+    n, index = evidence["n"], evidence.get("index", FIRST)
+    if index == FIRST:
+        return range(n)
+    known = isinstance(index, list) and all(type(number) is int and number >= 0 for number in index)
+    if not known or not n == len(index) == len(set(index)):
+        raise EvidenceError(f"the index must be {FIRST} or {n} different numbers from 0, one an image; evaluate again")
+    return index
+
+
+def images_of(evidence: Mapping[str, Any]) -> str:
+    """Return how many images of which split it is about, and whether somebody chose them; ``360 images (test split)``.
+
+    Validation images are listed by their places among the training images, which does not tell whether they are chosen.
+    """
+    split = evidence.get("split", "test")
+    chosen = split == "test" and evidence.get("index", FIRST) != FIRST
+    return f"{evidence['n']:,} {'chosen ' if chosen else ''}images ({split} split)"
+
+
+def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
+    """Return the runs with the verdict on each image, once all that they claim is seen to follow from the verdicts.
+
+    Raises:
+        EvidenceError: If there are no runs, or verdicts are missing or contradict what is claimed.
+    """
+    runs, n, clean = list[PublishedRun](), len(published_index(evidence)), evidence["clean"]
+    if not evidence.get("runs"):
+        raise EvidenceError("the evidence holds no runs, so nothing of it can be verified; evaluate again")
+    for run in evidence["runs"]:
+        place = f"run {run['protocol']} at eps {in_255(run['eps'])}"
+        listed, attacks = run.get("verdicts"), run.get("attacks", [])
+        try:
+            verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
+        except (TypeError, ValueError):
+            raise EvidenceError(f"{place} holds no readable verdicts") from None
+        if len(verdicts) != n:
+            raise EvidenceError(f"{place} holds {len(verdicts)} verdicts for {n} images")
+        counts = Counter(verdicts)
+        if unknown := [verdict for verdict in counts if not MISCLASSIFIED <= verdict < len(attacks)]:
+            raise EvidenceError(f"{place} holds the verdict {unknown[0]}, where it lists {len(attacks)} attacks")
+        for number, attack in enumerate(attacks):
+            if (felled := attack["felled"]) != counts[number]:
+                what = f"felled by {attack['attack']}"
+                raise EvidenceError(f"{place} claims {felled} {what}, the verdicts say {counts[number]}")
+        _check_claim(f"{place} claims robust accuracy", run["robust_accuracy"], run["ci95"], counts[STANDS], n)
+        _check_claim(f"{place} claims clean accuracy", clean["accuracy"], clean["ci95"], n - counts[MISCLASSIFIED], n)
+        learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in attacks if "learned" in a}
+        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned))
+    for claim in evidence.get("robust", []):
+        what = f"the worst case at eps {in_255(claim['eps'])} claims accuracy"
+        if claim["eps"] not in {run.eps for run in runs}:
+            raise EvidenceError(f"{what} where nothing was run")
+        below = [run.verdicts for run in runs if run.eps <= claim["eps"]]
+        stand = sum(set(each) == {STANDS} for each in zip(*below, strict=True))
+        _check_claim(what, claim["accuracy"], claim["ci95"], stand, n)
+    return runs
+
+
+def _check_claim(what: str, accuracy: float, ci95: Sequence[float], count: int, n: int) -> None:
+    """Hold a claimed accuracy and its interval against how many of the images the verdicts count."""
+    claimed, counted = (accuracy, *ci95), (count / n, *wilson(count, n))
+    if any(abs(one - other) > _ROUNDING for one, other in zip(claimed, counted, strict=True)):
+        shown = ["{:.6g} ({:.6g} to {:.6g})".format(*values) for values in (claimed, counted)]
+        raise EvidenceError(f"{what} {shown[0]}, the verdicts say {shown[1]}")
+
+
+def parse_time(text: Any) -> datetime:
+    """Return the time that ISO 8601 text stands for, in UTC where it names no zone; the beginning of time if none."""
+    try:
+        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,1 @@
+"""What names, data sets and configurations say. Nothing here needs torch."""

@@ -1,0 +1,228 @@
+"""``config.json`` of an entry: what the network is, where its weights are, how they came to be.
+
+One file serves two readers. timm reads the top level (``architecture``, ``num_classes``, ``model_args``,
+``pretrained_cfg``), so ``timm.create_model("local-dir:hub_configs/NAME", pretrained=True)`` works; everything of our
+own stands under ``"rsnn_zoo"``, which timm ignores. Whoever wrote the file, every value is checked against bounds
+before it is used: a config cannot make us allocate absurd sizes or write outside its folder. Free of torch.
+
+Example:
+    >>> config = load_config("hub_configs/resnet20_digits_trades_t4/config.json")  # doctest: +SKIP
+    >>> config.architecture, config.timesteps  # doctest: +SKIP
+    ('resnet20', 4)
+"""
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rsnn_zoo._utils.files import ConfigError, load_json
+from rsnn_zoo.spec.datasets import DATASETS
+from rsnn_zoo.spec.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, near_matches
+from rsnn_zoo.spec.schema import Section
+
+SCHEMA = 1
+MAX_WEIGHTS_BYTES = 2**32
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+_PREFIX = "rsnn_"  # our models in timm's registry
+_MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
+_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None}  # what is meant where an argument is absent
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SURROGATE = re.compile(r"(?:pcw|exp|exp_d|rect)-\d{1,4}(?:\.\d{1,20})?(?:e-\d{1,2})?|ste")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """The weights file of an entry: plain ``file`` name, ``sha256`` and ``size`` in bytes, and what it holds."""
+
+    file: str
+    sha256: str
+    size: int
+    dtype: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A validated ``config.json``.
+
+    Attributes:
+        architecture: One of ``names.ARCHITECTURES``.
+        num_classes: Number of classes, 1 to 10,000.
+        num_features: Width of the layer before the classifier.
+        in_chans: Input channels, 1 to 16.
+        img_size: Height and width of the square input, 4 to 128 pixels.
+        timesteps: Time steps; None for the ReLU network.
+        mean: Mean of each channel for pixels in [0, 1]; the network normalises by itself.
+        std: Standard deviation of each channel.
+        reset: ``"hard"`` or ``"soft"``.
+        leak: Membrane decay a step, in (0, 1].
+        initial: Membrane before the first step, as a part of the threshold, in [0, 1).
+        surrogate: Name of the derivative by which training goes on, as ``"rect-0.5"``; None for ``"pcw-1"``.
+        hidden_features: Width of the hidden linear layers of a VGG, 1 to 16,384; None for the other networks, and for
+            a VGG of the usual width.
+        first_conv: Name of the first convolution, for timm.
+        classifier: Name of the classifier layer, for timm.
+        name: Name of the entry; None in configs that ``rsnn_zoo`` did not write.
+        weights: The weights file; None in configs that ``rsnn_zoo`` did not write.
+        revision: Tag or commit on the Hub that holds these weights; None for the newest.
+        created: ISO 8601 time at which the weights were saved.
+        training: How the weights came to be: recipe, seed, versions, hardware.
+    """
+
+    architecture: str
+    num_classes: int
+    num_features: int
+    in_chans: int
+    img_size: int
+    timesteps: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reset: str = "hard"
+    leak: float = 1.0
+    initial: float = 0.0
+    surrogate: str | None = None
+    hidden_features: int | None = None
+    first_conv: str = "conv1"
+    classifier: str = "fc"
+    name: str | None = None
+    weights: WeightsInfo | None = None
+    revision: str | None = None
+    created: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The keyword arguments that build the network, besides ``num_classes``."""
+        args = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in _MODEL_ARGS}
+        return args | {key: value for key, usual in _USUAL.items() if (value := getattr(self, key)) != usual}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``config.json``; ``parse_config`` reads it back."""
+        ours: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "created": self.created, "revision": self.revision}
+        ours["weights"] = asdict(self.weights) if self.weights else None
+        ours["training"] = self.training
+        return {
+            "architecture": _PREFIX + self.architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "model_args": self.model_args,
+            # Normalisation is inside the network: these values keep timm's transforms from doing it twice.
+            "pretrained_cfg": {
+                "input_size": [self.in_chans, self.img_size, self.img_size],
+                "fixed_input_size": True,
+                "num_classes": self.num_classes,
+                "mean": [0.0] * self.in_chans,
+                "std": [1.0] * self.in_chans,
+                "crop_pct": 1.0,
+                "interpolation": "bilinear",
+                "first_conv": self.first_conv,
+                "classifier": self.classifier,
+                "license": "mit",
+            },
+            "rsnn_zoo": {key: value for key, value in ours.items() if value is not None},
+        }
+
+
+def load_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read and check a ``config.json``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it is not a usable config; names the key, the cause and the remedy.
+    """
+    return parse_config(load_json(path), str(path))
+
+
+def parse_config(content: Any, source: str) -> ModelConfig:
+    """Check the content of a ``config.json``.
+
+    Args:
+        content: The parsed JSON.
+        source: Where it came from, for the error message.
+
+    Raises:
+        ConfigError: If a key is missing, unknown, of the wrong type or out of bounds, or two keys disagree.
+    """
+    top = Section(content, source)
+    args = top.section("model_args")
+    cfg = top.section("pretrained_cfg", optional=True)
+    ours = top.section("rsnn_zoo", optional=True)
+    weights = ours.section("weights", optional=True)
+    if ours.value("schema", SCHEMA) != SCHEMA:
+        raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
+    known = tuple(_PREFIX + a for a in ARCHITECTURES)
+    if str(named := top.value("architecture")).startswith(_PREFIX) and named not in known:
+        raise ConfigError(
+            f"{source}: architecture is {named!r:.100}{near_matches(named, known)}; one of its author's own is to be "
+            "registered first (--plugin FILE.py)"
+        )
+    architecture = top.one_of("architecture", known).removeprefix(_PREFIX)
+    known = {*_MODEL_ARGS, "initial", "surrogate", *(["hidden_features"] if architecture.startswith("vgg") else [])}
+    if unknown := set(args.content) - known:
+        raise args.error(min(unknown), f"is not an argument of {architecture}")
+
+    in_chans = args.integer("in_chans", 1, 16)
+    config = ModelConfig(
+        architecture=architecture,
+        num_classes=top.integer("num_classes", 1, 10_000),
+        num_features=top.integer("num_features", 1, 65_536),
+        in_chans=in_chans,
+        img_size=args.integer("img_size", 4, 128),
+        timesteps=None if args.value("timesteps", None) is None else args.integer("timesteps", 1, MAX_TIMESTEPS),
+        mean=args.numbers("mean", in_chans, -10.0, 10.0),
+        std=args.numbers("std", in_chans, 1e-6, 10.0),
+        reset=args.one_of("reset", ("hard", "soft"), "hard"),
+        leak=args.number("leak", 1e-6, 1.0, 1.0),
+        initial=args.number("initial", 0.0, 1 - 1e-6, 0.0),
+        surrogate=args.text("surrogate", _SURROGATE, None),
+        hidden_features=args.integer("hidden_features", 1, 16_384) if "hidden_features" in args.content else None,
+        first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
+        classifier=cfg.text("classifier", _MODULE_PATH, "fc"),
+        name=ours.text("name", _FILE_NAME, None),
+        revision=ours.text("revision", _REVISION, None),
+        created=ours.text("created", re.compile(r"[0-9T:.+-]{10,40}Z?"), None),
+        training=ours.section("training", optional=True).content,
+        weights=WeightsInfo(
+            file=weights.text("file", re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors)")),
+            sha256=weights.text("sha256", _SHA256),
+            size=weights.integer("size", 8, MAX_WEIGHTS_BYTES),
+            dtype=weights.one_of("dtype", DTYPES),
+            num_parameters=weights.integer("num_parameters", 1, MAX_WEIGHTS_BYTES),
+        )
+        if weights.content
+        else None,
+    )
+    _check_name(config, ours)
+    _check_neuron(config, args)
+    return config
+
+
+def _check_neuron(config: ModelConfig, args: Section) -> None:
+    """No checksum covers what the neurons do, but the record of the training names it a second time."""
+    trained = config.training.get("neuron")
+    if config.timesteps is None or not isinstance(trained, dict):
+        return
+    for key in ("reset", "leak", "initial"):
+        if trained.get(key, value := getattr(config, key)) != value:
+            raise args.error(
+                key, f"is {value!r}, but training.neuron.{key} is {trained[key]!r}: one of them is damaged"
+            )
+
+
+def _check_name(config: ModelConfig, ours: Section) -> None:
+    """A name of the grid promises what the network is; free names of other publishers promise nothing."""
+    try:
+        name = ModelName.parse(config.name or "")
+    except UnknownNameError:
+        return
+    dataset = DATASETS[name.dataset]
+    promised = {"architecture": name.architecture, "timesteps": name.timesteps, "num_classes": dataset.num_classes}
+    promised |= {"img_size": dataset.img_size, "in_chans": dataset.in_chans}
+    for key, value in promised.items():
+        if getattr(config, key) != value:
+            raise ours.error("name", f"promises {key} {value}, but {key} is {getattr(config, key)}")

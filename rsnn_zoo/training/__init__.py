@@ -1,0 +1,1 @@
+"""Training an ANN robustly, and fine-tuning the SNN that it becomes."""

@@ -1,0 +1,93 @@
+"""Which models are held to be the same: whose states are resumed, and whose adversarial examples are verified."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rsnn_zoo
+from rsnn_zoo._utils.provenance import digest
+from rsnn_zoo.evaluation.evaluation import evaluate
+from tests import tiny
+
+
+class Scaled(nn.Module):
+    """A network from elsewhere, whose function hangs on attributes that no state dict holds."""
+
+    def __init__(self, scale=1.0, steps=(1, 2), name="mean"):
+        super().__init__()
+        self.network, self.scale, self.steps, self.name, self._passes = tiny.network(), scale, steps, name, 0
+
+    def forward(self, x):
+        self._passes += 1
+        return self.network(x) * self.scale
+
+
+@pytest.mark.parametrize("change", [{"scale": 2.0}, {"scale": None}, {"steps": (1, (2, 3))}, {"name": "max"}], ids=str)
+def test_plain_attributes_tell_models_apart(change):
+    assert digest(Scaled(**change)) != digest(Scaled())
+    assert digest(nn.Sequential(Scaled(**change))) != digest(nn.Sequential(Scaled()))
+
+
+class Shifted(nn.Module):
+    """Its function hangs on tensors that no state dict holds."""
+
+    def __init__(self, mean=0.5, std=0.5):
+        super().__init__()
+        self.network, self.std = tiny.network(), torch.tensor(std)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+
+    def forward(self, x):
+        return self.network((x - self.mean) / self.std)
+
+
+def test_tensors_outside_the_state_tell_models_apart_too():
+    assert len({digest(Shifted()), digest(Shifted(mean=0.4)), digest(Shifted(std=0.4))}) == 3
+    assert digest(copy.deepcopy(Shifted())) == digest(Shifted())
+
+
+def test_the_digest_of_a_published_network_is_what_it_was(eager):
+    """Adversarial examples and states name it."""
+    model = rsnn_zoo.create_model("resnet20_cifar10_trades_t4", pretrained=True)
+    assert digest(model) == "ffed64503b9a73fca983cc586dcfb0693bf2a34c12352ac2578274f988b1bcd1"
+
+
+def test_what_says_nothing_about_the_function_does_not():
+    model = Scaled()
+    before = digest(model)
+    model(torch.rand(2, 1, 8, 8))  # counts it in a private attribute
+    model.train()
+    model.pretrained_name, model.weights_sha256 = "resnet20_digits_at_ann", "0" * 64
+    assert digest(model) == digest(copy.deepcopy(model)) == before
+
+
+def test_a_state_is_not_resumed_for_another_model(tmp_path):
+    data, state = tiny.digits().select(8), tmp_path / "state"
+    evaluate(Scaled(), data, "fgsm", state=state, checks=0)
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(Scaled(scale=-1.0), data, "fgsm", state=state, checks=0)
+    evaluate(Scaled(), data, "fgsm", state=state, checks=0)
+
+
+@pytest.mark.parametrize("name", ["resnet20_digits_trades_t4", "resnet20_digits_trades_ann"])
+def test_a_network_of_the_zoo_stays_the_same(eager, name):
+    model = rsnn_zoo.create_model(name, pretrained=True)
+    before = digest(model)
+    assert digest(rsnn_zoo.create_model(name, pretrained=True)) == digest(copy.deepcopy(model)) == before
+    evaluate(model, tiny.digits().select(4), "ensemble-pgd2", checks=0)
+    model(tiny.digits().pixels(slice(0, 2)))
+    assert digest(model.train()) == before
+
+
+@pytest.mark.parametrize("change", [{"timesteps": 5}, {"leak": 0.9}], ids=str)
+def test_networks_of_the_zoo_with_other_neurons_are_others(eager, change):
+    one, other = (rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True, **c) for c in ({}, change))
+    assert digest(one) != digest(other)
+
+
+def test_a_converted_network_is_the_same_once_saved_and_loaded(eager, tmp_path):
+    ann = rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
+    snn = rsnn_zoo.convert(ann, 3, tiny.digits().pixels(slice(0, 8)), calibration_timesteps=4)
+    rsnn_zoo.save_pretrained(snn, tmp_path, name="resnet20_digits_trades_t3")
+    assert digest(rsnn_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)) == digest(snn)

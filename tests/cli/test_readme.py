@@ -1,0 +1,55 @@
+"""README and docs say what the result files say, and their commands and names exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import rsnn_zoo
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
+
+
+def test_tables_are_those_of_the_result_files():
+    command = [sys.executable, str(ROOT / "scripts" / "readme_tables.py"), "--check"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_changed_figure_is_noticed(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import readme_tables as t; "
+    script += f"text = open({str(ROOT / 'README.md')!r}, encoding='utf-8').read(); i = text.index('<!-- end results'); "
+    script += "print(t.filled(text[: i - 3] + '9' + text[i - 2 :], t.PAGES[t.ROOT / 'README.md']) == text)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+
+
+def test_the_opening_names_the_entries():
+    opening, names = README[: README.index("```python")], set(rsnn_zoo.list_models(pretrained=True))
+    digits = set(rsnn_zoo.list_models("resnet20_digits_*", pretrained=True))
+    assert len(digits) == 8 and "eight ResNet-20 entries" in opening
+    assert set(re.findall(r"`(\w+_(?:ann|t\d+))`", opening)) == names - digits
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(rf"^version: {re.escape(rsnn_zoo.__version__)}$", text, re.MULTILINE)
+    assert "Adversarially Robust Spiking Neural Networks Through Conversion" in text
+
+
+def test_scripts_and_models_that_it_names_exist():
+    for script in set(re.findall(r"scripts/[a-z_]+\.py", PAGES)):
+        assert (ROOT / script).is_file(), script
+    for name in set(re.findall(r'rsnn_zoo\.create_model\("([a-z0-9_.]+)"', PAGES)):
+        assert rsnn_zoo.is_model(name.replace("resnet18", "resnet20")), name  # the former is what it registers
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_every_script_explains_itself():
+    for script in sorted((ROOT / "scripts").glob("[!_]*.py")):
+        if script.name != "benchmark_peers.py":
+            run = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+            assert run.returncode == 0 and "usage" in run.stdout, script

@@ -1,0 +1,724 @@
+"""Conversion: our networks and anybody's, whatever they do with their ReLU modules; and what it refuses."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from rsnn_zoo.conversion.conversion import SpikingNetwork, calibrate, convert, relearn_statistics
+from rsnn_zoo.data.images import load_dataset
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.models.layers import StaticBatchNorm2d
+from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Relu, SpikingNeuron, Surrogate, backward_mode
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+QUICK = {"calibration_timesteps": 5}
+
+
+def images(batch=4, channels=3, size=8, seed=0, dtype=torch.float32):
+    return torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def seeded(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def plain(*layers, channels=3, width=6):
+    """conv, ``layers``, conv, ReLU, linear."""
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            *layers,
+            nn.Conv2d(width, width, 3, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * width, 5, bias=False),
+        )
+    )
+
+
+def with_statistics_of(ann, snn):
+    """The ANN with the batch norms of the SNN that it became."""
+    other = copy.deepcopy(ann).eval()
+    loaded = other.load_state_dict((snn.network if isinstance(snn, SpikingNetwork) else snn).state_dict(), strict=False)
+    assert not loaded.missing_keys and all(key.endswith("threshold") for key in loaded.unexpected_keys)
+    return other
+
+
+def assert_same_function(ann, snn, x):
+    """Under the ReLU mode, without spikes, the SNN is the ANN: every layer is where it was."""
+    with torch.no_grad(), backward_mode(Relu()):
+        torch.testing.assert_close(snn(x), with_statistics_of(ann, snn)(x), rtol=1e-4, atol=1e-5)
+
+
+# --- our networks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "wrn16_4", "vgg11"])
+def test_our_networks_become_their_spiking_twins(architecture):
+    kwargs = {"in_chans": 1, "img_size": 8, "mean": (0.3,), "std": (0.4,)}
+    kwargs |= {"hidden_features": 16} if architecture == "vgg11" else {}
+    ann = seeded(lambda: ARCHITECTURES[architecture](**kwargs)).double()
+    x, surrogate = images(6, 1, dtype=torch.float64), Surrogate("exp", 2.0)
+    snn = convert(ann, 3, x, reset="soft", leak=0.9, initial=0.5, surrogate=surrogate, **QUICK)
+    assert (snn.timesteps, snn.reset, snn.leak, snn.initial, snn.training) == (3, "soft", 0.9, 0.5, False)
+    assert all(neuron.surrogate == surrogate and neuron.timesteps == 3 for _, neuron in snn.neurons())
+    # the twin that create_model would build, with its weights loaded, is the same network to the bit
+    twin = ARCHITECTURES[architecture](timesteps=3, reset="soft", leak=0.9, initial=0.5, **kwargs).double().eval()
+    twin.load_state_dict(snn.state_dict())
+    assert torch.equal(twin(x), snn(x))
+    assert [n.repeated for _, n in snn.neurons()] == [n.repeated for _, n in twin.neurons()]
+    assert [m.copies for m in snn.modules() if isinstance(m, StaticBatchNorm2d)] == [3]
+    assert_same_function(ann, snn, x)
+
+
+def test_weights_are_taken_over_and_thresholds_are_the_percentile():
+    ann = seeded(lambda: ARCHITECTURES["resnet20"](in_chans=1, img_size=8)).double()
+    x = images(6, 1, dtype=torch.float64)
+    snn = convert(ann, 2, x, percentile=90.0, scale=0.5, **QUICK)
+    assert all(torch.equal(parameter, snn.get_parameter(name)) for name, parameter in ann.named_parameters())
+    with torch.no_grad():  # the first layer's current is the same at every step
+        current = ann.bn1.train()(ann.conv1(x)).repeat(5, 1, 1, 1).flatten().sort().values
+    expected = 0.5 * current[round(0.9 * (len(current) - 1))]
+    assert snn.act1.threshold.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# --- networks of others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "neurons"),
+    [
+        (lambda: timm.create_model("resnet18", num_classes=7), 17),
+        (lambda: timm.create_model("resnet26", num_classes=7), 25),
+        (lambda: timm.create_model("vgg11_bn", num_classes=7, mlp_ratio=1 / 64), 10),
+        (lambda: torchvision.models.resnet18(num_classes=7), 17),  # one ReLU module used twice a block
+    ],
+    ids=["timm-resnet18", "timm-resnet26", "timm-vgg11_bn", "torchvision-resnet18"],
+)
+def test_networks_of_timm_and_torchvision_convert(build, neurons):
+    ann, x = seeded(build), images(4, 3, 32)
+    snn = convert(ann, 2, x, **QUICK)
+    thresholds = dict(snn.neurons())
+    assert len(thresholds) == neurons and not any(isinstance(module, nn.ReLU) for module in snn.modules())
+    assert [name for name, neuron in thresholds.items() if neuron.repeated] == [next(iter(thresholds))]
+    assert snn.stem_once and snn(x).shape == (4, 7) and snn(x, per_step=True).shape == (2, 4, 7)
+    assert_same_function(ann, snn, x)
+
+
+class Reuses(nn.Module):
+    """One ReLU module called ``uses`` times, registered under more than one name, beside one of a similar name."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.act = self.alias = nn.ReLU(inplace=True)
+        self.act_2 = nn.ReLU()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(uses + 1))
+        self.again = nn.Sequential(nn.Conv2d(4, 4, 1), self.alias)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.act_2(self.convs[0](x))
+        for i, conv in enumerate(self.convs[1:]):
+            x = (self.alias if i % 2 else self.act)(conv(x))
+        return self.head(self.again(x).mean((2, 3)))
+
+
+@given(uses=st.integers(0, 5))
+@settings(max_examples=6, deadline=None)
+def test_each_use_of_a_shared_relu_becomes_a_neuron_of_its_own(uses):
+    ann, x = seeded(lambda: Reuses(uses)), images()
+    snn = convert(ann, 3, x, **QUICK)
+    called = []
+    for _, neuron in snn.neurons():
+        neuron.register_forward_hook(lambda neuron, *_: called.append(neuron))
+    snn(x)
+    assert len(called) == len(set(called)) == uses + 2
+    assert len({neuron.threshold.item() for neuron in called}) == uses + 2  # each found its own
+    assert_same_function(ann, snn, x)
+
+
+def test_a_relu_shared_within_a_sequential_is_split():
+    act = nn.ReLU()
+    ann = plain(act, nn.Conv2d(6, 6, 1), act)
+    snn = convert(ann, 3, images(), **QUICK)
+    assert len(list(snn.neurons())) == 3
+    assert_same_function(ann, snn, images())
+
+
+def test_a_relu_of_two_names_and_one_use_becomes_one_neuron():
+    ann = Reuses(0)
+    ann.again = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # act and alias are left over
+    ann.act_2 = ann.alias
+    snn = convert(ann, 3, images(), **QUICK)
+    assert not any(isinstance(module, nn.ReLU) for module in snn.modules())
+    assert_same_function(ann, snn, images())
+
+
+def test_rates_times_thresholds_approach_the_activations():
+    # without batch norms and biases, with a soft reset and no threshold below a current, the limit is exact
+    ann, x = plain(nn.ReLU(), nn.MaxPool2d(2)).double(), images(6, dtype=torch.float64)
+    snn = convert(ann, 8, x, reset="soft", percentile=100.0, scale=1.0, max_pool="average")
+    ann[2] = nn.AvgPool2d(2)
+    scale = torch.stack([neuron.threshold for _, neuron in snn.neurons()]).prod()
+    errors = []
+    for snn.timesteps in (20, 200, 2000):
+        errors.append(((snn(x) * scale - ann(x)).norm() / ann(x).norm()).item())
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+    assert errors[2] < 0.005
+
+
+@pytest.fixture(scope="module")
+def digits_net():
+    """A small network with batch norms, trained to some 95 % in a second."""
+    train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv = [nn.Conv2d(a, 16, 3, padding=1) for a in (1, 16, 16)]
+        net = nn.Sequential(
+            *(conv[0], nn.BatchNorm2d(16), nn.ReLU(), conv[1], nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+            *(conv[2], nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
+        )
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(60):
+            batch = torch.randint(len(train), (64,))
+            F.cross_entropy(net(train.pixels(batch)), train.labels[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return net.eval(), train.pixels()[:128], test
+
+
+@pytest.mark.parametrize(("timesteps", "points"), [(4, 0.15), (16, 0.05)])
+def test_a_converted_network_classifies_as_the_network_did(digits_net, timesteps, points):
+    net, calibration, test = digits_net
+    snn = convert(net, timesteps, calibration, calibration_timesteps=20)
+    with torch.no_grad():
+        before, after = ((m(test.pixels()).argmax(1) == test.labels).double().mean().item() for m in (net, snn))
+    assert before > 0.9 and after > before - points
+
+
+def test_functional_max_pooling_of_spikes_is_taken():
+    snn = convert(FUNCTIONAL_POOL, 3, images(), **QUICK)
+    assert_same_function(FUNCTIONAL_POOL, snn, images())
+
+
+def test_max_pooling_stays_or_becomes_average_pooling():
+    ann, x = plain(nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(6)), images()
+    for kind, pools in (
+        ("spikes", (nn.MaxPool2d, nn.AdaptiveMaxPool2d)),
+        ("average", (nn.AvgPool2d, nn.AdaptiveAvgPool2d)),
+    ):
+        snn = convert(ann, 3, x, max_pool=kind, **QUICK)
+        assert [type(snn.network[i]) for i in (2, 3)] == list(pools)
+        ann.pooled = with_statistics_of(ann, snn)
+        for i in (2, 3):
+            ann.pooled[i] = snn.network[i]
+        with backward_mode(Relu()):
+            torch.testing.assert_close(snn(x), ann.pooled(x))
+        del ann.pooled
+
+
+def test_pooled_spikes_are_spikes():
+    snn = convert(plain(nn.ReLU(), nn.MaxPool2d(2)), 3, images(), **QUICK)
+    snn.network[2].register_forward_hook(lambda *args: outputs.append(args[2]))
+    outputs = []
+    snn(images())
+    assert set(outputs[0].unique().tolist()) == {0.0, 1.0}
+
+
+def test_normalisation_moves_inside():
+    mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+
+    class Normalised(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+
+    ann, x = plain(nn.BatchNorm2d(6), nn.ReLU()), images()
+    inside = convert(ann, 3, x, mean=mean, std=std, **QUICK)
+    assert torch.equal(inside(x), convert(Normalised(ann), 3, x, **QUICK)(x))
+    assert not torch.equal(inside(x), convert(ann, 3, x, **QUICK)(x))
+    assert torch.equal(convert(ann, 3, x, std=std, **QUICK).normalize.mean, torch.zeros(3))
+
+
+# --- in time --------------------------------------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """The image itself goes around the first neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.act2 = nn.Conv2d(7, 4, 3), nn.ReLU()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = self.act1(self.conv1(x))
+        y = self.act2(self.conv2(torch.cat([x, y], 1)))
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_path_around_the_first_neuron_is_repeated_in_time():
+    x = images(dtype=torch.float64)
+    snn = convert(seeded(Around).double(), 4, x, **QUICK)
+    assert not snn.stem_once and not any(neuron.repeated for _, neuron in snn.neurons())
+    net, v1, v2, steps = snn.network, 0.0, 0.0, []
+    for _ in range(4):  # step by step, written out
+        v1 = v1 + net.conv1(x)
+        s1 = (v1 >= net.act1.threshold).double()
+        v1 = (1 - s1) * v1
+        v2 = v2 + net.conv2(torch.cat([x, s1], 1))
+        s2 = (v2 >= net.act2.threshold).double()
+        v2 = (1 - s2) * v2
+        steps.append(net.head(s2.mean((2, 3))))
+    torch.testing.assert_close(snn(x, per_step=True), torch.stack(steps))
+    torch.testing.assert_close(snn(x), torch.stack(steps).mean(0))
+    snn.timesteps = 2
+    torch.testing.assert_close(snn(x, per_step=True), torch.stack(steps[:2]))
+
+
+def test_the_stem_computed_once_is_the_stem_computed_at_each_step():
+    x = images(dtype=torch.float64)
+    branches = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+    snn = convert(plain(nn.BatchNorm2d(6), nn.ReLU(), branches).double(), 4, x, **QUICK)
+    assert snn.stem_once
+    once = snn(x)
+    snn.stem_once = False
+    for _, neuron in snn.neurons():
+        neuron.repeated = False
+    torch.testing.assert_close(snn(x), once)
+
+
+def test_timesteps_can_be_changed():
+    ann, x = plain(nn.BatchNorm2d(6), nn.ReLU()).double(), images(dtype=torch.float64)
+    snn = convert(ann, 4, x, **QUICK)
+    first = snn(x, per_step=True)[:2]
+    snn.timesteps = 2
+    torch.testing.assert_close(snn(x, per_step=True), first)
+    assert snn.timesteps == 2
+
+
+def test_one_image_is_enough():
+    snn = convert(plain(nn.ReLU()), 2, images(1), **QUICK)
+    assert snn.stem_once and snn(images(1)).shape == (1, 5)
+
+
+# --- statistics and thresholds --------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_the_spikes_over_time_and_images():
+    x = images(6, dtype=torch.float64)
+    snn = convert(plain(nn.ReLU(), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()).double(), 4, x, **QUICK)
+    norm, seen = snn.network[3], []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    snn(x)
+    assert seen[0].shape[0] == 4 * 6
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, seen[0].transpose(0, 1).flatten(1).var(1))
+
+
+def test_batches_of_statistics_weigh_about_the_same():
+    """A last batch of one image would count as much as the hundred before it."""
+    norm, x = nn.BatchNorm2d(3, affine=False), images(9)
+    relearn_statistics(norm, x, batch_size=4)
+    batches = x.split(3)
+    torch.testing.assert_close(norm.running_mean, torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0))
+    assert norm.momentum == 0.1 and norm.training and norm.num_batches_tracked == 3
+
+
+def test_calibration_changes_thresholds_alone():
+    x = images()
+    snn = convert(plain(nn.BatchNorm2d(6), nn.ReLU()), 3, x, **QUICK)
+    before = copy.deepcopy(snn.state_dict())
+    found = calibrate(snn, x, timesteps=7, scale=1.0)
+    assert found == {name: neuron.threshold.item() for name, neuron in snn.neurons()}
+    changed = {key for key, value in snn.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {f"{name}.threshold" for name, _ in snn.neurons()}
+    assert snn.timesteps == 3 and not any(module.training for module in snn.modules())
+    assert not any(neuron._forward_pre_hooks for _, neuron in snn.neurons())
+
+
+def test_a_silent_layer_gets_the_smallest_threshold():
+    ann = plain(nn.ReLU())
+    ann[0].weight.data.abs_().neg_()  # no current is ever positive
+    snn = convert(ann, 3, images(), **QUICK)
+    neuron = snn.network[1]
+    assert neuron.threshold < MIN_THRESHOLD
+    assert neuron(torch.full((1, 1, 1, 1), MIN_THRESHOLD)).sum() == 3 and not neuron(torch.zeros(1, 1, 1, 1)).any()
+
+
+# --- what is lent stays as it is ------------------------------------------------------------------------------------
+
+
+def test_the_given_network_is_left_as_it_was():
+    ann = seeded(lambda: torchvision.models.resnet18(num_classes=7)).train()
+    ann.layer1.eval()
+    ann.fc.weight.requires_grad_(False)
+    ann.relu.register_forward_hook(lambda *_: None)
+    x = images(4, 3, 32)
+    state, pixels, random = copy.deepcopy(ann.state_dict()), x.clone(), torch.get_rng_state()
+
+    def kept():
+        return [
+            (name, type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._buffers))
+            for name, m in ann.named_modules(remove_duplicate=False)
+        ] + [(name, parameter.requires_grad, parameter.grad) for name, parameter in ann.named_parameters()]
+
+    before = kept()
+    snn = convert(ann, 2, x, **QUICK)
+    assert kept() == before
+    assert all(torch.equal(value, state[key]) for key, value in ann.state_dict().items())
+    assert torch.equal(x, pixels) and torch.equal(torch.get_rng_state(), random)
+    owned = {t.data_ptr() for t in [*ann.parameters(), *ann.buffers()] if t.numel()}
+    assert not any(t.data_ptr() in owned for t in [*snn.parameters(), *snn.buffers()] if t.numel())
+
+
+def test_a_converted_network_trains():
+    snn = convert(seeded(lambda: Reuses(3)), 3, images(), **QUICK).train()
+    F.cross_entropy(snn(images()), torch.arange(4)).backward()
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in snn.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_network_keeps_its_precision(dtype):
+    ann = plain(nn.BatchNorm2d(6), nn.ReLU())
+    snn = convert(ann, 3, images(dtype=dtype), **QUICK)
+    assert {parameter.dtype for parameter in snn.parameters()} == {torch.float32}
+    assert snn(images()).dtype == torch.float32
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+# everything of torch's own that bends its input, but for ReLU
+OTHERS = [
+    *(nn.CELU(), nn.ELU(), nn.GELU(), nn.GLU(1), nn.Hardshrink(), nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh()),
+    *(nn.LeakyReLU(), nn.LogSigmoid(), nn.LogSoftmax(1), nn.Mish(), nn.PReLU(), nn.RReLU(), nn.ReLU6(), nn.SELU()),
+    *(nn.SiLU(), nn.Sigmoid(), nn.Softmax(1), nn.Softmin(1), nn.Softplus(), nn.Softshrink(), nn.Softsign(), nn.Tanh()),
+    nn.Tanhshrink(),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda module: type(module).__name__)
+def test_another_activation_is_refused_with_its_place_and_the_remedy(other):
+    name = type(other).__name__
+    ann = plain(nn.ReLU(), nn.Conv2d(6, 12, 1), other, nn.Conv2d(6 if name == "GLU" else 12, 6, 1))
+    with pytest.raises(ValueError, match=rf"^3 \({name}\) .*nn\.ReLU"):
+        convert(ann, 3, images(), **QUICK)
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (F.relu, "calls relu as a function"),
+        (lambda x: F.relu(x, inplace=True), "calls relu as a function"),
+        (lambda x: x.relu_(), "calls relu as a function"),
+        (lambda x: x.clamp(min=0), "calls clamp as a function"),
+        (lambda x: x.clip(0, 1), "calls clamp as a function"),
+        (lambda x: F.threshold(x, 0.1, 0.0), "calls threshold as a function"),
+        (lambda x: torch.maximum(x, torch.zeros(())), "applies maximum"),
+        (F.gelu, "applies gelu"),
+        (lambda x: x * torch.sigmoid(x), "applies sigmoid"),
+        (lambda x: torch.where(x > 0, x, 0.1 * x), "applies gt"),
+        (lambda x: torch.where(x.new_ones(1, dtype=torch.bool), x, 0.1 * x), "applies where"),
+        (lambda x: x**2, "applies pow"),
+    ],
+)
+def test_a_functional_activation_is_refused_with_its_place(function, said):
+    ann = plain(nn.ReLU(), Function(function))
+    with pytest.raises(ValueError, match=rf"^2 \(Function\) {said}.*nn\.ReLU"):
+        convert(ann, 3, images(), **QUICK)
+
+
+def test_a_functional_relu_of_the_network_itself_is_named_so():
+    with pytest.raises(ValueError, match=r"^the network itself \(Function\) calls relu"):
+        convert(Function(F.relu), 3, images(), **QUICK)
+
+
+def test_what_bends_weights_alone_is_taken():
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight / self.weight.pow(2).sum().sqrt(), self.bias, padding=1)
+
+    ann = plain(nn.ReLU(), Scaled(6, 6, 3))
+    assert_same_function(ann, convert(ann, 3, images(), **QUICK), images())
+
+
+class Twice(nn.Module):
+    """Uses what goes into its ReLU again."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.act = nn.ReLU(inplace)
+
+    def forward(self, x):
+        return self.act(x) + x
+
+
+def test_a_relu_in_place_whose_input_is_used_again_is_refused():
+    ann = plain(Twice(inplace=False), nn.ReLU(inplace=True))
+    assert_same_function(ann, convert(ann, 3, images(), **QUICK), images())
+    with pytest.raises(ValueError, match=r"inplace=True\) changes a tensor that the network uses again"):
+        convert(plain(Twice(inplace=True)), 3, images(), **QUICK)
+
+
+class Dropping(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return F.dropout(self.act(x), 0.5, self.training)
+
+
+def test_what_tracing_loses_is_said(caplog):
+    act = nn.ReLU()
+    convert(plain(act, Dropping(act)), 3, images(), **QUICK)
+    assert "what it does in training alone" in caplog.text
+    caplog.clear()
+    convert(plain(act, nn.Dropout(), act), 3, images(), **QUICK)
+    convert(plain(nn.ReLU(), Dropping(nn.ReLU())), 3, images(), **QUICK)
+    assert not caplog.text
+
+
+class Branches(nn.Module):
+    """Looks at its data, so that torch.fx cannot trace it."""
+
+    def __init__(self, act, other):
+        super().__init__()
+        self.conv, self.head, self.act, self.other = nn.Conv2d(3, 3, 3), nn.Linear(3, 5), act, other
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        x = self.other(self.conv(x)) if x.sum() > -1 else x
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_shared_relu_of_an_untraceable_network_is_refused():
+    act = nn.ReLU()
+    with pytest.raises(
+        ValueError, match=r"^act: used in several places, and torch\.fx cannot trace.*nn\.ReLU of its own"
+    ):
+        convert(Branches(act, act), 3, images(), **QUICK)
+
+
+def test_an_untraceable_network_without_shared_relus_converts():
+    ann = seeded(lambda: Branches(nn.ReLU(), nn.ReLU()))
+    snn = convert(ann, 3, images(), **QUICK)
+    assert len(list(snn.neurons())) == 2
+    assert_same_function(ann, snn, images())
+
+
+FUNCTIONAL_POOL = plain(nn.ReLU(), Function(lambda x: F.max_pool2d(x, 2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"ann": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))}, ValueError, "has no ReLU module"),
+        ({"ann": nn.Sequential(nn.Conv2d(3, 4, 3), SpikingNeuron(2))}, ValueError, "spikes already"),
+        ({"ann": ARCHITECTURES["resnet20"](timesteps=2)}, ValueError, "spikes already"),
+        ({"ann": ARCHITECTURES["resnet20"](), "mean": (0.5,) * 3}, ValueError, "normalises inside"),
+        ({"ann": FUNCTIONAL_POOL, "max_pool": "average"}, ValueError, "2 .Function. calls max pooling as a function"),
+        ({"ann": plain(nn.ReLU(), nn.MaxPool2d(2, dilation=2)), "max_pool": "average"}, ValueError, "dilation"),
+        ({"images": None}, ValueError, "pass some hundred training images"),
+        ({"images": images() * float("nan")}, ValueError, "NaN"),
+        ({"images": images() - 0.5}, ValueError, r"not \[0, 1\]"),
+        ({"images": images() * 255}, ValueError, r"not \[0, 1\]"),
+        ({"images": (images() * 255).byte()}, TypeError, "divide uint8 by 255"),
+        ({"images": images()[0]}, ValueError, r"\(B, C, H, W\)"),
+        ({"images": images()[:0]}, ValueError, "none of them 0"),
+        ({"timesteps": 0}, ValueError, "at least 1"),
+        ({"timesteps": 2.5}, TypeError, "integer"),
+        ({"timesteps": None}, TypeError, "integer"),
+        ({"calibration_timesteps": 0}, ValueError, "at least 1"),
+        ({"reset": "none"}, ValueError, "'hard' or 'soft'"),
+        ({"leak": 1.5}, ValueError, r"\[0, 1\]"),
+        ({"percentile": 0.0}, ValueError, r"percentile must lie in \(0, 100\]"),
+        ({"percentile": 101.0}, ValueError, r"percentile must lie in \(0, 100\]"),
+        ({"scale": 0.0}, ValueError, "scale must be positive"),
+        ({"max_pool": "none"}, ValueError, "'spikes' or 'average'"),
+        ({"mean": (0.5,), "std": (1.0,)}, ValueError, "3 channels need as many means"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(change, error, said):
+    with pytest.raises(error, match=said):
+        convert(**{"ann": plain(nn.ReLU()), "timesteps": 3, "images": images(), **QUICK, **change})
+
+
+# --- what is in the rows --------------------------------------------------------------------------------------------
+
+
+class Sized(nn.Module):
+    """Takes the number of images from its input: with neurons before the view, that is not the number of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.relu1, self.conv2 = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)
+        self.relu2, self.fc1, self.relu3, self.fc2 = nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5)
+
+    def forward(self, x):
+        n = x.shape[0]
+        x = self.relu2(self.conv2(self.relu1(self.conv1(x)))).view(n, 8, -1).mean(2)
+        return self.fc2(self.relu3(self.fc1(x)))
+
+
+class PatchesFirst(nn.Module):
+    """Puts patches before the images, so a neuron would take them for steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.stem, self.linear, self.relu = nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(self.conv(x)).flatten(2)
+        patches = x.permute(2, 0, 1)
+        x = self.relu(self.linear(patches.reshape(-1, 8))).view(*patches.shape[:2], 8)
+        return self.head(x.mean(0))
+
+
+def test_no_network_mixes_images_or_steps():
+    x = images(6, dtype=torch.float64)
+    snn = convert(seeded(Sized).double(), 4, x, scale=1.0, **QUICK)
+    assert not snn.stem_once and not any(neuron.repeated for _, neuron in snn.neurons())
+    with torch.no_grad():
+        per_step = snn(x, per_step=True)
+        alone = torch.cat([snn(image[None], per_step=True) for image in x], 1)
+        snn.timesteps = 2
+        torch.testing.assert_close(snn(x, per_step=True), per_step[:2])
+    torch.testing.assert_close(alone, per_step)
+    assert per_step.std() > 0
+    with pytest.raises(ValueError, match=r"network\.relu is shown something else of two images over three steps"):
+        convert(seeded(PatchesFirst), 4, images(6), **QUICK)
+
+
+class MyReLU(nn.ReLU):
+    """As some have it."""
+
+
+class MyNorm(nn.BatchNorm2d):
+    """With a forward pass of its own, through which torch.fx would go."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.0
+
+
+class Doubly(nn.Module):
+    """Uses its activation twice, beside another one and norms of its own kind."""
+
+    def __init__(self, relu, other):
+        super().__init__()
+        self.conv1, self.norm1, self.conv2, self.norm2 = nn.Conv2d(3, 6, 3), MyNorm(6), nn.Conv2d(6, 6, 3), MyNorm(6)
+        self.relu, self.other, self.fc = relu, other, nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x))))))
+        return self.fc(self.other(x - 0.1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("relu", "other"), [(nn.ReLU, MyReLU), (MyReLU, nn.ReLU), (MyReLU, MyReLU)])
+def test_kinds_of_relu_and_norm_survive_the_split(relu, other):
+    ann = seeded(lambda: Doubly(relu(), other())).eval()
+    snn = convert(ann, 3, images(), **QUICK)
+    assert len(list(snn.neurons())) == 3
+    assert sum(isinstance(module, MyNorm) for module in snn.modules()) == 2
+    assert_same_function(with_statistics_of(ann, snn), snn, images(seed=1))
+
+
+class Doubled(nn.ReLU):
+    """No ReLU."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Attends(nn.Module):
+    """Softmax, inside of one operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.attention = nn.ReLU(), nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.relu(x).flatten(2).transpose(1, 2)
+        return self.attention(x, x, x, need_weights=False)[0].transpose(1, 2).unflatten(2, (8, 8))
+
+
+class Gated(nn.Module):
+    """A ReLU by another name."""
+
+    def forward(self, x):
+        return x * (x > 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Doubled(), r"1 \(Doubled\) computes something else"),
+        (Attends().eval(), r"attention \(MultiheadAttention\) applies native_multi_head_attention"),
+        (Gated(), r"1 \(Gated\) applies gt"),
+    ],
+)
+def test_what_is_no_relu_is_refused(layer, said):
+    with pytest.raises(ValueError, match=said):
+        convert(plain(layer), 2, images(), **QUICK)
+
+
+class Says(nn.Module):
+    """A network that returns something around its logits."""
+
+    def __init__(self, around):
+        super().__init__()
+        self.network, self.around = plain(nn.ReLU()), around
+
+    def forward(self, x):
+        return self.around(self.network(x))
+
+
+def test_networks_that_cannot_be_converted_say_why():
+    for around, said in ((lambda z: {"logits": z}, "a dict"), (lambda z: (z, z), "a tuple"), (lambda z: z[0], "shape")):
+        with pytest.raises(ValueError, match=f"gives no logits .*{said}.*wrap it"):
+            convert(Says(around), 2, images(), **QUICK)
+    with pytest.raises(ValueError, match="scripted network has no modules"):
+        convert(torch.jit.trace(plain(nn.ReLU()), images()), 2, images(), **QUICK)
+    ann = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    ann(images())
+    with pytest.raises(ValueError, match=r"cannot be copied .*parametrizations"):
+        convert(ann, 2, images(), **QUICK)
+
+
+def test_thresholds_and_statistics_do_not_hang_on_what_the_caller_has_in_force():
+    ann, x = plain(nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)), images()
+    expected = convert(ann, 2, x, **QUICK)
+    with backward_mode(Relu()), torch.autocast("cpu", torch.bfloat16):
+        found = convert(ann, 2, x, **QUICK)
+        other = copy.deepcopy(expected).train()
+        calibrate(other, x, timesteps=5)
+        relearn_statistics(other, x)
+    assert all(module.training for module in other.modules())
+    for snn in (found, other):
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(snn.state_dict()[name], tensor), name

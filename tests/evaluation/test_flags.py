@@ -1,0 +1,324 @@
+"""Sanity flags: each is raised by a model that must trip it, and none by ordinary ones."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.evaluation import evaluation, flags
+from rsnn_zoo.evaluation.evaluation import evaluate
+from rsnn_zoo.evaluation.protocols import protocol
+from rsnn_zoo.hub.resolve import published_names
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
+from rsnn_zoo.neurons.modes import Relu, parse_mode
+from rsnn_zoo.report.report import Run
+from tests.attacks.test_gradients import GRAPHLESS, Wrapped
+from tests.tiny import Dense, digits, fit, network
+
+
+class Front(nn.Module):
+    """Something in front of a trained network."""
+
+    def __init__(self, front, network):
+        super().__init__()
+        self.front, self.network = front, network
+
+    def forward(self, x):
+        return self.network(self.front(x))
+
+
+class Trap(nn.Module):
+    """For black and white digits: wrong where the mean over pixels of a landscape of the change exceeds 0.6."""
+
+    def __init__(self, landscape):
+        super().__init__()
+        self.network, self.landscape = network(binary=True), landscape
+
+    def forward(self, x):
+        change = torch.where(x < 0.5, x, 1 - x)
+        return self.network(x.round()) / 20 * (0.6 - self.landscape(change).flatten(1).mean(1, keepdim=True))
+
+
+class Hidden(torch.autograd.Function):
+    """Lets images pass, and no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+
+class Blind(nn.Module):
+    """Says the same about every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.arange(10.0))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 10) + 0 * x.mean()
+
+
+def hat(change):
+    return (1.001 - (change - 0.1).abs() / 0.1).clamp(min=0)
+
+
+def valley(change):
+    """Up to a bump at 0.01, down again, and only then up to 1 at 0.1: short steps do not come across."""
+    return torch.maximum(
+        0.2 * (1.001 - (change - 0.01).abs() / 0.01).clamp(min=0), ((change - 0.04) / 0.06).clamp(0, 1)
+    )
+
+
+def found(model, attack="pgd10", eps=16 / 255, data=None, **settings):
+    report = evaluate(model, data or digits().select(48), attack, eps, chunk=16, **settings)
+    return report, {flag.name for flag in report.raised}
+
+
+def binary_digits():
+    data = digits().select(48)
+    return data.pixels().round(), data.labels
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+def test_ordinary_networks_raise_none(spiking):
+    report, raised = found(network(spiking), "ensemble-pgd10", [8 / 255, 16 / 255])
+    assert not raised
+    assert {flag.name for flag in report.flags} == flags.MESSAGES.keys()
+    assert not any(flag.message for flag in report.flags)
+
+
+def test_quantised_input_masks_gradients():
+    _, raised = found(Front(lambda x: (16 * x).round() / 16, network()), eps=[16 / 255, 32 / 255])
+    assert {"zero_gradients", "gradient_free", "above_chance"} <= raised
+
+
+def test_saturated_input_masks_gradients():
+    _, raised = found(Front(lambda x: torch.sigmoid(200 * (x - 0.47)), network(binary=True)))
+    assert "zero_gradients" in raised
+
+
+def test_a_random_model_is_attacked_by_expectation():
+    model = Front(lambda x: x + 0.1 * torch.randn_like(x), network())
+    before = torch.get_rng_state()
+    report, raised = found(model)
+    assert "random_model" in raised and "16 draws (EOT)" in report.table()
+    assert report.settings["draws"] == 16
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found(model, draws=4)[0].settings["draws"] == 4
+    assert found(network())[0].settings["draws"] == 1
+
+
+def test_a_model_that_ignores_its_input():
+    _, raised = found(Blind())
+    assert "ignores_input" in raised
+
+
+@pytest.mark.parametrize("function", GRAPHLESS.values(), ids=GRAPHLESS)
+def test_a_model_without_a_graph_to_its_input_is_flagged(function):
+    model = Wrapped(function)
+    fit(model.linear, digits("train").pixels(), digits("train").labels % 7)
+    data = digits().pixels(slice(0, 32)), digits().labels[:32] % 7
+    _, raised = found(model, ["ensemble-pgd3", "adaptive31", "torchattacks.PGD"], 32 / 255, data)
+    assert "zero_gradients" in raised
+    assert ("ignores_input" in raised) == (function is GRAPHLESS["ignores its input"])
+
+
+def test_noise_alone_fells_hardly_any():
+    model = Front(lambda x: x + 0.3 * torch.randn_like(x), network())
+    report = evaluate(model, digits().select(100), ["pgd20", "square60", "torchattacks.PGD"], 0.0, checks=0, chunk=100)
+    one = evaluate(model, digits().select(100), "pgd20", 0.0, checks=0, chunk=100, draws=1).runs[0]
+    correct = [run.robust_accuracy for run in report.runs]
+    assert report.settings["draws"] == 16 and min(correct) >= report.clean_accuracy - 0.02
+    assert one.robust_accuracy < report.clean_accuracy - 0.1  # which a single draw would not have told
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_normalisation_outside(scale):
+    data = digits("train")
+    (mean,), (std,) = data.info.mean, data.info.std
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1, affine=False), Dense(nn.ReLU()))
+    fit(model[1], (data.pixels() - mean) / std * scale, data.labels)
+    inside = Front(lambda x: (x - mean) / std * scale, model[1])
+    assert "normalisation_outside" not in found(inside)[1]
+    gain = evaluate(model[1], digits(), "fgsm", 0.0, chunk=64).flags[2]
+    assert gain.name == "normalisation_outside" and gain.raised
+
+
+def test_a_larger_radius_that_helps_the_model():
+    report, raised = found(Trap(hat), "fgsm", [0.1, 0.2], binary_digits())
+    assert report.runs[0].robust_accuracy < 0.1 and "more_eps" in raised
+    # and with a single radius, against what stands at 64/255
+    assert "more_eps" in found(Trap(hat), "fgsm", 0.1, binary_digits())[1]
+
+
+def test_a_single_radius_of_64_has_no_other_to_be_compared_with():
+    report, raised = found(network(), "fgsm", 64 / 255)
+    assert "more_eps" not in raised and len(report.flags) == len(flags.MESSAGES)
+
+
+def test_more_steps_that_help_the_model():
+    assert "more_steps" in found(Trap(valley), "pgd5", 0.1, binary_digits())[1]
+    # and among the runs, where the attacks of the check itself see nothing
+    runs, none = ["pgd5", "pgd20"], {"checks": 1}
+    report, raised = found(Trap(valley), runs, 0.1, binary_digits(), **none)
+    assert report.runs[1].robust_accuracy > report.runs[0].robust_accuracy and "more_steps" in raised
+
+
+def test_a_few_more_that_stand_by_luck_raise_nothing():
+    """A start elsewhere fells others: what falls at the one radius may stand at the next."""
+    members = (("pgd20", "own"),)
+
+    def curve(up, down):
+        before, after = [0] * up + [-1] * down + [-1] * 40, [-1] * up + [0] * down + [-1] * 40
+        return [Run("pgd20", eps, members, tuple(v), 1.0) for eps, v in ((0.1, before), (0.2, after))]
+
+    assert not any(flags.more_eps(curve(*each)).raised for each in ((0, 0), (1, 0), (4, 0), (9, 5), (0, 9)))
+    assert all(flags.more_eps(curve(*each)).raised for each in ((5, 0), (12, 3)))
+    assert flags.more_eps(curve(4, 0)).value == 4 / 44 and flags.more_eps(curve(0, 4)).value == 0
+    longer = [replace(run, protocol=f"pgd{k}", eps=0.1) for run, k in zip(curve(9, 0), (20, 100), strict=True)]
+    assert flags.more_steps(longer).raised and not flags.more_steps(reversed(longer[:1])).raised
+
+
+def test_chance_is_exceeded_by_more_than_luck():
+    assert not flags.above_chance(7, 64, 10).raised and flags.above_chance(14, 64, 10).raised
+
+
+def test_a_model_that_computes_across_the_batch():
+    norm = nn.BatchNorm2d(1, track_running_stats=False)
+    assert "depends_on_batch" in found(nn.Sequential(norm, network()), "fgsm")[1]
+    noisy = Front(lambda x: x + 0.1 * torch.randn_like(x), network())
+    assert "depends_on_batch" not in found(noisy, "fgsm")[1]  # which is another matter
+
+
+class Counts(nn.Module):
+    """Rounds logits, as a count of spikes does."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits + ((logits / 8).round() * 8 - logits).detach()
+
+
+def test_logits_that_tie():
+    assert "tied_logits" in found(Counts(), "fgsm")[1]
+
+
+class Levels(nn.Module):
+    """One-hot grey levels: what is no level is an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64 * 17, 10)
+
+    def forward(self, x):
+        levels = nn.functional.one_hot((16 * x).round().long(), 17).float()
+        return self.linear(levels.flatten(1)) + 0 * x.sum()
+
+
+def test_a_model_that_takes_nothing_but_pixels_is_no_error():
+    report, _ = found(Levels(), "fgsm")
+    assert len(report.flags) == len(flags.MESSAGES)
+
+
+class Reshaped(nn.Module):
+    """Knows its number of steps, and not that the ReLU stand-in has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network(True)
+
+    def forward(self, x):
+        spikes = self.network.activation(self.network.hidden(x.flatten(1)))
+        return self.network.out(spikes.view(4, len(x), -1).mean(0))
+
+
+def test_a_mode_that_the_model_does_not_bear_is_named_before_any_attack(tmp_path):
+    with pytest.raises(ValueError, match="fails under the backward mode relu"):
+        evaluate(Reshaped(), digits().select(8), "ensemble-fgsm", chunk=8, state=tmp_path / "state")
+    found(Reshaped(), "pgd3@rate")
+    with pytest.raises(ValueError, match=r"under the backward mode assg: .* shown 32 for 16 images"):
+        found(Front(lambda x: torch.cat([x, x.flip(-1)]), Halves(network(True))), "pgd3@assg")
+
+
+class Halves(nn.Module):
+    """Averages over the two views that an image is shown in."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).view(2, len(x) // 2, -1).mean(0)
+
+
+def test_what_fells_after_all_gradient_attacks_is_counted():
+    members = (("square100", "own"), ("pgd20", "own"), ("transfer-ann", "own"), ("uniform10", "own"))
+    run = Run("some", 0.1, members, (0, 0, 1, 2, 3, 3, -1, -2), 1.0)
+    assert flags.gradient_free([run]).value == 3
+    assert not flags.gradient_free([Run("some", 0.1, members[1:2], (0, -1), 1.0)]).raised
+    pgd = Run("pgd20", 0.1, members[1:2], (0, -1, -1), 1.0)
+    square = Run("square100", 0.1, members[:1], (0, 0, -1), 1.0)  # what PGD could fell, and what it could not
+    assert flags.gradient_free([pgd, square]).value == 1
+    assert not flags.gradient_free([pgd, replace(square, eps=0.2)]).raised
+
+
+def test_attacks_without_gradients_are_told_by_the_names_that_reports_give_them():
+    def names(*attacks):
+        return [member.attack.name for attack in attacks for member in protocol(attack, network())]
+
+    library = [f"torchattacks.{name}" for name in ("Square", "SPSA", "OnePixel", "Pixle", "GN")]
+    source = f"transfer[{published_names()[0]}]-fgsm"
+    free = names("square5", "rays5", "uniform-noise5", "gaussian-noise5", source, *library)
+    assert len(free) == 10 and all(name.startswith(flags.GRADIENT_FREE) for name in free)
+    assert all(any(name.startswith(known) for name in free) for known in flags.GRADIENT_FREE)
+    others = names("fgsm", "rfgsm", "pgd5", "apgd5-ce", "sapgd5", "adaptive31", "fab5-t1", "torchattacks.PGD")
+    assert len(others) == 8 and not any(name.startswith(flags.GRADIENT_FREE) for name in others)
+
+
+def test_attacks_without_gradients_alone_say_nothing_of_gradients():
+    assert "gradient_free" not in found(network(), "uniform-noise3", 32 / 255)[1]
+
+
+def test_what_transfers_from_the_ann_and_no_gradient_found(monkeypatch):
+    """A network whose gradients are hidden, next to the one that it hides."""
+    monkeypatch.setattr(evaluation, "unconverted", lambda model: network())
+    hidden = Front(Hidden.apply, network())
+    assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
+    monkeypatch.setattr(evaluation, "QUERY_CHECKS", 1)  # it is the transfer that finds it
+    assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
+
+
+def test_the_stand_in_does_not_vouch_for_the_gradients_of_the_network():
+    snn = copy.deepcopy(network(spiking=True))
+    neuron = next(module for module in snn.modules() if isinstance(module, SpikingNeuron))
+    neuron.threshold.data.fill_(1e6)  # it never fires, and no narrow surrogate reaches it
+    data = digits().select(8)
+    victim = ModelVictim(snn, 8)
+    modes = [parse_mode("rect-0.25"), Relu()]
+    assert flags.zero_gradients(victim, data.pixels(), data.labels, modes).raised
+    assert not flags.zero_gradients(victim, data.pixels(), data.labels, modes[1:]).raised
+
+
+def test_a_model_that_checks_its_range_normalises_by_itself():
+    def checked(x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("images must lie in [0, 1]")
+        return x
+
+    assert not found(Front(checked, network()))[1]
+
+
+def test_no_checks_no_flags():
+    report = evaluate(network(), digits().select(8), "fgsm", checks=0)
+    assert not report.flags and "flags" not in report.to_json() and "sanity" not in report.table()

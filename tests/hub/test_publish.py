@@ -1,0 +1,524 @@
+"""Saving an entry and pushing it, with the real client, to a Hub on this machine."""
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.utils.prune
+from huggingface_hub import ModelCard
+
+import rsnn_zoo
+from rsnn_zoo._utils.files import ConfigError, load_json, to_json
+from rsnn_zoo.attacks.gradients import PRECISIONS, fold
+from rsnn_zoo.hub import publish
+from rsnn_zoo.hub.publish import EvidenceError, push_to_hub, save_pretrained, update_card
+from rsnn_zoo.hub.resolve import HubError, NotPublishedError, resolve
+from rsnn_zoo.hub.weights import WeightsError, check_state_dict
+from rsnn_zoo.models import resnet20, vgg11
+from rsnn_zoo.neurons.integrate_fire import Surrogate
+from rsnn_zoo.report import evidence
+from rsnn_zoo.report.evidence import check_evidence
+from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.names import ModelName
+from tests.conftest import NAME, evidence_for, read_only, small_network
+from tests.hub_server import TOKEN, Repo
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {"config.json", "README.md", "model.safetensors", "evaluation.json"}
+REPO = f"acme/{NAME}"
+
+
+@pytest.fixture
+def push(hub):
+    def call(folder, **kwargs):
+        return push_to_hub(folder, **{"org": "acme", "token": TOKEN, "endpoint": hub.url} | kwargs)
+
+    return call
+
+
+# Saving
+
+
+def test_a_saved_network_is_an_entry_that_loads_bit_for_bit(entry):
+    assert {path.name for path in entry.iterdir()} == FILES
+    found = resolve(f"local-dir:{entry}")
+    state = found.load_weights()
+    expected = small_network().state_dict()
+    check_state_dict(state, expected)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert found.config.model_args == {
+        "in_chans": 1,
+        "img_size": 8,
+        "timesteps": 2,
+        "reset": "hard",
+        "leak": 1.0,
+        "mean": [pytest.approx(0.3)],
+        "std": [pytest.approx(0.4)],
+    }
+
+
+def test_timm_loads_the_folder_too(entry):
+    network = timm.create_model(f"local-dir:{entry}", pretrained=True).eval()
+    images = torch.rand(3, 1, 8, 8)
+    assert network.timesteps == 2
+    assert torch.equal(network(images), small_network()(images))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    assert (network.pretrained_cfg["input_size"], len(transform.transforms)) == ((1, 8, 8), 4)
+
+
+def test_a_vgg_of_another_width_loads_as_it_was_saved(tmp_path, eager):
+    small = {"num_classes": 10, "in_chans": 1, "img_size": 8, "timesteps": 2}
+    network = vgg11(**small, hidden_features=24).eval()
+    assert save_pretrained(network, tmp_path / "x", name="x").hidden_features == 24
+    images = torch.rand(3, 1, 8, 8)
+    for create in (rsnn_zoo.create_model, timm.create_model):
+        loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
+        assert torch.equal(loaded(images), network(images))
+
+
+def test_training_goes_on_by_the_surrogate_that_was_saved(tmp_path):
+    saved = resnet20(num_classes=10, in_chans=1, img_size=8, timesteps=2, reset="soft", leak=0.5, surrogate="exp_d-0.5")
+    save_pretrained(saved, tmp_path / "x", name="x")
+    for create in (rsnn_zoo.create_model, timm.create_model):
+        loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True)
+        assert {(str(n.surrogate), n.reset, n.leak) for _, n in loaded.neurons()} == {("exp_d-0.5", "soft", 0.5)}
+
+
+def test_saving_the_same_weights_again_keeps_their_evidence_valid(entry):
+    content = load_json(entry / "config.json")
+    content["rsnn_zoo"] |= {"created": "2020-01-01T00:00:00+00:00", "revision": "v1"}
+    (entry / "config.json").write_bytes(to_json(content))
+    config = save_pretrained(small_network(), entry, name=NAME, training={"note": "more is known now"})
+    assert (config.created, config.revision) == ("2020-01-01T00:00:00+00:00", "v1")
+    publish.check_evidence(config, load_json(entry / "evaluation.json"))
+    config = save_pretrained(small_network(seed=1), entry, name=NAME)
+    assert config.created > "2020-01-02" and config.revision is None
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "said"),
+    [
+        ({"name": "vgg11_digits_at_t2"}, ConfigError, "promises architecture vgg11"),
+        ({"name": "../evil"}, ConfigError, "rsnn_zoo.name"),
+        ({"name": NAME, "training": {"loss": float("nan")}}, ConfigError, "Cannot write as JSON"),
+        ({"name": NAME, "evaluation": {"weights_sha256": "0"}}, EvidenceError, "made with other weights"),
+    ],
+)
+def test_a_refused_save_leaves_the_folder_as_it_was(entry, kwargs, error, said):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    with pytest.raises(error, match=said):
+        save_pretrained(small_network(seed=1), entry, **kwargs)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_a_network_of_elsewhere_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"Only networks of the zoo .*no attribute 'architecture'"):
+        save_pretrained(timm.create_model("resnet18"), tmp_path / "x", name="x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_neurons_that_no_config_can_describe_are_not_saved(tmp_path):
+    """Loaded again they would be others, and the evidence would be of another network."""
+    for key, value in {"leak": 0.8, "reset": "soft", "timesteps": 3, "surrogate": Surrogate("rect", 2.0)}.items():
+        network = small_network()
+        setattr(next(neuron for _, neuron in network.neurons()), key, value)
+        with pytest.raises(ConfigError, match=rf"act1\.{key} is .* of the network it is"):
+            save_pretrained(network, tmp_path / "x", name="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_saved_is_known_before_a_training():
+    publish.check_saveable(small_network(), NAME)
+    tied = small_network()
+    tied.layer1[0].conv2.weight = tied.layer1[0].conv1.weight
+    with pytest.raises(WeightsError, match="share memory") as refusal:
+        publish.check_saveable(tied, NAME)
+    assert "\n" not in str(refusal.value)
+    masked = small_network()
+    masked.register_buffer("mask", torch.ones(2, dtype=torch.bool))
+    with pytest.raises(WeightsError, match="mask"):
+        publish.check_saveable(masked, NAME)
+    with pytest.raises(ConfigError, match="leak is 0"):
+        publish.check_saveable(small_network(leak=0.0), NAME)
+
+
+def test_weights_that_the_network_would_not_take_are_not_saved(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    pruned = small_network(seed=1)
+    torch.nn.utils.prune.l1_unstructured(pruned.layer1[0].conv1, "weight", 0.5)
+    for network in (fold(small_network(seed=1)), pruned):
+        for save in (publish.check_saveable, lambda network, name: save_pretrained(network, entry, name=name)):
+            with pytest.raises(WeightsError, match="does not fit the network"):
+                save(network, NAME)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+    save_pretrained(torch.compile(small_network(seed=1)), entry, name=NAME)  # what is inside
+    loaded = rsnn_zoo.create_model(f"local-dir:{entry}", pretrained=True)
+    check_state_dict(loaded.state_dict(), small_network().state_dict())
+
+
+def test_a_converted_network_is_saved_with_its_origin(tmp_path, ann):
+    snn = rsnn_zoo.convert(ann, 2, rsnn_zoo.load_dataset("digits", "train").pixels(slice(0, 16)))
+    training = save_pretrained(snn, tmp_path / "x", name="x", training={"seed": 0}).training
+    assert training == {"seed": 0, "ann": ann.pretrained_name, "ann_sha256": ann.weights_sha256}
+    assert "ann" not in save_pretrained(ann, tmp_path / "y", name="y").training
+
+
+SAVE = """
+import os, sys
+from tests.conftest import NAME, save_pretrained, small_network
+{before}
+save_pretrained(small_network(seed=1), sys.argv[1], name=NAME)
+"""
+
+
+def save_after(before, folder):
+    """Save other weights in a process of its own, after the statements ``before``."""
+    command = [sys.executable, "-c", SAVE.format(before=before), str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))"
+    ended = save_after(limit, entry)
+    assert ended.returncode == 1 and "File too large" in ended.stderr
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+@pytest.mark.parametrize("full_at", [1, 2, 3])
+def test_a_disk_that_tells_late_that_it_is_full_leaves_the_folder_as_it_was(entry, monkeypatch, full_at):
+    """Some tell only when the files are to be on the disk itself."""
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    fsync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == full_at:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(small_network(seed=1), entry, name=NAME)
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_a_read_only_folder_is_an_error_and_stays_as_it_was(entry):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    with read_only(entry) as drop_rights:
+        ended = save_after(drop_rights, entry)
+    assert ended.returncode == 1 and "PermissionError" in ended.stderr
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+@pytest.mark.parametrize("renames", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 2))])
+def test_a_kill_in_the_middle_of_a_save_leaves_the_old_entry_or_a_refusal(entry, renames):
+    kill = f"""
+import os, signal
+rename, left = os.replace, [{renames}]
+def replace(*args):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    rename(*args)
+os.replace = replace
+"""
+    old = resolve(f"local-dir:{entry}").sha256
+    assert save_after(kill, entry).returncode == -signal.SIGKILL
+    try:
+        resolve(f"local-dir:{entry}").load_weights()
+        assert resolve(f"local-dir:{entry}").sha256 == old
+    except WeightsError as refusal:
+        assert "Delete it and get it again" in str(refusal)
+    save_pretrained(small_network(seed=1), entry, name=NAME)  # and saving again repairs it
+    assert resolve(f"local-dir:{entry}").load_weights()
+
+
+def test_the_config_comes_last_since_it_vouches_for_the_rest(tmp_path, monkeypatch):
+    renamed = []
+
+    def replace(source, target, rename=os.replace):
+        if len(renamed) == 2:
+            raise OSError("the disk is gone")
+        renamed.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="the disk is gone"):
+        save_pretrained(small_network(), tmp_path / NAME, name=NAME)
+    assert set(renamed) == {path.name for path in (tmp_path / NAME).iterdir()} == {"model.safetensors", "README.md"}
+
+
+# Pushing
+
+
+def test_a_dry_run_lists_every_file_and_touches_nothing(entry, hub, push):
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    (entry / "checkpoint.pt").write_bytes(pickle.dumps({}))
+    report = push(entry, dry_run=True, tag="v9")
+    assert report.repo == REPO and report.commit is None
+    assert set(report.files) == FILES and report.files["model.safetensors"] == len(before["model.safetensors"])
+    assert not hub.requests
+    assert {path.name: path.read_bytes() for path in entry.iterdir() if path.suffix != ".pt"} == before
+
+
+def test_what_was_pushed_is_the_folder_and_nothing_else(entry, hub, push):
+    (entry / "checkpoint.pt").write_bytes(pickle.dumps({}))
+    report = push(entry)
+    files = hub.repos[REPO].commits[report.commit]
+    assert {name: file.data for name, file in files.items()} == {name: (entry / name).read_bytes() for name in FILES}
+    assert not hub.repos[REPO].private
+
+
+def test_a_repeated_push_is_a_no_op(entry, hub, push):
+    first = push(entry, tag="v1")
+    again = push(entry)
+    assert (first.changed, again.changed) == (True, False)
+    assert again.commit == first.commit == hub.repos[REPO].tags["v1"]
+    assert sum(path.endswith("/commit/main") for _, path, _ in hub.requests) == 1
+    assert sum(method == "PUT" for method, _, _ in hub.requests) == 1
+
+
+def test_a_tag_is_pinned_by_the_config_and_never_marks_other_weights(entry, hub, push):
+    push(entry, tag="v1")
+    assert load_config(entry / "config.json").revision == "v1"
+    config = save_pretrained(small_network(seed=1), entry, name=NAME)
+    save_pretrained(small_network(seed=1), entry, name=NAME, evaluation=evidence_for(config))
+    commits = len(hub.repos[REPO].commits)
+    with pytest.raises(HubError, match="tag v1 marks other weights there; choose a new tag"):
+        push(entry, tag="v1")
+    assert len(hub.repos[REPO].commits) == commits
+    second = push(entry, tag="v2")
+    assert hub.repos[REPO].tags["v2"] == second.commit != hub.repos[REPO].tags["v1"]
+
+
+def test_a_malformed_tag_is_refused(entry, hub, push):
+    with pytest.raises(ConfigError, match=r"rsnn_zoo\.revision is '\.\./x'"):
+        push(entry, tag="../x")
+    assert not hub.requests
+
+
+RUN = {"protocol": "x", "eps": 0, "robust_accuracy": 1, "ci95": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n": "360"}, "n is '360', must be an integer"),
+        ({"clean": ...}, "clean is missing"),
+        ({"clean": {"accuracy": 2.0, "ci95": [0, 1]}}, r"clean\.accuracy is 2\.0"),
+        ({"runs": {}}, "runs must be a list"),
+        ({"runs": [{"protocol": "pgd20", "eps": 8}]}, r"runs\[0\]\.eps is 8, must be a number from 0"),
+        ({"runs": [{**RUN, "ci95": [0]}]}, r"runs\[0\]\.ci95 must be a list of 2"),
+        ({"ann": {"name": "x", "n": 1, "clean": {}}}, r"ann\.clean\.accuracy is missing"),
+        ({"processes": 0}, "processes is 0"),
+        (
+            {"runs": [{**RUN, "attacks": [{"attack": "y"}]}]},
+            r"runs\[0\]\.attacks\[0\]\.felled is missing",
+        ),
+        ({"flags": {"far": {"raised": True}}}, r"flags\.far\.message is missing"),
+        ({"settings": []}, "settings must be a JSON object"),
+        ({"settings": {"chunk": 0}}, r"settings\.chunk is 0, must be an integer from 1 to 4,096"),
+        ({"settings": {"chunk": 4097}}, r"settings\.chunk is 4097"),
+        ({"settings": {"chunk": "64"}}, r"settings\.chunk is '64'"),
+        ({"settings": {"draws": 0}}, r"settings\.draws is 0, must be an integer from 1 to 1,024"),
+        ({"settings": {"draws": 1025}}, r"settings\.draws is 1025"),
+        ({"settings": {"seed": -1}}, r"settings\.seed is -1"),
+        ({"settings": {"seed": 2**64}}, r"settings\.seed is 1844"),
+        ({"settings": {"seed": 0.5}}, r"settings\.seed is 0\.5"),
+        ({"settings": {"precision": "float8"}}, r"settings\.precision is 'float8'"),
+        ({"split": ["test"]}, r"split is \['test'\]"),
+    ],
+)
+def test_evidence_that_no_card_can_be_made_of_is_refused(entry, hub, push, change, said):
+    evidence = load_json(entry / "evaluation.json") | change
+    (entry / "evaluation.json").write_bytes(to_json({key: v for key, v in evidence.items() if v is not ...}))
+    with pytest.raises(ConfigError, match=f"the evidence of {NAME}: {said}"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_settings_within_their_bounds_are_those_of_an_evaluation(entry):
+    config = load_config(entry / "config.json")
+    for settings in ({"chunk": None, "draws": None}, {"chunk": 4096, "draws": 1024, "seed": 2**64 - 1}, {}):
+        check_evidence(config, evidence_for(config, settings=settings))
+    assert tuple(PRECISIONS) == evidence.PRECISIONS
+
+
+def test_missing_evidence_is_refused(entry, hub, push):
+    (entry / "evaluation.json").unlink()
+    with pytest.raises(EvidenceError, match=rf"evaluation\.json is missing; evaluate {NAME}"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_evidence_of_other_weights_is_refused(entry, hub, push):
+    save_pretrained(small_network(seed=1), entry, name=NAME)
+    with pytest.raises(EvidenceError, match="was made with other weights; evaluate"):
+        push(entry)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("created", ["2020-01-01T00:00:00+00:00", "2020-01-01T00:00:00Z", "2020-01-01", "soon", None])
+def test_evidence_older_than_its_weights_is_refused(entry, hub, push, created):
+    evidence = load_json(entry / "evaluation.json") | {"created": created}
+    (entry / "evaluation.json").write_bytes(to_json(evidence))
+    with pytest.raises(EvidenceError, match="older than its weights; evaluate"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_refused(entry, hub, push):
+    data = pickle.dumps({"weight": [1, 2, 3]})
+    (entry / "model.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="bytes"):
+        push(entry)
+    content = load_json(entry / "config.json")  # even where config and evidence vouch for it
+    content["rsnn_zoo"]["weights"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (entry / "config.json").write_bytes(to_json(content))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        push(entry)
+    assert not hub.requests
+
+
+def test_private_stays_private(entry, hub, push):
+    push(entry, private=True)
+    assert hub.repos[REPO].private
+    with pytest.raises(HubError, match="no such repository, or it is private"):
+        resolve(f"hf-hub:{REPO}", endpoint=hub.url)
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(entry, hub, push):
+    hub.repos[REPO] = Repo()
+    first = hub.repos[REPO].commit({})
+    with pytest.raises(HubError, match="there already and public"):
+        push(entry, private=True)
+    assert list(hub.repos[REPO].commits) == [first]
+
+
+def test_pushing_needs_a_token(entry, hub, push):
+    with pytest.raises(HubError, match="hf auth login"):
+        push(entry, token="hf_wrong")
+    assert not hub.repos
+
+
+def test_an_upload_that_breaks_is_reported(entry, hub, push):
+    hub.before = lambda method, path: hub.lfs.clear() if path.startswith("/lfs/verify") else None
+    with pytest.raises(HubError, match=f"{REPO}: .*; try again"):
+        push(entry)
+    hub.before = lambda method, path: None
+    assert push(entry).changed
+
+
+def test_the_card_on_the_hub_is_fresh_and_valid(entry, hub, push):
+    (entry / "README.md").write_text("stale")
+    push(entry)
+    card = ModelCard.load(entry / "README.md")
+    assert card.data.eval_results and f"hf-hub:{REPO}" in card.content
+    assert "/api/validate-yaml" in {path for _, path, _ in hub.requests}
+    update_card(entry)
+    assert ModelCard.load(entry / "README.md").data.model_name == NAME
+
+
+def test_a_folder_may_be_named_by_a_word(entry, hub, push, monkeypatch):
+    monkeypatch.chdir(entry.parent)
+    assert push(entry.name, dry_run=True).repo == REPO
+
+
+def test_an_entry_of_the_package_that_goes_elsewhere_stays_as_it_is(entry, hub, push, monkeypatch):
+    monkeypatch.setattr("rsnn_zoo.hub.publish.entries_folder", lambda: entry.parent.resolve())
+    before = {path.name: path.read_bytes() for path in entry.iterdir()}
+    push(entry, org="my-lab", tag="v1")
+    assert {path.name: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_evidence_of_other_time_steps_is_refused(entry):
+    config = load_config(entry / "config.json")
+    check_evidence(config, evidence_for(config, network={"timesteps": 2, "reset": "hard", "leak": 1.0, "initial": 0.0}))
+    for changed in ({"timesteps": 8}, {"initial": 0.5}):
+        with pytest.raises(EvidenceError, match=f"made with another {next(iter(changed))}"):
+            check_evidence(config, evidence_for(config, network=changed))
+
+
+def test_the_organisation_comes_from_the_environment(entry, hub, push, monkeypatch):
+    monkeypatch.setenv("RSNN_ZOO_ORG", "lab")
+    assert push(entry, org=None).repo == f"lab/{NAME}"
+    # by its name alone it is loaded from the zoo's own organisation
+    assert f'create_model("hf-hub:lab/{NAME}"' in (entry / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_a_folder_here_and_an_entry_is_refused(tmp_path, push, monkeypatch):
+    name = "resnet20_digits_trades_t4"
+    save_pretrained(small_network(), tmp_path / name, name="x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"\./{name}"):
+        push(name, dry_run=True)
+    with pytest.raises(EvidenceError, match="is missing"):  # that folder's
+        push(f"./{name}", dry_run=True)
+
+
+def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
+    with pytest.raises(NotPublishedError, match="vgg16_svhn_mart_t7 is not published"):
+        push("vgg16_svhn_mart_t7")
+
+
+@pytest.fixture
+def build_entries(monkeypatch):
+    """The script."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("build_entries")
+
+
+def test_an_entry_is_made_of_the_recipe_that_its_card_will_name(build_entries):
+    def check(run, **options):
+        args = argparse.Namespace(**{"recipe": None, "set": [], "seed": 0} | options)
+        name = ModelName.parse(run.partition(".")[0])
+        build_entries.check_trained(args, name, load_json(ROOT / "docs" / "runs" / run / "run.json"))
+        return shlex.join(build_entries.recipe_options(args))
+
+    assert check("resnet20_cifar10_trades_ann") == check("resnet20_cifar10_trades_t4") == ""
+    with pytest.raises(ValueError, match=r"another recipe .*stage\.epochs is 3 there, 4 here"):
+        check("resnet20_cifar10_trades_t4.three_epochs")
+    changed = {"set": ["snn.epochs=3", "snn.steps_warmup=1.2"]}
+    given = "--set snn.epochs=3 --set snn.steps_warmup=1.2"
+    assert check("resnet20_cifar10_trades_t4.three_epochs", **changed) == given
+    with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
+        check("resnet20_cifar10_trades_t4", seed=1)
+
+
+@pytest.mark.slow
+def test_a_trained_run_becomes_an_entry_in_two_processes(tmp_path):
+    """What the maintainer calls; the verdicts are those of one process."""
+    name = "resnet20_digits_trades_t2"
+    run = tmp_path / "runs" / name
+    save_pretrained(small_network(), run, name=name)
+    (run / "run.json").write_text('{"recipe": "digits"}')
+    script = Path(__file__).parents[2] / "scripts" / "build_entries.py"
+    here = {**os.environ, "RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    command = [sys.executable, str(script), name, "--trained", "-n", "12", "--batch-size", "3"]
+
+    def build(processes, output):
+        options = ["--processes", processes, "--output", str(output)]
+        return subprocess.run([*command, *options], cwd=tmp_path, env=here, capture_output=True, text=True)
+
+    evidence = []
+    for processes in ("1", "2"):
+        output = tmp_path / processes
+        done = build(processes, output)
+        assert done.returncode == 0, done.stderr
+        evidence.append(json.loads((output / name / "evaluation.json").read_text()))
+        (run / "evaluation.sqlite").unlink()  # else there would be nothing left to do for the other
+    one, two = (entry["runs"] for entry in evidence)
+    assert [run["verdicts"] for run in one] == [run["verdicts"] for run in two] and len(one) > 3
+    assert "published already" in build("1", output).stdout

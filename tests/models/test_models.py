@@ -1,0 +1,497 @@
+"""The networks: what a user builds, runs, changes and differentiates; ANN and SNN from one definition."""
+
+import copy
+import pickle
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from timm.data import resolve_data_config
+from torch import nn
+
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.models.layers import StaticBatchNorm2d
+from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, backward_mode
+from rsnn_zoo.spec.datasets import DATASETS
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+FAMILIES = ("resnet20", "wrn16_4", "vgg11")
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+def build(architecture, timesteps=3, **kwargs):
+    """A small network (8x8 grey images) in evaluation mode, in which every layer fires; always the same weights."""
+    small = {"in_chans": 1, "img_size": 8, "mean": (0.3,), "std": (0.4,)}
+    small |= {"hidden_features": 24} if architecture.startswith("vgg") else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ARCHITECTURES[architecture](timesteps=timesteps, **{**small, **kwargs})
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data.uniform_(0.8, 1.6)
+                module.bias.data.normal_(0.2, 0.3)
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.3, 1.2)
+            elif isinstance(module, nn.Linear):
+                module.weight.data.mul_(4)
+    return network.eval()
+
+
+def images_for(network, batch=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, network.in_chans, network.img_size, network.img_size)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(network.normalize.mean)
+
+
+def thresholds_of(network):
+    return [neuron.threshold for _, neuron in network.neurons()]
+
+
+def assert_same(found, expected, tolerance=1e-10):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(params=FAMILIES)
+def snn(request):
+    """One network of each family, in float64: no rounding flips a spike, so that equal means equal."""
+    return build(request.param).double()
+
+
+# --- what can be built ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_takes_every_data_set(architecture, dataset):
+    info = DATASETS[dataset]
+    described = {"num_classes": info.num_classes, "in_chans": info.in_chans, "img_size": info.img_size}
+    with torch.device("meta"):  # shapes alone, no arithmetic
+        network = ARCHITECTURES[architecture](timesteps=2, **described)
+        images = torch.empty(5, info.in_chans, info.img_size, info.img_size)
+    assert network(images, per_step=True).shape == (2, 5, info.num_classes)
+    assert network.architecture == architecture
+    assert {key: getattr(network, key) for key in described} == described
+
+
+@pytest.mark.parametrize(
+    ("architecture", "millions"),
+    [
+        ("resnet20", "0.27"),  # He et al., table 6
+        ("resnet32", "0.47"),  # 0.46 there, without the projections of the research code
+        ("wrn16_4", "2.75"),
+        ("wrn28_4", "5.85"),  # Zagoruyko & Komodakis, table 4: 5.8 and 2.8
+        ("vgg11", "61.4"),  # of the research code
+    ],
+)
+def test_parameter_counts_are_the_published_ones(architecture, millions):
+    with torch.device("meta"):
+        network = ARCHITECTURES[architecture](num_classes=10, in_chans=3, img_size=32)
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert f"{count:.{len(millions.partition('.')[2])}f}" == millions
+
+
+def test_the_64x64_vgg_keeps_the_size_of_its_hidden_layers():
+    with torch.device("meta"):
+        small, large = (ARCHITECTURES["vgg11"](img_size=size) for size in (32, 64))
+    assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in large.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "neurons"),
+    [("vgg11", 10), ("vgg16", 15), ("resnet20", 19), ("resnet32", 31), ("wrn16_4", 13), ("wrn28_4", 25)],
+)
+def test_ann_and_snn_differ_by_their_thresholds_alone(architecture, neurons):
+    ann, snn = build(architecture, None), build(architecture, 2)
+    own = {f"{name}.threshold" for name, _ in snn.neurons()}
+    assert len(own) == neurons and not list(ann.neurons())
+    assert snn.state_dict().keys() - ann.state_dict().keys() == own
+    assert ann.state_dict().keys() <= snn.state_dict().keys()
+    images = images_for(ann)
+    assert snn.load_state_dict(ann.state_dict(), strict=False).unexpected_keys == []
+    with backward_mode(Relu()):  # which puts a ReLU in place of each neuron
+        assert torch.equal(snn(images), ann(images))
+    assert not torch.equal(snn(images), ann(images))
+
+
+def test_the_neurons_are_what_was_asked_for():
+    surrogate = Surrogate("exp", 2.0)
+    snn = build("resnet20", 5, threshold=0.7, leak=0.9, reset="soft", surrogate=surrogate)
+    assert (snn.timesteps, snn.leak, snn.reset) == (5, 0.9, "soft")
+    for _, neuron in snn.neurons():
+        assert (neuron.timesteps, neuron.leak, neuron.reset, neuron.surrogate) == (5, 0.9, "soft", surrogate)
+        assert neuron.threshold.item() == pytest.approx(0.7)
+    assert build("resnet20", 5, surrogate="exp-2").spiking == build("resnet20", 5, surrogate=surrogate).spiking
+    with pytest.raises(ValueError, match="'relu' is no surrogate derivative: choose pcw"):
+        build("resnet20", 5, surrogate="relu")
+    assert (build("resnet20", None).timesteps, build("resnet20").reset, build("resnet20").leak) == (None, "hard", 1.0)
+
+
+def rates_of(snn, call):
+    """Mean spikes a neuron and step, by layer, while ``call()`` runs."""
+    rates = {}
+    hooks = [
+        neuron.register_forward_hook(lambda _, inputs, spikes, name=name: rates.update({name: spikes.double().mean()}))
+        for name, neuron in snn.neurons()
+    ]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([rates[name] for name, _ in snn.neurons()])
+
+
+def test_every_layer_fires(snn):  # or the tests below would compare silence
+    rates = rates_of(snn, lambda: snn(images_for(snn)))
+    assert (rates > 0.02).all() and (rates < 0.5).all()
+
+
+def test_reset_leak_and_initial_membrane_change_the_logits(snn):
+    images = images_for(snn)
+    logits = [snn(images)]
+    for change in ({"reset": "soft"}, {"leak": 0.5}, {"initial": 0.5}):
+        other = build(snn.architecture, **change).double()
+        logits.append(other(images))
+    assert not any(torch.equal(logits[0], other) for other in logits[1:])
+
+
+def test_normalisation_is_inside():
+    images = torch.rand(2, 3, 8, 8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    inside = build("resnet20", in_chans=3, mean=mean, std=std)
+    outside = build("resnet20", in_chans=3, mean=None, std=None)
+    normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert_same(inside(images), outside(normalised), 1e-6)
+    config = resolve_data_config({}, model=inside)  # what timm would do to images before the network
+    assert (config["mean"], config["std"], config["crop_pct"]) == ((0, 0, 0), (1, 1, 1), 1.0)
+    assert config["input_size"] == (3, 8, 8)
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_the_mean_over_steps(snn):
+    images = images_for(snn)
+    per_step = snn(images, per_step=True)
+    assert per_step.shape == (3, 4, 10)
+    assert torch.equal(per_step.mean(0), snn(images))
+    assert not torch.equal(per_step[0], per_step[-1])
+
+
+def test_the_first_steps_do_not_depend_on_how_many_follow(snn):
+    images = images_for(snn)
+    three = snn(images, per_step=True)
+    snn.timesteps = 5
+    assert_same(snn(images, per_step=True)[:3], three)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_timesteps_can_be_changed(snn, training):
+    longer, images = build(snn.architecture, 6).double().train(training), images_for(snn)
+    snn.train(training).timesteps = 6
+    assert snn.timesteps == 6
+    assert torch.equal(snn(images), longer(images))
+    assert all(torch.equal(a, b) for a, b in zip(snn.buffers(), longer.buffers(), strict=True))
+
+
+def everything_repeated(snn):
+    """The plain network: takes every image T times over, and computes the stem T times."""
+    plain = copy.deepcopy(snn)
+    for module in plain.modules():
+        if isinstance(module, SpikingNeuron):
+            module.repeated = False
+        elif isinstance(module, StaticBatchNorm2d):
+            module.copies = 1
+    return lambda images: plain(images.repeat(plain.timesteps, 1, 1, 1)), plain
+
+
+@example("vgg11", 3, 2, "hard", 1.0, True)
+@example("vgg11", 2, 3, "soft", 0.6, False)
+@given(
+    architecture=st.sampled_from(["resnet20", "wrn16_4"]),
+    timesteps=st.integers(1, 5),
+    batch=st.integers(2, 3),
+    reset=st.sampled_from(["hard", "soft"]),
+    leak=st.sampled_from([1.0, 0.6]),
+    training=st.booleans(),
+)
+@settings(max_examples=12, deadline=None)
+def test_the_stem_computed_once_is_the_stem_computed_at_each_step(
+    architecture, timesteps, batch, reset, leak, training
+):
+    snn = build(architecture, timesteps, reset=reset, leak=leak).double().train(training)
+    plainly, plain = everything_repeated(snn)
+    images = images_for(snn, batch).requires_grad_()
+    results = []
+    for call, network in ((snn, snn), (plainly, plain)):
+        logits = call(images)
+        gradients = torch.autograd.grad(logits[:, 3].sum(), [images, *network.parameters()])
+        results.append((logits, gradients, list(network.buffers())))  # statistics of the batch norms included
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_of_several_passes_are_those_of_the_plain_network(momentum):
+    snn = build("resnet20").double().train()
+    for module in snn.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = momentum
+    plainly, plain = everything_repeated(snn)
+    for seed in range(3):
+        images = images_for(snn, 2, seed)
+        snn(images), plainly(images)
+    assert_same(dict(snn.named_buffers()), dict(plain.named_buffers()))
+    assert snn.bn1.num_batches_tracked == 3
+
+
+def test_no_state_survives_a_forward_pass(snn):
+    images = images_for(snn)
+    before, state = snn(images), copy.deepcopy(snn.state_dict())
+    snn(images_for(snn, 7, seed=1))
+    with pytest.raises(ValueError):
+        snn(images[0])
+    assert torch.equal(snn(images), before)
+    assert all(torch.equal(value, state[key]) for key, value in snn.state_dict().items())
+
+
+def test_samples_do_not_influence_each_other(snn):
+    images = images_for(snn, 5).requires_grad_()
+    together = snn(images)
+    assert_same(torch.cat([snn(image[None]) for image in images]), together)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert_same(snn(images[order]), together[order])
+    (gradient,) = torch.autograd.grad(together[2].square().sum(), images)
+    assert gradient[2].any() and not gradient[[0, 1, 3, 4]].any()
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_parameter_and_every_threshold_is_trained(architecture, reset):
+    snn = build(architecture, threshold=0.5, reset=reset).train()
+    nn.functional.cross_entropy(snn(images_for(snn)), torch.tensor([1, 2, 3, 4])).backward()
+    for name, parameter in snn.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert all(threshold.shape == () for threshold in thresholds_of(snn))
+
+
+def test_training_lowers_the_loss_and_moves_the_thresholds():
+    snn = build("resnet20").train()
+    images, labels = images_for(snn, 8), torch.arange(8)
+    optimizer = torch.optim.Adam(snn.parameters(), 0.01)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(snn(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert all(threshold != 1.0 for threshold in thresholds_of(snn))
+
+
+# --- as in timm -----------------------------------------------------------------------------------------------------
+
+
+def test_features_and_head_make_the_forward_pass(snn):
+    images = images_for(snn)
+    features = snn.forward_features(images)
+    assert features.shape[:2] == (3 * 4, snn.num_features)
+    assert torch.equal(snn.forward_head(features), snn(images))
+    assert torch.equal(snn.forward_head(features, per_step=True), snn(images, per_step=True))
+    seen = snn.forward_head(features, pre_logits=True)
+    assert seen.shape == (12, snn.head_features)
+    assert torch.equal(snn.over_time(snn.get_classifier()(seen), per_step=False), snn(images))
+
+
+def test_the_classifier_can_be_replaced_and_removed(snn):
+    images = images_for(snn)
+    assert snn.get_classifier() is snn.get_submodule(snn.default_cfg["classifier"])
+    assert isinstance(snn.get_submodule(snn.default_cfg["first_conv"]), nn.Conv2d)
+    snn.reset_classifier(7, "avg")
+    assert snn.num_classes == 7 and snn.get_classifier().out_features == 7
+    assert snn(images).shape == (4, 7) and snn(images).dtype == torch.float64
+    snn.reset_classifier(0)
+    assert snn.num_classes == 0
+    bare = build(snn.architecture, num_classes=0).double()
+    bare.load_state_dict(snn.state_dict())
+    assert torch.equal(snn(images), bare(images)) and bare(images).shape == (4, snn.head_features)
+
+
+def test_the_classifier_stays_where_the_network_is():
+    with torch.device("meta"):
+        network = build("resnet20")
+    network.reset_classifier(3)
+    assert network.get_classifier().weight.is_meta
+
+
+def test_default_cfg_describes_the_network():
+    cfg = build("vgg11", num_classes=7, in_chans=2, mean=None, std=None).default_cfg
+    expected = {"num_classes": 7, "input_size": (2, 8, 8), "fixed_input_size": True, "mean": (0, 0), "std": (1, 1)}
+    assert expected.items() <= cfg.items()
+    assert not build("resnet20").default_cfg["fixed_input_size"]
+
+
+def test_networks_without_hidden_linear_layers_take_other_sizes():
+    assert build("resnet20")(torch.rand(2, 1, 12, 12)).shape == (2, 10)
+
+
+# --- precision, layout, device --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_double_agrees_with_float(snn, device):
+    images = images_for(snn).to(device)
+    exact = snn.to(device)(images)
+    logits = copy.deepcopy(snn).float()(images.float())
+    assert (exact.dtype, logits.dtype) == (torch.float64, torch.float32)
+    assert (logits - exact).norm() < 0.02 * exact.norm()  # a spike or two may be flipped
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("how", [torch.float16, torch.bfloat16, "autocast"], ids=str)
+def test_lower_precision_gives_nearly_the_same(snn, how, device):
+    snn = snn.to(device)
+    images = images_for(snn)
+    if how == "autocast":
+        inside, dtype, given = torch.autocast(device, torch.bfloat16), torch.bfloat16, torch.float32
+    else:
+        inside, dtype, given = nullcontext(), how, how
+    low, low_images = copy.deepcopy(snn).to(given), images.to(given)
+    with backward_mode(Relu()), inside:  # without the thresholds, which make a spike of a rounding
+        logits = low(low_images)
+    with backward_mode(Relu()):
+        exact = snn(images)
+    assert logits.dtype == dtype
+    assert (logits - exact).norm() < (0.002 if how == torch.float16 else 0.02) * exact.norm()
+    with inside:
+        found = rates_of(low, lambda: low(low_images))
+    assert_same(found, rates_of(snn, lambda: snn(images)), 0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_training_under_autocast(architecture, device):
+    snn = build(architecture).to(device).train()
+    with torch.autocast(device, torch.bfloat16):
+        logits = snn(images_for(snn))
+    logits.float().logsumexp(1).sum().backward()
+    for name, parameter in snn.named_parameters():
+        assert parameter.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+    assert all(buffer.isfinite().all() for buffer in snn.buffers())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("training", [False, True])
+def test_channels_last_changes_nothing(snn, training, device):
+    snn.to(device).train(training)
+    other, images = copy.deepcopy(snn).to(memory_format=torch.channels_last), images_for(snn)
+    results = []
+    for network, x in ((snn, images), (other, images.contiguous(memory_format=torch.channels_last))):
+        x.requires_grad_()
+        logits = network(x)
+        results.append((logits, torch.autograd.grad(logits.logsumexp(1).sum(), [x, *network.parameters()])))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_the_device_does_not_matter(snn, device):
+    images = images_for(snn)
+    assert_same(copy.deepcopy(snn).to(device)(images.to(device)).cpu(), snn(images))
+
+
+def test_networks_can_be_copied_and_pickled(snn):
+    images = images_for(snn)
+    for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
+        assert torch.equal(other(images), snn(images))
+        other.timesteps = 5
+        assert (other.timesteps, snn.timesteps) == (5, 3)
+        thresholds_of(other)[0].data.fill_(9.0)
+        assert thresholds_of(snn)[0] == 1.0
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"timesteps": 0}, ValueError, "timesteps must be at least 1, got 0"),
+        ({"timesteps": -1}, ValueError, "timesteps must be at least 1, got -1"),
+        ({"timesteps": True}, TypeError, "timesteps must be an integer, got True"),
+        ({"timesteps": 2.5}, TypeError, r"timesteps must be an integer, got 2\.5"),
+        ({"timesteps": "4"}, TypeError, "timesteps must be an integer, got '4'"),
+        ({"reset": "zero"}, ValueError, "reset must be 'hard' or 'soft', got 'zero'"),
+        ({"timesteps": None, "reset": "zero"}, ValueError, "reset must be 'hard' or 'soft', got 'zero'"),
+        ({"leak": -0.1}, ValueError, r"leak must lie in \[0, 1\], got -0\.1"),
+        ({"initial": 1.0}, ValueError, r"initial must lie in \[0, 1\), got 1\.0"),
+        ({"leak": 1.1}, ValueError, r"leak must lie in \[0, 1\]"),
+        ({"leak": float("nan")}, ValueError, r"leak must lie in \[0, 1\]"),
+        ({"timesteps": None, "leak": 2.0}, ValueError, r"leak must lie in \[0, 1\]"),
+        ({"num_classes": -1}, ValueError, "num_classes must not be negative, got -1"),
+        ({"in_chans": 0, "mean": None, "std": None}, ValueError, "in_chans must be at least 1, got 0"),
+        ({"img_size": 0}, ValueError, "img_size must be at least 1, got 0"),
+        ({"mean": (0.1, 0.2), "std": (1.0, 1.0)}, ValueError, "1 channels need as many means and positive stds"),
+        ({"mean": (0.1, 0.2)}, ValueError, "1 channels need as many means"),
+        ({"std": (0.0,)}, ValueError, "positive stds"),
+        ({"std": (float("nan"),)}, ValueError, "positive stds"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(architecture, change, error, said):
+    with pytest.raises(error, match=said):
+        build(architecture, **change)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "error", "said"),
+    [
+        (0, ValueError, "at least 1"),
+        (-1, ValueError, "at least 1"),
+        (True, TypeError, "integer"),
+        (2.5, TypeError, "integer"),
+        (None, TypeError, "integer"),
+    ],
+)
+def test_timesteps_that_cannot_be_are_refused_and_change_nothing(snn, timesteps, error, said):
+    with pytest.raises(error, match=said):
+        snn.timesteps = timesteps
+    assert snn.timesteps == 3 and all(neuron.timesteps == 3 for _, neuron in snn.neurons())
+
+
+def test_an_ann_has_no_timesteps_to_change():
+    with pytest.raises(ValueError, match=r"convert it with rsnn_zoo\.convert"):
+        build("resnet20", None).timesteps = 4
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 8, 8), (8, 8), (1, 2, 1, 8, 8)])
+def test_images_of_another_shape_are_refused(snn, shape):
+    with pytest.raises(
+        ValueError, match=rf"{snn.architecture} takes images \(B, 1, 8, 8\) in \[0, 1\], got \({shape[0]}, "
+    ):
+        snn(torch.rand(shape, dtype=torch.float64))
+
+
+def test_images_of_another_size_are_refused_where_linear_layers_follow():
+    with pytest.raises(ValueError, match=r"vgg11 takes images \(B, 1, 8, 8\) in \[0, 1\], got \(2, 1, 16, 16\)"):
+        build("vgg11")(torch.rand(2, 1, 16, 16))
+
+
+def test_integer_images_are_refused(snn):
+    with pytest.raises(TypeError, match=r"torch\.uint8.*divide"):
+        snn(torch.randint(0, 255, (2, 1, 8, 8), dtype=torch.uint8))
+
+
+def test_a_wrong_classifier_is_refused_and_changes_nothing(snn):
+    before = snn.get_classifier()
+    for arguments, said in (((-1,), "num_classes must not be negative"), ((5, "max"), "global_pool must be 'avg'")):
+        with pytest.raises(ValueError, match=said):
+            snn.reset_classifier(*arguments)
+    assert snn.num_classes == 10 and snn.get_classifier() is before
