@@ -33,6 +33,7 @@ _OBJECTIVES = {
     "mart": "MART (Wang et al., ICLR 2020)",
     "alp": "adversarial logit pairing (Kannan et al., 2018)",
     "fast": "single-step adversarial training (N-FGSM; de Jorge et al., NeurIPS 2022)",
+    "qub": "a quadratic upper bound of adversarial training with N-FGSM (You & Lee, ICML 2025)",
     "rat": "SNN-RAT (Ding et al., NeurIPS 2022)",
     "rslad": "RSLAD (robust soft labels from the ANN; Zi et al., ICCV 2021)",
 }

@@ -22,7 +22,7 @@ ARCHITECTURES = ["vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4"]
 MAX_TIMESTEPS = 1000  # far beyond any published SNN, and small enough that no name asks for absurd amounts of memory
 
 # What a name may say before training.objectives, which needs torch, is imported; a test holds the two together.
-_objectives = ["natural", "at", "trades", "mart", "alp", "fast", "rat"]
+_objectives = ["natural", "at", "trades", "mart", "alp", "fast", "qub", "rat"]
 _GRAMMAR = (
     "{architecture}_{dataset}_{objective}_t{T} or ..._ann, with an optional .tag, e.g. resnet20_cifar10_trades_t8"
 )

@@ -128,6 +128,25 @@ register_objective("rat", clean=False, inner="ce")(adversarial_training)
 """AT with one step, and a retraction of the weights after each update: Ding et al., "SNN-RAT", NeurIPS 2022."""
 
 
+@register_objective("qub", inner="ce")
+def quadratic_bound(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
+    """Upper bound of CE(adversarial) around the clean logits: CE(clean) + g . d + weight * |d|^2 / 4.
+
+    d is the difference of the logits and g the gradient of CE at the clean ones, their probabilities less the labels'.
+    The curvature of the cross-entropy is at most 1/2 in any direction, so with weight 1 this bounds CE(adversarial)
+    from above for every pair of logits, which lets a one-step attack (N-FGSM) stand for a stronger one.
+
+    You & Lee, "Quadratic Upper Bound for Boosting Robustness", ICML 2025 (the static bound).
+    """
+    moved = adversarial - clean
+    target = F.one_hot(labels, clean.shape[1]).to(clean.dtype)
+    target = (1 - smoothing) * target + smoothing / clean.shape[1]
+    slope = ((F.softmax(clean, 1) - target) * moved).sum(1)
+    return (
+        F.cross_entropy(clean, labels, label_smoothing=smoothing) + (slope + weight * moved.square().sum(1) / 4).mean()
+    )
+
+
 @register_objective("alp", inner="ce")
 def logit_pairing(clean: Tensor, adversarial: Tensor, labels: Tensor, weight: float, smoothing: float) -> Tensor:
     """CE of both halves + weight * the mean square of the logits' difference.

@@ -74,7 +74,7 @@ assert 'torch' not in sys.modules
 print(*objectives())
 """
     known = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert {"alp", "fast", "rat"} < set(known)
+    assert {"alp", "fast", "qub", "rat"} < set(known)
     assert set(known) == {name for name, objective in OBJECTIVES.items() if not objective.teacher}
 
 

@@ -59,7 +59,18 @@ def written_out_soft_labels(clean, adversarial, taught, weight):
     return total / len(taught)
 
 
+def written_out_bound(clean, adversarial, labels, weight):
+    total = 0.0
+    for c, a, y in zip(clean, adversarial, labels, strict=True):
+        slope = math.fsum((p - (k == y)) * (a[k] - c[k]) for k, p in enumerate(softmax(c)))
+        total += (
+            -math.log(softmax(c)[y]) + slope + weight / 4 * math.fsum((u - v) ** 2 for u, v in zip(a, c, strict=True))
+        )
+    return total / len(labels)
+
+
 WRITTEN_OUT = {
+    "qub": written_out_bound,
     "alp": written_out_pairing,
     "fast": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
     "rat": lambda clean, adversarial, labels, beta: cross_entropy(adversarial, labels),
@@ -68,6 +79,17 @@ WRITTEN_OUT = {
     "trades": written_out_trades,
     "mart": written_out_mart,
 }
+
+
+@given(st.integers(0, 2**31), st.integers(2, 7), st.floats(0.0, 30.0), st.sampled_from([0.0, 0.1]))
+def test_the_quadratic_bound_is_never_below_the_loss_that_it_bounds(seed, classes, size, smoothing):
+    generator = torch.Generator().manual_seed(seed)
+    clean, adversarial = size * torch.randn(2, 1, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (1,), generator=generator)
+    bound = OBJECTIVES["qub"].loss(clean, adversarial, labels, 1.0, smoothing)
+    assert bound >= F.cross_entropy(adversarial, labels, label_smoothing=smoothing) - 1e-9
+    at_clean = OBJECTIVES["qub"].loss(clean, clean, labels, 1.0, smoothing)
+    assert at_clean.item() == pytest.approx(F.cross_entropy(clean, labels, label_smoothing=smoothing).item())
 
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(2, 7), st.sampled_from(sorted(WRITTEN_OUT)))
