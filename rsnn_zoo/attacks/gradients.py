@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
+from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
-from rsnn_zoo.models.layers import WeightedSum, is_plain_norm
 from rsnn_zoo.neurons.attack_state import Memory, remembering
 from rsnn_zoo.neurons.kernels import wide
 from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
@@ -32,67 +30,6 @@ LOSSES: dict[str, Loss] = {
 """Losses to maximise by name: logits (B, K) and labels (B,) to one value a sample, (B,)."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class _FoldedSum(nn.Module):
-    """What a WeightedSum becomes when the convolutions before it carry its weights: one pass over the data."""
-
-    def __init__(self, shortcut_weight: Tensor):
-        super().__init__()
-        self.register_buffer("shortcut_weight", shortcut_weight)  # for who reads the state
-        self._alpha = shortcut_weight.item()
-
-    def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
-        return torch.add(residual, shortcut, alpha=self._alpha)
-
-
-def _fold_norm(parent: nn.Module, conv: str, norm: str) -> None:
-    setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
-    setattr(parent, norm, nn.Identity())
-
-
-def _scale(conv: nn.Conv2d, factor: Tensor) -> None:
-    conv.weight.mul_(factor)
-    if conv.bias is not None:
-        conv.bias.mul_(factor)
-
-
-def _fold_sum(block: nn.Module) -> None:
-    shortcut_weight, residual_weight = block.sum.weight
-    _scale(block.conv2, residual_weight)
-    shortcuts = [m for m in (block.downsample or nn.Identity()).modules() if isinstance(m, nn.Conv2d)]
-    for conv in shortcuts:
-        _scale(conv, shortcut_weight)
-    block.sum = _FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
-
-
-def _is_plain_conv(module: nn.Module) -> bool:
-    """Whether it convolves with its weight as it is: no subclass, nor a hook that makes the weight anew."""
-    return type(module) is nn.Conv2d and not module._forward_pre_hooks
-
-
-@torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with batch norms and residual weights folded into the convolutions before them.
-
-    Foldable are the pairs that a block names in ``foldable``, a batch norm right behind a convolution in an
-    ``nn.Sequential``, and the weighted sum of a residual block, of which the weight of an identity shortcut is left, in
-    the state as ``sum.shortcut_weight``. The outputs are the same but for rounding, which may flip single spikes.
-    """
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for conv, norm in getattr(module, "foldable", ()):
-            _fold_norm(module, conv, norm)
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            names = list(module._modules)
-            for conv, norm in pairwise(names):
-                first, second = module._modules[conv], module._modules[norm]
-                if _is_plain_conv(first) and is_plain_norm(second) and second.running_var is not None:
-                    _fold_norm(module, conv, norm)
-    for module in list(model.modules()):
-        if isinstance(getattr(module, "sum", None), WeightedSum):
-            _fold_sum(module)
-    return model
 
 
 def checked_logits(output: Tensor, images: Tensor) -> Tensor:
