@@ -20,6 +20,7 @@ from torch import nn
 from rsnn_zoo._utils.provenance import peak_memory
 from rsnn_zoo.data.images import ImageData
 from rsnn_zoo.training.checkpoints import CheckpointError, OtherRunError
+from rsnn_zoo.training.precision import warn_where_slow
 from rsnn_zoo.training.recipe import Stage
 from rsnn_zoo.training.run import DivergedError, RunResult, TrainingInterrupted, TrainingRun
 
@@ -111,6 +112,7 @@ def train(
     """
     run = TrainingRun(model, data, validation, stage, seed, device, teacher)
     run.open(Path(folder), about or {}, interval)
+    warn_where_slow(stage.precision, run.device)
     with run.own_randomness(), _signals() as received:
         run.loop(received, progress, on_epoch)
     return run.close()
@@ -145,6 +147,7 @@ def estimate(
     """
     few = validation.select(min(stage.batch_size, len(validation)))
     run = TrainingRun(copy.deepcopy(model), data, few, replace(stage, validation_images=0), 0, device, teacher)
+    warn_where_slow(stage.precision, run.device)
     run.model.train()
     order = run.order()
 
