@@ -39,7 +39,8 @@ def parser(text: str) -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. ann.epochs=5")
     add("--output", type=Path, help="folder for the run and its result (default: runs/NAME)")
     add("--data", help="npz file or folder to use instead of the named data set")
-    add("--root", type=Path, default=Path("data"), help="folder of torchvision's data sets (%(default)s)")
+    where = {"dest": "root", "type": Path, "default": Path("data"), "metavar": "FOLDER"}
+    add("--data-root", "--root", help="folder of torchvision's data sets (%(default)s)", **where)
     add("--download", action="store_true", help="let torchvision download the data set")
     add("--seed", type=int, default=0, help="seed of weights, order, augmentation and attacks (%(default)s)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")

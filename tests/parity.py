@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ from safetensors import safe_open
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "parity"
 needs_parity = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"reference answers are absent: {FOLDER}")
-ARCHITECTURES = {"resnet20": "resnet20", "wrn16_4": "wrn16_4", "vgg11_bn": "vgg11"}
+ARCHITECTURES = {  # their name to the key of SHAPES and the name of ours
+    "resnet20": ("resnet20", "resnet20"),
+    "wrn16_4": ("wrn16_4", "wrn16_4"),
+    "vgg11_bn": ("vgg11", "vgg11"),
+    "vgg16_bn": ("vgg16", "vgg16"),
+    "vgg11_tin": ("vgg11_64", "vgg11"),
+}
 
 # The research code's own names and shapes, written out: what a checkpoint of that code holds.
 
@@ -47,21 +54,35 @@ def wrn16_4_shapes(num_classes):
     return shapes | {"classifier.1.weight": (num_classes, 256), "classifier.1.bias": (num_classes,)}
 
 
-def vgg11_shapes(num_classes):
+VGG_LAYERS = {  # convolutions and pools; position in the classifier to inputs
+    "vgg11": ((64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512), {1: 8192, 4: 4096, 7: 4096}),
+    "vgg16": (
+        (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512, "A"),
+        {1: 512, 4: 4096, 7: 4096},
+    ),
+    "vgg11_64": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512), {2: 512, 4: 4096}),
+}
+
+
+def vgg_shapes(layers, linear, num_classes):
     shapes, channels, position = {}, 3, 0
-    for item in (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512):
+    for item in layers:
         if item == "A":
             position += 1
             continue
         shapes |= {f"features.{position}.weight": (item, channels, 3, 3), f"features.{position}.bias": (item,)}
         shapes |= {**_norm(f"features.{position + 1}", item), f"features.{position + 2}.v_th": ()}
         channels, position = item, position + 3
-    for position, (out, inputs) in {1: (4096, 8192), 4: (4096, 4096), 7: (num_classes, 4096)}.items():
+    *hidden, last = linear
+    for position, inputs in linear.items():
+        out = num_classes if position == last else 4096
         shapes |= {f"classifier.{position}.weight": (out, inputs), f"classifier.{position}.bias": (out,)}
-    return shapes | {"classifier.2.v_th": (), "classifier.5.v_th": ()}
+    return shapes | {f"classifier.{position + 1}.v_th": () for position in hidden}
 
 
-SHAPES = {"resnet20": resnet20_shapes, "wrn16_4": wrn16_4_shapes, "vgg11": vgg11_shapes}
+SHAPES = {"resnet20": resnet20_shapes, "wrn16_4": wrn16_4_shapes} | {
+    name: partial(vgg_shapes, *layers) for name, layers in VGG_LAYERS.items()
+}
 
 
 def research_state_dict(architecture, num_classes, seed):

@@ -34,7 +34,8 @@ def _stage_names(network: ResNet | WideResNet) -> list[tuple[str, str]]:
 def _renames(network: Network) -> tuple[tuple[str, str], ...]:
     """Pattern -> replacement, the first match at the head of a name counts."""
     if isinstance(network, VGG):
-        return ((r"^classifier\.7\.", "head."), (r"^classifier\.", "pre_logits."))
+        last = len(network.pre_logits)
+        return ((rf"^classifier\.{last}\.", "head."), (r"^classifier\.", "pre_logits."))
     if not isinstance(network, ResNet | WideResNet):
         raise TypeError(f"no research checkpoint is known for {type(network).__name__}")
     stages = _stage_names(network)

@@ -1,8 +1,8 @@
 """VGG-11 and VGG-16 with batch norm and average pooling, ANN and SNN.
 
-Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, in the layout
-of the ANN-to-SNN literature (three to five average pools, two hidden linear layers of 4096): Özdenizci & Legenstein,
-TMLR 2024.
+Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, in the layouts
+of Özdenizci & Legenstein, TMLR 2024: two hidden linear layers of 4096 behind the flattened feature map, and for the
+VGG-11 of 64x64 images (Tiny ImageNet) other convolutions, a global average pool and one hidden layer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ __all__ = ["VGG", "vgg11", "vgg16"]
 # Output channels of the 3x3 convolutions; "A" is a 2x2 average pool.
 CONFIGURATIONS: dict[str, tuple[int | str, ...]] = {
     "vgg11": (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512),
-    "vgg16": (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512),
+    "vgg16": (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512, "A"),
+}
+
+# Of images of LARGE pixels and more: these end in a global average pool and one hidden layer, without dropout.
+LARGE = 64
+POOLED: dict[str, tuple[int | str, ...]] = {
+    "vgg11": (64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512),
 }
 
 
 class VGG(Network):
-    """Convolution, batch norm and activation after one another, two hidden linear layers, a classifier.
+    """Convolution, batch norm and activation after one another, hidden linear layers, a classifier.
 
-    A pool that would leave nothing is left out (images below 16 pixels), and one more follows where the last feature
-    map is wider than 4 (the 64x64 variant for Tiny-ImageNet), so that the hidden layers keep their size.
+    A pool that would leave nothing is left out (images below 32 pixels), and one more follows where the flattened
+    feature map would be wider than 4.
 
     Args:
-        architecture: A name of ``CONFIGURATIONS``.
-        hidden_features: Width of the two hidden linear layers.
-        drop_rate: Dropout behind each hidden layer, in [0, 1].
+        architecture: A name of ``CONFIGURATIONS``; from 64x64 pixels on that of ``POOLED``, where there is one.
+        hidden_features: Width of the hidden linear layers.
+        drop_rate: Dropout behind each of two hidden layers, in [0, 1].
         **kwargs: See :class:`rsnn_zoo.models.Network`.
     """
 
@@ -41,9 +47,10 @@ class VGG(Network):
 
     def __init__(self, architecture: str, hidden_features: int = 4096, drop_rate: float = 0.0, **kwargs: Any):
         super().__init__(architecture, **kwargs)
+        pooled = self.img_size >= LARGE and architecture in POOLED
         layers: list[nn.Module] = []
         channels, side = self.in_chans, self.img_size
-        for item in CONFIGURATIONS[architecture]:
+        for item in (POOLED if pooled else CONFIGURATIONS)[architecture]:
             if isinstance(item, int):
                 first = not layers
                 norm = self.spiking.static_norm(item) if first else nn.BatchNorm2d(item)
@@ -52,22 +59,22 @@ class VGG(Network):
             elif side > 1:
                 layers.append(nn.AvgPool2d(2))
                 side //= 2
-        if side > 4:
+        if side > 4 and not pooled:
             layers.append(nn.AvgPool2d(2))
             side //= 2
         self.num_features, self.hidden_features = channels, hidden_features
         self.features = nn.Sequential(*layers)
-        self.pre_logits = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(channels * side * side, hidden_features),
-            self.spiking.activation(),
-            nn.Dropout(drop_rate),
-            nn.Linear(hidden_features, hidden_features),
-            self.spiking.activation(),
-            nn.Dropout(drop_rate),
-        )
+        if pooled:
+            hidden = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *self._hidden(channels)]
+        else:
+            hidden = [nn.Flatten(), *self._hidden(channels * side * side), nn.Dropout(drop_rate)]
+            hidden += [*self._hidden(hidden_features), nn.Dropout(drop_rate)]
+        self.pre_logits = nn.Sequential(*hidden)
         initialise(self)
         self.head = nn.Linear(hidden_features, self.num_classes) if self.num_classes else nn.Identity()
+
+    def _hidden(self, inputs: int) -> tuple[nn.Module, nn.Module]:
+        return nn.Linear(inputs, self.hidden_features), self.spiking.activation()
 
     @property
     def head_features(self) -> int:
@@ -84,10 +91,10 @@ class VGG(Network):
 
 
 def vgg11(**kwargs: Any) -> VGG:
-    """VGG-11 (61 M parameters at 32x32): Simonyan & Zisserman, ICLR 2015. Arguments as :class:`VGG`'s."""
+    """VGG-11 (61 M parameters; 12 M at 64x64): Simonyan & Zisserman, ICLR 2015. Arguments: see :class:`VGG`."""
     return VGG("vgg11", **kwargs)
 
 
 def vgg16(**kwargs: Any) -> VGG:
-    """VGG-16: Simonyan & Zisserman, ICLR 2015. Arguments as :class:`VGG`'s."""
+    """VGG-16: Simonyan & Zisserman, ICLR 2015. Arguments: see :class:`VGG`."""
     return VGG("vgg16", **kwargs)

@@ -96,10 +96,20 @@ def test_parameter_counts_are_the_published_ones(architecture, millions):
     assert f"{count:.{len(millions.partition('.')[2])}f}" == millions
 
 
-def test_the_64x64_vgg_keeps_the_size_of_its_hidden_layers():
+def test_the_64x64_vgg11_is_the_research_code_s_with_one_hidden_layer():
     with torch.device("meta"):
-        small, large = (ARCHITECTURES["vgg11"](img_size=size) for size in (32, 64))
-    assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in large.state_dict().items()}
+        large = ARCHITECTURES["vgg11"](num_classes=200, img_size=64, timesteps=3)
+    convolutions = [m.out_channels for m in large.modules() if isinstance(m, torch.nn.Conv2d)]
+    linear = [(m.in_features, m.out_features) for m in large.modules() if isinstance(m, torch.nn.Linear)]
+    assert convolutions == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert linear == [(512, 4096), (4096, 200)] and len(list(large.neurons())) == 9
+    assert not any(isinstance(m, torch.nn.Dropout) for m in large.modules())
+
+
+@pytest.mark.parametrize(("size", "inputs"), [(8, 512), (28, 512), (32, 512), (64, 4 * 512)])
+def test_a_vgg16_halves_its_images_five_times_where_they_are_large_enough(size, inputs):
+    with torch.device("meta"):
+        assert ARCHITECTURES["vgg16"](img_size=size).pre_logits[1].in_features == inputs
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,15 @@ TOLERANCE = 1e-9
 KINDS = {"PCW": "pcw", "EXP": "exp", "EXP-D": "exp_d", "RECT": "rect", "STE": "ste"}
 
 
-@pytest.fixture(scope="module", params=["resnet20_t8", "resnet20_soft_t5", "wrn16_4_t4", "vgg11_t4"])
-def case(request):
-    description, tensors = read(request.param)
-    architecture = ARCHITECTURES[description["arch"]]
-    state = research_state_dict(architecture, description["num_classes"], description["seed"])
+FEW_MODES = ("grad.bptt.PCW.1.0", "grad.bptr", "grad.act")
+CASES = ["resnet20_t8", "resnet20_soft_t5", "wrn16_4_t4", "vgg11_t4"]
+LATER = ["vgg16_t2", "vgg11_tinyimagenet_t3"]  # in the default run under FEW_MODES
+
+
+def loaded(name):
+    description, tensors = read(name)
+    layout, architecture = ARCHITECTURES[description["arch"]]
+    state = research_state_dict(layout, description["num_classes"], description["seed"])
     model = rsnn_zoo.from_research_checkpoint(
         state,
         architecture,
@@ -27,6 +31,11 @@ def case(request):
         reset="soft" if description["soft_reset"] else "hard",
     )
     return model.requires_grad_(False), tensors
+
+
+@pytest.fixture(scope="module", params=[*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)])
+def case(request):
+    return loaded(request.param)
 
 
 def mode_of(name):
@@ -56,6 +65,18 @@ def test_input_gradient_of_every_mode(case):
     model, expected = case
     names = [name for name in expected if name.startswith("grad.")]
     assert len(names) == 19
+    check_gradients(model, expected, names)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_logits_and_few_gradients(name):
+    model, expected = loaded(name)
+    with torch.no_grad():
+        assert relative_error(model(expected["images"], per_step=True), expected["logits_per_step"]) < TOLERANCE
+    check_gradients(model, expected, FEW_MODES)
+
+
+def check_gradients(model, expected, names):
     for name in names:
         images = expected["images"].clone().requires_grad_()
         with backward_mode(mode_of(name)):

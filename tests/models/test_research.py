@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rsnn_zoo import from_research_checkpoint
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.spec.datasets import DATASETS
-from tests.parity import SHAPES
+from tests.parity import SHAPES, VGG_LAYERS
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -72,14 +72,19 @@ def written_out(state, architecture, x):
     def linear(number, x):
         return F.linear(x, state[f"classifier.{number}.weight"], state[f"classifier.{number}.bias"])
 
-    if architecture == "vgg11":
+    if architecture.startswith("vgg"):
+        layers, linears = VGG_LAYERS[architecture]
         position = 0
-        for item in (1, "A", 1, 1, "A", 1, 1, 1, "A", 1, 1):
+        for item in layers:
             if item == "A":
                 x, position = F.avg_pool2d(x, 2), position + 1
             else:
                 x, position = norm(f"features.{position + 1}", conv(f"features.{position}", x)).relu(), position + 3
-        return linear(7, linear(4, linear(1, x.flatten(1)).relu()).relu())
+        x = x.mean((2, 3)) if architecture == "vgg11_64" else x.flatten(1)
+        *hidden, last = linears
+        for number in hidden:
+            x = linear(number, x).relu()
+        return linear(last, x)
 
     depth = {"resnet20": 3, "resnet32": 5, "wrn16_4": 2, "wrn28_4": 4}[architecture]
     resnet = architecture.startswith("resnet")
@@ -118,8 +123,9 @@ def load(state, architecture="resnet20", num_classes=10, timesteps=4, **kwargs):
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_every_tensor_finds_its_place(architecture):
     state = checkpoint(architecture, thresholds=False)
-    model = load(state, architecture, timesteps=None)
-    x = torch.rand(2, 3, 32, 32)
+    side = 64 if architecture.endswith("_64") else 32
+    model = load(state, architecture.removesuffix("_64"), timesteps=None, img_size=side)
+    x = torch.rand(2, 3, side, side)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DATASETS["cifar10"].mean, DATASETS["cifar10"].std))
     with torch.no_grad():
         expected = written_out(state, architecture, (x - mean) / std)
@@ -141,10 +147,11 @@ def test_thresholds_go_to_the_neurons_in_their_order(architecture):
     assert fired == [by_name[name] for name in sorted(by_name, key=lambda n: (int(n.split(".")[1]), n))]
 
 
-@pytest.mark.parametrize("architecture", ["resnet20", "wrn16_4", "vgg11"])
+@pytest.mark.parametrize("architecture", SHAPES)
 def test_no_parameter_is_too_much_or_too_little(architecture):
+    side = 64 if architecture.endswith("_64") else 32
     with torch.device("meta"):
-        model = ARCHITECTURES[architecture](num_classes=10, timesteps=4)
+        model = ARCHITECTURES[architecture.removesuffix("_64")](num_classes=10, timesteps=4, img_size=side)
     shapes = {name: shape for name, shape in SHAPES[architecture](10).items() if "running" not in name}
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(map(math.prod, shapes.values()))
 
