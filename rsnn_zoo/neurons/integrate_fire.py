@@ -1,23 +1,27 @@
 """The spiking neuron: integrate-and-fire over T steps as one differentiable function.
 
 Time and batch travel merged, time-major, as ``(T * B, ...)``, so that every other layer is an ordinary PyTorch layer.
-Seen in storage order as ``(T, N)``, every spiking layer is one and the same kernel. Its two loops are written once, in
-plain PyTorch: ``torch.compile`` makes a single C++ or Triton kernel of each where a compiler is found.
+Seen in storage order as ``(T, N)``, every spiking layer is one and the same kernel. Its loops are written once, in
+plain PyTorch (:mod:`rsnn_zoo.neurons.dynamics`): ``torch.compile`` makes a single C++ or Triton kernel of each where a
+compiler is found. ``torch.func`` (grad, vmap, jvp and what is made of them) and derivatives of derivatives go through
+the same formulas, eager: everywhere the spike has its surrogate derivative.
 
 How the backward pass differentiates the spike is a value, not a flag on modules: see :mod:`rsnn_zoo.neurons.modes`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from rsnn_zoo.neurons.kernels import run, wide
+from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, tangent, to_rows
+from rsnn_zoo.neurons.kernels import run, transforming, wide
 from rsnn_zoo.neurons.modes import (
-    DERIVATIVES,
     BackwardMode,
     Firing,
     ModeView,
@@ -53,178 +57,113 @@ MIN_THRESHOLD = 0.03
 RESETS = ("hard", "soft")
 
 
-# --- the two loops --------------------------------------------------------------------------------------------------
-
-
-def _fire(
-    x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool, initial: float
-) -> tuple[Tensor, Tensor]:
-    """Spikes and u - threshold of all steps, (T, N) each, from currents (T, N), or (1, N) shown at every step.
-
-    u - threshold is kept rather than u: its sign is the spike, exactly, in any precision.
-    """
-    dtype = wide(x.dtype)
-    spikes, excess = [], []
-    v = initial * threshold if initial else None
-    for t in range(timesteps):
-        current = x[t if x.shape[0] > 1 else 0].to(dtype)
-        u = current if v is None else (v if leak == 1.0 else leak * v) + current
-        d = u - threshold
-        fired = d >= 0
-        v = torch.where(fired, d if soft else 0.0, u)
-        spikes.append(torch.where(fired, 1.0, 0.0).to(x.dtype))  # four times faster than fired.to() in 16 bits
-        excess.append(d.to(x.dtype))
-    return torch.stack(spikes), torch.stack(excess)
-
-
-def _fire_only(x: Tensor, threshold: Tensor, timesteps: int, leak: float, soft: bool, initial: float) -> Tensor:
-    return _fire(x, threshold, timesteps, leak, soft, initial)[0]
-
-
-def _backward(
-    grad: Tensor,
-    excess: Tensor,
-    threshold: Tensor,
-    width: Tensor,
-    kind: str,
-    timesteps: int,
-    leak: float,
-    soft: bool,
-    initial: float,
-    repeated: bool,
-    averaged: bool,
-    with_threshold: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold.
-
-    The chain rule through the recursion of :func:`_fire`, from the last step to the first, reset included, with
-    ``DERIVATIVES[kind]`` of u - threshold in place of the spike's derivative. ``width`` is a scalar, (1, N) or (T, N).
-    ``averaged``: from step to step nothing is carried back, and each step's current gets the mean over the steps.
-    """
-    dtype = wide(grad.dtype)
-    grads: list[Tensor] = []
-    total: Tensor | None = None  # over the steps
-    threshold_sum: Tensor | None = None
-    carry: Tensor | None = None
-    for t in range(timesteps - 1, -1, -1):
-        d = excess[t].to(dtype)
-        slope = DERIVATIVES[kind](d, width if width.dim() == 0 else width[t if width.shape[0] > 1 else 0])
-        g = grad[t].to(dtype)
-        if carry is None:
-            through = g * slope
-            du = through
-            lost = through
-        elif soft:
-            through = (g - threshold * carry) * slope
-            du = carry + through
-            lost = through + torch.where(d >= 0, carry, 0.0)
-        else:
-            through = (g - carry * (d + threshold)) * slope
-            du = torch.where(d >= 0, 0.0, carry) + through
-            lost = through
-        if repeated or averaged:
-            total = du if total is None else total + du
-        else:
-            grads.append(du.to(grad.dtype))
-        if with_threshold:
-            threshold_sum = lost if threshold_sum is None else threshold_sum + lost
-        if not averaged:
-            carry = du if leak == 1.0 else leak * du
-    if initial and threshold_sum is not None and carry is not None:
-        threshold_sum = threshold_sum - initial * carry  # v_0 is a part of the threshold
-    if total is None:
-        currents = torch.stack(grads[::-1])
-    elif repeated:
-        currents = total.to(grad.dtype).unsqueeze(0)
-    else:
-        currents = torch.stack([(total / timesteps).to(grad.dtype)] * timesteps)
-    return currents, None if threshold_sum is None else -threshold_sum.sum()
-
-
-# --- layout ---------------------------------------------------------------------------------------------------------
-
-
-def _rows(x: Tensor, rows: int) -> tuple[Tensor, bool]:
-    """Returns x in storage order as (rows, N), without a copy where it is dense, and whether channels come last."""
-    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    flat = x.permute(0, 2, 3, 1) if channels_last else x.contiguous()
-    return flat.reshape(rows, -1), channels_last
-
-
-def _like(flat: Tensor, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-    """The inverse of :func:`_rows` for a tensor of ``shape``."""
-    if not channels_last:
-        return flat.reshape(shape)
-    n, c, h, w = shape
-    return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+# --- autograd -------------------------------------------------------------------------------------------------------
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """All T steps forward, keeping u - threshold alone, and one loop backward."""
+    """All T steps forward, keeping u - threshold alone, and one loop backward.
+
+    Returns the spikes and what the backward pass needs: u - threshold and the derivative's width, or the slope of the
+    rate. u - threshold can be differentiated like the spikes, so that derivatives of derivatives are right.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        threshold: Tensor,
-        timesteps: int,
-        leak: float,
-        soft: bool,
-        initial: float,
-        repeated: bool,
-        mode: ThroughTime | ThroughRate,
-    ) -> Tensor:
-        rows, ctx.channels_last = _rows(x, 1 if repeated else timesteps)
+        x: Tensor, threshold: Tensor, neuron: Dynamics, mode: ThroughTime | ThroughRate, channels_last: bool
+    ) -> tuple[Tensor, ...]:
+        rows = to_rows(x, neuron.rows, channels_last)
         compared = threshold.to(wide(x.dtype))
-        spikes, excess = run(_fire, (rows, compared), (timesteps, leak, soft, initial), steps=timesteps)
-        batch = x.shape[0] if repeated else x.shape[0] // timesteps
-        firing = Firing(rows, excess, compared, leak, (batch, *x.shape[1:]), ctx.channels_last)
+        spikes, excess = run(fire, (rows, compared), (neuron,), steps=neuron.timesteps)
+        batch = x.shape[0] // neuron.rows
+        firing = Firing(rows, excess, compared, neuron.leak, (batch, *x.shape[1:]), channels_last)
+        spikes = from_rows(spikes, (neuron.timesteps * batch, *x.shape[1:]), channels_last)
         if isinstance(mode, ThroughRate):
-            ctx.save_for_backward(mode.slope_of(firing))
-        else:
-            ctx.save_for_backward(excess, compared, mode.width_of(firing))
-        ctx.settings = (timesteps, leak, soft, initial, repeated)
-        ctx.mode, ctx.shape, ctx.threshold_dtype = mode, x.shape, threshold.dtype
-        return _like(spikes, (timesteps * batch, *x.shape[1:]), ctx.channels_last)
+            return spikes, mode.slope_of(firing)
+        return spikes, excess, mode.width_of(firing)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        timesteps, leak, soft, initial, repeated = ctx.settings
-        if ctx.channels_last:
-            grad = grad.permute(0, 2, 3, 1)
-        grad = grad.reshape(timesteps, -1)
-        grad_threshold = None
-        if isinstance(ctx.mode, ThroughRate):
-            (slope,) = ctx.saved_tensors
-            grad_x = (grad.sum(0, keepdim=True) if repeated else grad) * slope
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, threshold, ctx.neuron, ctx.mode, ctx.channels_last = inputs
+        ctx.shape = x.shape
+        ctx.mark_non_differentiable(output[-1])  # the width or the slope: taken as given
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[1:], threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        neuron, mode = ctx.neuron, ctx.mode
+        if grad is not None:
+            grad = to_rows(grad, neuron.timesteps, ctx.channels_last)
+        if isinstance(mode, ThroughRate):
+            slope, _ = ctx.saved_tensors
+            of_x = None if grad is None else (grad.sum(0, keepdim=True) if neuron.repeated else grad) * slope
+            of_threshold = None
         else:
-            excess, threshold, width = ctx.saved_tensors
-            static = (
-                ctx.mode.kind,
-                timesteps,
-                leak,
-                soft,
-                initial,
-                repeated,
-                ctx.mode.averaged,
-                ctx.needs_input_grad[1],
-            )
-            grad_x, grad_threshold = run(_backward, (grad, excess, threshold, width), static, steps=timesteps)
-            if grad_threshold is not None:
-                grad_threshold = grad_threshold.to(ctx.threshold_dtype)
-        return _like(grad_x, ctx.shape, ctx.channels_last), grad_threshold, None, None, None, None, None, None
+            excess, width, threshold = ctx.saved_tensors
+            compared = threshold.to(wide(excess.dtype))
+            of_excess = grads[0]
+            grad = torch.zeros_like(excess) if grad is None else grad
+            static = neuron, mode.kind, mode.averaged, ctx.needs_input_grad[1]
+            if of_excess is not None or torch.is_grad_enabled() or transforming():
+                of_x, of_threshold = backward(grad, excess, compared, width, *static, of_excess, again=True)
+            else:
+                tensors = grad, excess, compared, width
+                of_x, of_threshold = run(backward, tensors, static, steps=neuron.timesteps)
+            of_threshold = None if of_threshold is None else of_threshold.to(threshold.dtype)
+        of_x = None if of_x is None else from_rows(of_x, ctx.shape, ctx.channels_last)
+        return of_x, of_threshold, None, None, None
 
 
-def check_timesteps(timesteps: int) -> int:
-    """Returns ``timesteps`` if it is an integer of at least 1.
+class _WithTangent(_IntegrateAndFire):
+    """The same with forward-mode differentiation, which ``torch.compile`` would leave its program for."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _IntegrateAndFire.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output[1:], inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, of_x: Tensor | None, of_threshold: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        neuron, mode = ctx.neuron, ctx.mode
+        kept, threshold = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
+        of_x = threshold.new_zeros(ctx.shape, dtype=kept[0].dtype) if of_x is None else of_x
+        rows = to_rows(of_x, neuron.rows, ctx.channels_last)
+        shape = (ctx.shape[0] * neuron.timesteps // neuron.rows, *ctx.shape[1:])
+        if isinstance(mode, ThroughRate):
+            of_spikes = (rows * kept[0]).expand(neuron.timesteps, -1)
+            return from_rows(of_spikes, shape, ctx.channels_last), None
+        compared = threshold.to(wide(kept[0].dtype))
+        of_threshold = torch.zeros_like(compared) if of_threshold is None else of_threshold.to(compared.dtype)
+        how = neuron, mode.kind, mode.averaged
+        of_spikes, of_excess = tangent(kept[0], compared, kept[1], rows, of_threshold, *how)
+        return from_rows(of_spikes, shape, ctx.channels_last), of_excess, None
+
+
+def _check_transforms() -> None:
+    """Refuses the one composition of transforms that PyTorch gets wrong for every custom function: it answers 0."""
+    stack = retrieve_all_functorch_interpreters() if torch._C._are_functorch_transforms_active() else []
+    if sum(interpreter.key() == TransformType.Jvp for interpreter in stack) > 1:
+        raise NotImplementedError(
+            "forward-mode derivatives of forward-mode derivatives (jvp of jvp, jacfwd of jacfwd) of spiking neurons "
+            "would silently be 0 in PyTorch: take one in reverse mode, as torch.func.hessian does"
+        )
+
+
+def check_timesteps(timesteps: SupportsIndex) -> int:
+    """Returns ``timesteps`` as an int if it is an integer, NumPy's too, of at least 1.
 
     Raises:
         TypeError: If it is no integer.
         ValueError: If it is below 1.
     """
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
-        raise TypeError(f"timesteps must be an integer, got {timesteps!r}")
+    try:
+        if isinstance(timesteps, bool):
+            raise TypeError
+        timesteps = operator.index(timesteps)
+    except TypeError:
+        raise TypeError(f"timesteps must be an integer, got {timesteps!r}") from None
     if timesteps < 1:
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     return timesteps
@@ -263,6 +202,7 @@ def integrate_and_fire(
 
     Raises:
         ValueError: If the first dimension of ``x`` is no multiple of T, or for an unknown reset.
+        NotImplementedError: For forward-mode derivatives of forward-mode derivatives.
 
     Example:
         >>> integrate_and_fire(torch.tensor([[0.6]]), torch.tensor(1.0), 4, repeated=True).flatten()
@@ -279,12 +219,19 @@ def integrate_and_fire(
             f"the first dimension, {x.shape[0]}, is no multiple of timesteps={timesteps}: "
             "pass currents as (timesteps * batch, ...), time-major"
         )
-    soft, leak, initial = reset == "soft", float(leak), float(initial)
-    if torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad):
-        return _IntegrateAndFire.apply(x, threshold, timesteps, leak, soft, initial, repeated, mode or Surrogate())
-    rows, channels_last = _rows(x, 1 if repeated else timesteps)
-    spikes = run(_fire_only, (rows, threshold.to(wide(x.dtype))), (timesteps, leak, soft, initial), steps=timesteps)
-    return _like(spikes, ((timesteps if repeated else 1) * x.shape[0], *x.shape[1:]), channels_last)
+    neuron = Dynamics(timesteps, float(leak), reset == "soft", float(initial), repeated)
+    wanted = torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad)
+    channels_last = is_channels_last(x)
+    transformed = not torch.compiler.is_compiling() and transforming()
+    if transformed:
+        _check_transforms()
+    if wanted or transformed:
+        function = _WithTangent if transformed else _IntegrateAndFire
+        return function.apply(x, threshold, neuron, mode or Surrogate(), channels_last)[0]
+    tensors = to_rows(x, neuron.rows, channels_last), threshold.to(wide(x.dtype))
+    spikes = run(fire_only, tensors, (neuron,), steps=timesteps)
+    shape = (timesteps * x.shape[0] // neuron.rows, *x.shape[1:])
+    return from_rows(spikes, shape, channels_last)
 
 
 class SpikingNeuron(nn.Module):

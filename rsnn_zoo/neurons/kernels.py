@@ -1,18 +1,24 @@
-"""Loops over tensors in storage order, compiled where that pays and a compiler is found: see :func:`run`."""
+"""Loops over tensors in storage order, compiled where that pays and a compiler is found: see :func:`run`.
+
+An error of the compiler marks its kernel: that one runs eager, with the same numbers, and is tried again after a pause.
+Where nothing compiles (no compiler, a full disk) the others are not tried meanwhile either.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import types
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["run", "wide"]
+__all__ = ["run", "transforming", "wide"]
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +26,8 @@ _log = logging.getLogger(__name__)
 _COMPILE_FROM = 1 << 13
 # Loops are unrolled: minutes of compilation for the hundred steps of a calibration, which run once.
 _UNROLL_AT_MOST = 32
-_compiler_broken = False
+_FIRST_PAUSE = 60.0  # seconds, doubled by each failure that follows
+_LONGEST_PAUSE = 3600.0
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -28,17 +35,42 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _compile_wanted() -> bool:
-    return not _compiler_broken and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
+def transforming() -> bool:
+    """Whether ``torch.func`` transforms what runs now (grad, vmap, jvp, ...), or forward-mode differentiation is on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-@cache
-def _compiled(function: Callable[..., Any], *key: Any) -> Callable[..., Any]:
-    """``function`` compiled for one key, which holds all that makes dynamo compile once more.
+@dataclass
+class _Patience:
+    """Whether something may be tried: after ``bears`` failures in a row not before a pause is over."""
 
-    Each gets a code object of its own, since dynamo counts recompilations per code object and would give up after
-    eight.
-    """
+    bears: int = 1
+    failures: int = 0
+    until: float = 0.0
+
+    def allows(self) -> bool:
+        return self.failures < self.bears or time.monotonic() >= self.until
+
+    def failed(self) -> None:
+        self.failures += 1
+        pause = min(_FIRST_PAUSE * 2.0 ** (self.failures - self.bears), _LONGEST_PAUSE)
+        self.until = time.monotonic() + pause
+
+
+@dataclass
+class _Kernel:
+    """A loop for one combination of what is compiled in."""
+
+    compiled: Callable[..., Any] | None = None
+    patience: _Patience = field(default_factory=_Patience)
+
+
+_kernels: dict[tuple[Any, ...], _Kernel] = {}
+_compiler = _Patience(bears=3)  # one that fails this often in a row is not there
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled, with a code object of its own: dynamo gives one up that it has recompiled eight times."""
     fresh = types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
@@ -52,6 +84,26 @@ def _pattern(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return equal, tuple(tensor.is_contiguous() for tensor in tensors)
 
 
+def _pays(x: Tensor, steps: int) -> bool:
+    """Whether to run the loop compiled: it is large, and nothing records or transforms the operations in it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
+        return False
+    plain = type(x) in (Tensor, torch.nn.Parameter)  # and no fake tensor of an exporter
+    large = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
+    return plain and large and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
+
+
+def _failed(kernel: _Kernel, error: Exception) -> None:
+    first = not any(other.patience.failures for other in _kernels.values())
+    kernel.compiled = None  # dynamo would remember the failure
+    kernel.patience.failed()
+    _compiler.failed()
+    cause = str(error).split("\n")[0]
+    level = logging.WARNING if first else logging.INFO
+    text = "a neuron kernel was not compiled, running eager (slower, same numbers) and trying again later: %s"
+    _log.log(level, text, cause)
+
+
 def run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple[Any, ...], *, steps: int = 1) -> Any:
     """Calls a loop: compiled where that pays and a compiler is found, else eager with the same numbers.
 
@@ -60,17 +112,27 @@ def run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple
         tensors: The first says how large the work is, and its first dimension (the steps) is compiled in.
         static: Hashable; each combination is compiled once.
         steps: That the loop goes through.
+
+    Raises:
+        torch.OutOfMemoryError: If the memory of a device does not suffice; eager, it would need more.
     """
-    global _compiler_broken
     x = tensors[0]
-    pays = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
-    if pays and not torch.compiler.is_compiling() and _compile_wanted():
-        try:
-            key = (x.dtype, x.device.type, x.shape[0], _pattern(tensors), *static)
-            plain = (tensor.data for tensor in tensors)  # views no more: dynamo would look at what they are views of
-            return _compiled(function, *key)(*plain, *static)
-        except Exception as error:
-            _compiler_broken = True
-            cause = str(error).split("\n")[0]
-            _log.warning("no compiled neuron kernels, running eager (slower, same numbers): %s", cause)
-    return function(*tensors, *static)
+    if not _pays(x, steps):
+        return function(*tensors, *static)
+    key = (function, x.dtype, x.device.type, x.shape[0], _pattern(tensors), *static)
+    kernel = _kernels.setdefault(key, _Kernel())
+    fresh = kernel.compiled is None
+    if fresh and not (kernel.patience.allows() and _compiler.allows()):
+        return function(*tensors, *static)
+    try:
+        kernel.compiled = kernel.compiled or _compile(function)
+        plain = (tensor.data for tensor in tensors)  # views no more: dynamo would look at what they are views of
+        result = kernel.compiled(*plain, *static)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _failed(kernel, error)
+        return function(*tensors, *static)
+    if fresh:
+        kernel.patience.failures = _compiler.failures = 0
+    return result
