@@ -30,7 +30,7 @@ from rsnn_zoo.hub.registry import create_model
 from rsnn_zoo.hub.resolve import NotPublishedError
 from rsnn_zoo.hub.weights import check_state_dict, serialize
 from rsnn_zoo.models import ForeignNetwork, Network
-from rsnn_zoo.models.research import read_state_dict
+from rsnn_zoo.models.state_files import read_state_dict
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import ModelName, is_model
 from rsnn_zoo.training.recipe import Recipe
@@ -41,6 +41,7 @@ def add_ann(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--ann", help="the trained ANN: a folder, a name, or a file of its weights (.safetensors, .pth)"
     )
+    parser.add_argument("--key", help="of --ann FILE: under which the state dict is, where it holds several")
     return parser
 
 
@@ -75,7 +76,7 @@ def trained_ann(args: argparse.Namespace) -> Network:
         return ann
     ann = create_model(_of(args, None))
     own = ann.network if isinstance(ann, ForeignNetwork) else ann
-    state = read_state_dict(source)
+    state = read_state_dict(source, key=args.key, names=own.state_dict())
     check_state_dict(state, own.state_dict(), source)
     own.load_state_dict(state)
     ann.pretrained_name, ann.weights_sha256 = Path(source).name, serialize(ann, "")[1].sha256

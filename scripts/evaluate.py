@@ -35,7 +35,7 @@ from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.hub.weights import check_state_dict
 from rsnn_zoo.models import ForeignNetwork
 from rsnn_zoo.models.distributed import Ranks
-from rsnn_zoo.models.research import read_state_dict
+from rsnn_zoo.models.state_files import read_state_dict
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.report.outputs import keep_former
 from rsnn_zoo.report.plots import plot_accuracy, save_page
@@ -115,7 +115,7 @@ def load(name: str, weights: Path | None, neuron: list[str] | None) -> torch.nn.
             "reset=soft, or the folder of the run, --model local-dir:FOLDER"
         )
     own = model.network if isinstance(model, ForeignNetwork) else model  # your file is of your network alone
-    state = read_state_dict(weights)
+    state = read_state_dict(weights, names=own.state_dict())
     check_state_dict(state, own.state_dict(), str(weights))
     own.load_state_dict(state)
     model.pretrained_name = name

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from rsnn_zoo.models import ARCHITECTURES, VGG, Network, ResNet, WideResNet
+from rsnn_zoo.models.state_files import read_state_dict
 from rsnn_zoo.spec.datasets import DATASETS
 
 __all__ = ["from_research_checkpoint", "read_state_dict"]
@@ -61,40 +61,6 @@ def _rename(name: str, heads: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, without a ``module.`` prefix (DataParallel) and whatever wraps them.
-
-    Args:
-        source: A ``.safetensors`` file, a ``.pth`` file, read with ``weights_only=True`` alone, or a state dict, also
-            one in a mapping under ``"state_dict"``, ``"model_state_dict"``, ``"net"`` or ``"model"``.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If there is no state dict in it, or more than tensors and plain containers.
-    """
-    if isinstance(source, str | os.PathLike):
-        try:
-            if str(source).endswith(".safetensors"):
-                source = safetensors.torch.load_file(source)
-            else:  # weights_only alone: a checkpoint from elsewhere must not be able to run code
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no file {os.fspath(source)}") from None
-        except OSError:
-            raise
-        except Exception as error:  # of many kinds, and torch's own advice is to load it unsafely
-            raise ValueError(
-                f"{os.fspath(source)} is damaged, or holds more than tensors and plain containers, which is not read "
-                "since a pickle can run code: have its state dict alone saved with torch.save"
-            ) from error
-    for wrapper in ("state_dict", "model_state_dict", "net", "model"):
-        if isinstance(source, Mapping) and isinstance(source.get(wrapper), Mapping):
-            source = source[wrapper]
-    if not isinstance(source, Mapping) or not all(isinstance(v, Tensor) for v in source.values()):
-        raise ValueError("not a state dict: expected a mapping of names to tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in source.items()}
-
-
 def from_research_checkpoint(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
     architecture: str,
@@ -106,12 +72,13 @@ def from_research_checkpoint(
     img_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    key: str | None = None,
 ) -> Network:
     """One of our networks with the weights of a checkpoint that the published research code trained.
 
     Args:
-        path_or_state_dict: A ``.pth`` file, read with ``weights_only=True`` alone, or a state dict; a ``module.``
-            prefix (DataParallel) and a wrapping ``{"state_dict": ...}`` are removed.
+        path_or_state_dict: A ``.pth`` or ``.safetensors`` file, or a state dict, wrapped or not: see
+            :func:`rsnn_zoo.models.state_files.read_state_dict`.
         architecture: ``"vgg11"``, ``"vgg16"``, ``"resnet20"``, ``"resnet32"``, ``"wrn16_4"`` or ``"wrn28_4"``.
         num_classes: K of the checkpoint.
         timesteps: T of the SNN, or None for a checkpoint of the ANN.
@@ -121,6 +88,7 @@ def from_research_checkpoint(
         img_size: Side of the images; the data set's by default.
         mean: Per channel, of pixels in [0, 1], in place of the data set's: that code trains on SVHN with 0.5.
         std: Likewise; that code trains on SVHN with 0.5.
+        key: Under which the state dict is, where the file holds several.
 
     Returns:
         The network in evaluation mode, in the checkpoint's floating dtype.
@@ -152,7 +120,7 @@ def from_research_checkpoint(
         std=std,
         reset=reset,
     )
-    found = read_state_dict(path_or_state_dict)
+    found = read_state_dict(path_or_state_dict, key=key)
     heads = _renames(network)
     state = {_rename(name, heads): tensor for name, tensor in found.items()}
     own = network.state_dict()
