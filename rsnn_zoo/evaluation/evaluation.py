@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rsnn_zoo import __version__
 from rsnn_zoo._utils.files import check_writable
+from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import digest, environment
 from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import check_eps
@@ -222,7 +222,7 @@ def evaluate(
         hidden = not (progress and Ranks.current().main)
         here = environment(device) | {"processes": Ranks.current().size}
         kept = Ledger(state, fingerprint, here, samples.each())
-        with closing(kept) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
+        with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
             engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None, taught or {})
             looked = [is_random, *_model_flags(engine, plans, is_random.raised)] if checks else []
             clean = engine.clean()
