@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rsnn_zoo.conversion.conversion import relearn_statistics as relearn_statistics
     from rsnn_zoo.data.images import load_dataset as load_dataset
     from rsnn_zoo.evaluation.evaluation import evaluate as evaluate
+    from rsnn_zoo.exports.export import export as export
+    from rsnn_zoo.exports.simulators import load_nir as load_nir
     from rsnn_zoo.hub.catalog import is_model as is_model
     from rsnn_zoo.hub.catalog import list_models as list_models
     from rsnn_zoo.hub.publish import push_to_hub as push_to_hub
@@ -71,10 +73,12 @@ _PUBLIC = {
     "convert": "conversion.conversion",
     "create_model": "hub.registry",
     "evaluate": "evaluation.evaluation",
+    "export": "exports.export",
     "from_research_checkpoint": "models.research",
     "is_model": "hub.catalog",
     "list_models": "hub.catalog",
     "load_dataset": "data.images",
+    "load_nir": "exports.simulators",
     "model_under": "neurons.integrate_fire",
     "parse_mode": "neurons.modes",
     "push_to_hub": "hub.publish",

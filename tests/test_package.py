@@ -172,6 +172,7 @@ ORDER = [
     "attacks",
     "evaluation",
     "training",
+    "exports",
     "verify_entry",
     "cli",
 ]
@@ -226,6 +227,10 @@ def test_optional_packages_are_imported_where_they_are_used(module):
         "torchvision",
         "sklearn",
         "scipy",
+        "nir",
+        "nirtorch",
+        "onnx",
+        "onnxruntime",
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line ``rsnn-zoo``: list, info, evaluate, verify and push, thin over the functions of the library.
+"""The command line ``rsnn-zoo``: list, info, evaluate, verify, export and push, thin over the functions of the library.
 
 What a command does not need is not imported: ``rsnn-zoo list`` answers before torch would have been loaded.
 """
@@ -34,12 +34,14 @@ Adversarially robust spiking neural networks: find, inspect, attack, verify and 
   rsnn-zoo info resnet20_digits_trades_t4           describe one and its robustness
   rsnn-zoo verify resnet20_digits_trades_t4         check its files and published verdicts
   rsnn-zoo evaluate local-dir:my_snn --eps 2 4 8    attack your own
+  rsnn-zoo export resnet20_digits_trades_t4         write it as NIR, ONNX or a torch program, checked
   rsnn-zoo push my_snn --org me --dry-run           publish it on the Hugging Face Hub
 """
 _STATUS = "Exit status: 0 success; 1 failure (explained in one line on stderr) or a failed verification; 2 wrong usage."
 _NAME = "a published name, hf-hub:org/name, hf-hub:org/name@revision, or local-dir:path"
 
 _ERRORS = (NotPublishedError, OSError, ValueError)  # what the library raises where something outside it is wrong
+_SUFFIXES = {"nir": "nir", "onnx": "onnx", "torch": "pt2"}
 _Outcome = tuple[str, Any, int]  # what is printed, what --json prints in its place, exit status
 
 
@@ -192,6 +194,29 @@ def _verify(args: argparse.Namespace) -> _Outcome:
     return "\n".join(lines), {"name": args.name, "holds": holds, "checks": [*map(asdict, checks)]}, int(not holds)
 
 
+def _export(args: argparse.Namespace) -> _Outcome:
+    import rsnn_zoo
+
+    model = rsnn_zoo.create_model(args.name, pretrained=True)
+    images = None
+    if args.data:
+        images = rsnn_zoo.load_dataset(args.data, "test").pixels(slice(0, args.images))
+    path = args.output or Path(f"{model.pretrained_name}.{_SUFFIXES[args.format]}")
+    try:
+        report = rsnn_zoo.export(model, path, args.format, batch=args.batch, images=images)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return str(report), asdict(report), 0
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dynamic' nor a number of images, such as 1")
+    return int(text)
+
+
 def _push(args: argparse.Namespace) -> _Outcome:
     from rsnn_zoo.hub.publish import Push, push_to_hub
 
@@ -288,6 +313,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--all", action="store_true", help="recompute every published verdict")
     add_data(one)
+    add_plugin(one)
+
+    example = "rsnn-zoo export resnet20_digits_trades_t4 --format onnx --batch 1"
+    one = command(_export, "write a network for other simulators, runtimes and hardware, and check the file", example)
+    one.add_argument("name", help=_NAME)
+    one.add_argument("--format", choices=(*_SUFFIXES,), default="nir", help="(%(default)s)")
+    one.add_argument("--batch", type=_batch, default="dynamic", metavar="N", help="fixed size of a batch (%(default)s)")
+    one.add_argument("--output", type=Path, help="the file (NAME.nir, NAME.onnx or NAME.pt2 here)")
+    one.add_argument("--data", help="npz file whose test images check the file, in place of the embedded digits")
+    one.add_argument("-n", "--images", type=int, default=256, metavar="N", help="that many of them (%(default)s)")
     add_plugin(one)
 
     example = "rsnn-zoo push 'resnet20_digits_*' --tag v1.0 --dry-run"

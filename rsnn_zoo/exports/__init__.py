@@ -1,0 +1,1 @@
+"""Networks leave the house: NIR, ONNX and torch files that are checked to give the same spikes before they stay."""

@@ -1,0 +1,241 @@
+"""Exported files compute what the network does, in each simulator and runtime, or are not left behind."""
+
+import json
+
+import pytest
+import torch
+
+import rsnn_zoo
+from rsnn_zoo.cli import commands
+from rsnn_zoo.data.images import load_dataset
+from rsnn_zoo.exports import export as exporting
+from rsnn_zoo.exports.check import compare, default_images, reference_pass
+from rsnn_zoo.exports.graph import Conv, ExportError
+from rsnn_zoo.exports.lower import spiking_graph
+from rsnn_zoo.exports.nir import interpret, read_nir, to_nir
+from rsnn_zoo.exports.runtimes import onnx_pass
+from rsnn_zoo.exports.simulators import SIMULATORS, Simulated, load_nir
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.models.layers import WeightedSum
+from tests.conftest import small_network
+
+nir = pytest.importorskip("nir")
+pytest.importorskip("nirtorch")
+pytestmark = pytest.mark.usefixtures("eager")
+
+SNNS = [name for name in rsnn_zoo.list_models(pretrained=True) if not name.endswith("_ann")]
+
+
+def family(architecture, timesteps=4, img_size=8, residual=(0.7, 0.4), **kwargs):
+    """Random weights, under which neurons of every layer fire; batch norms and sums that do something."""
+    if architecture.startswith("vgg"):
+        kwargs["hidden_features"] = 32
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ARCHITECTURES[architecture](
+            num_classes=7,
+            in_chans=2,
+            img_size=img_size,
+            timesteps=timesteps,
+            **{"threshold": 0.3, "mean": (0.4, 0.5), "std": (0.2, 0.3), **kwargs},
+        )
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.running_mean.normal_(0, 0.2)
+                    module.running_var.uniform_(0.5, 2)
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_(0.1, 0.2)
+                elif isinstance(module, WeightedSum):
+                    module.weight.copy_(torch.tensor(residual))
+    return network.eval()
+
+
+def checks_of(model, path, images):
+    return {check.runtime.split()[0]: check for check in rsnn_zoo.export(model, path, images=images).checks}
+
+
+# --- NIR ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_simulators_fire_the_same_spikes(simulator, tmp_path, snn):
+    """Hard reset: every library has it."""
+    pytest.importorskip(simulator)
+    images = default_images(snn, 8)
+    checks = checks_of(snn, tmp_path / "a.nir", images)
+    assert checks["rsnn_zoo"].differing_spikes == 0 and checks["rsnn_zoo"].spikes == 8 * 4 * 11776
+    assert checks[simulator].passes and checks[simulator].differing_spikes == 0
+    loaded = load_nir(tmp_path / "a.nir", simulator)
+    assert isinstance(loaded, Simulated)
+    for _ in range(2):  # no state is left over
+        assert (loaded(images).argmax(1) == snn(images).argmax(1)).all()
+
+
+@pytest.mark.parametrize("reset, initial", [("soft", 0.5), ("hard", 0.25)])
+def test_reset_and_initial_membrane_arrive(reset, initial, tmp_path):
+    model = small_network(reset=reset, initial=initial)
+    checks = checks_of(model, tmp_path / "a.nir", default_images(model, 8))
+    assert all(check.passes and check.spikes for check in checks.values())
+    graph = read_nir(tmp_path / "a.nir")
+    neuron = graph.nodes["act1"]
+    assert neuron.metadata["initial"] == initial and graph.metadata["timesteps"] == 2
+    neuron.metadata["initial"] = 0.9  # which the interpreter heeds
+    assert (interpret(graph, default_images(model, 8))[0] != model.double()(default_images(model, 8).double())).any()
+
+
+@pytest.mark.parametrize(
+    "architecture, kwargs",
+    [
+        ("resnet20", {"residual": (-0.1, 0.8)}),
+        ("wrn16_4", {"reset": "soft", "initial": 0.5}),
+        ("vgg11", {"img_size": 16}),
+    ],
+)
+def test_every_family_has_the_same_spikes(architecture, kwargs):
+    model = family(architecture, 3, **kwargs)
+    images = torch.rand(2, 2, model.img_size, model.img_size)
+    graph = to_nir(spiking_graph(model))
+    logits, spikes = interpret(graph, images)
+    expected, recorded = reference_pass(model, torch.float64)(images)
+    assert sum(fired.any() for fired in spikes.values()) > len(spikes) / 2
+    for name, fired in spikes.items():
+        layer = graph.nodes[name].metadata["layer"]
+        assert (fired.flatten() == recorded[layer].flatten()).all(), name
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_but_convolutions_and_neurons_is_written():
+    """No importer takes Scale, AvgPool2d and Flatten all; a positive shortcut weight goes into the threshold."""
+    graph = spiking_graph(family("resnet20"))
+    kinds = {type(node).__name__ for node in to_nir(graph).nodes.values()}
+    assert kinds == {"Input", "Conv2d", "IF", "Output"}
+    convolutions = [node for node in graph.nodes.values() if isinstance(node, Conv)]
+    assert len(convolutions) == 1 + 1 + 18 + 2 + 1  # normalisation, stem, blocks, projections, classifier
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [4, 8])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_families_in_all_simulators(architecture, reset, timesteps, tmp_path):
+    model = family(architecture, timesteps, reset=reset, initial=0.5 if reset == "soft" else 0.0)
+    checks = checks_of(model, tmp_path / "a.nir", torch.rand(8, 2, 8, 8))
+    assert len(checks) >= 3 and all(check.passes for check in checks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SNNS)
+def test_every_published_entry(name, tmp_path):
+    model = rsnn_zoo.create_model(name, pretrained=True)
+    images = default_images(model, 256)
+    checks = checks_of(model, tmp_path / "a.nir", images)
+    assert checks["rsnn_zoo"].differing_spikes == 0
+    assert all(check.differing_predictions == 0 for check in checks.values())
+    (check,) = rsnn_zoo.export(model, tmp_path / "a.onnx", "onnx", images=images).checks
+    assert check.differing_predictions == 0
+
+
+# --- ONNX and torch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format, batch", [("onnx", None), ("torch", 4)])
+def test_runtimes_give_the_same_predictions(format, batch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = small_network()
+    path = tmp_path / f"a.{format}"
+    (check,) = rsnn_zoo.export(model, path, format, batch=batch).checks
+    assert check.differing_predictions == 0 and check.images == 64
+    if format == "onnx":
+        images = default_images(model, 5)  # of another size than it was traced with
+        torch.testing.assert_close(onnx_pass(path)(images)[0], model(images))
+    assert json.loads((tmp_path / f"{path.name}.report.json").read_text())["checks"][0]["passes"]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_fails_is_not_left_behind(tmp_path, monkeypatch):
+    model = small_network()
+    right = exporting.interpret
+
+    def wrong(graph, images):
+        logits, spikes = right(graph, images)
+        spikes["act1"][0, 0, 0, 0, 0] ^= True  # of each chunk of 32 images
+        return logits, spikes
+
+    monkeypatch.setattr(exporting, "interpret", wrong)
+    (tmp_path / "a.nir").write_text("the one before")
+    with pytest.raises(ExportError, match=r"not kept.* 2 of .* spikes differ"):
+        rsnn_zoo.export(model, tmp_path / "a.nir")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nir"]
+    assert (tmp_path / "a.nir").read_text() == "the one before"
+
+
+@pytest.mark.parametrize(
+    "model, kwargs, message",
+    [
+        (lambda: small_network(leak=0.9), {}, "leaks"),
+        (lambda: family("resnet20", None), {}, "ANN has no spikes"),
+        (lambda: torch.nn.Linear(2, 2), {}, "only networks of this zoo"),
+        (small_network, {"format": "tflite"}, "unknown format.*nir, onnx, torch"),
+        (small_network, {"batch": 3}, "batch"),
+        (small_network, {"images": torch.rand(2, 3, 8, 8)}, "takes images"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(model, kwargs, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        rsnn_zoo.export(model(), tmp_path / "a", **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_norse_has_no_soft_reset(tmp_path):
+    pytest.importorskip("norse")
+    rsnn_zoo.export(small_network(reset="soft"), tmp_path / "a.nir", images=default_images(small_network(), 2))
+    with pytest.raises(ExportError, match="never by subtraction"):
+        load_nir(tmp_path / "a.nir", "norse")
+    with pytest.raises(ExportError, match=r"unknown simulator 'brian'.*sinabs"):
+        load_nir(tmp_path / "a.nir", "brian")
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_nir(tmp_path / "a.nir")
+    linear = nir.Linear(weight=torch.ones(1, 1).numpy())
+    nir.write(tmp_path / "a.nir", nir.NIRGraph.from_list(linear))
+    with pytest.raises(ExportError, match="not exported by rsnn_zoo"):
+        read_nir(tmp_path / "a.nir")
+
+
+def test_differences_are_counted():
+    model = small_network()
+    images = default_images(model, 10)
+    ours = reference_pass(model, torch.float64)
+
+    def theirs(x):
+        logits, spikes = ours(x)
+        return -logits, {name: ~fired for name, fired in spikes.items()}
+
+    check = compare(ours, theirs, images, "torch", "float64", predictions_within=0.5)
+    assert check.differing_spikes == check.spikes > 0 and check.differing_predictions == 10 and not check.passes
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_file_and_report(tmp_path, capsys):
+    path = tmp_path / "a.nir"
+    command = ["export", "resnet20_digits_natural_t4", "--output", str(path), "--data", str(tmp_path / "none.npz")]
+    assert commands.main(command) == 1 and "none.npz" in capsys.readouterr().err
+    assert commands.main([*command[:-2], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["format"] == "nir" and all(check["passes"] for check in said["checks"])
+    assert path.is_file() and (tmp_path / "a.nir.report.json").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        commands.main(["export", "x", "--batch", "0"])
+
+
+def test_digits_stand_for_images_of_any_size():
+    model = family("resnet20", 2, img_size=32)
+    images = default_images(model, 3)
+    assert images.shape == (3, 2, 32, 32) and len(load_dataset("digits", "test")) == 360
