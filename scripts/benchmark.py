@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as F
 from _malloc import tune_malloc
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rsnn_zoo._utils.files import replacing
+from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.models import ARCHITECTURES
@@ -261,7 +261,7 @@ def main() -> None:
     about = {**environment(), "date": date.today().isoformat(), "batch": batch}
     about["versions"] = versions
     results = {**about, **settings, "cases": []}
-    progress = tqdm(plan(args.models, args.timesteps, args.quantities, args.peers), unit="case")
+    progress = progress_bar(plan(args.models, args.timesteps, args.quantities, args.peers), unit="case")
     for case in progress:
         progress.set_description(" ".join(str(part) for part in astuple(case) if part))
         outcome = measure_apart(case, batch=batch[case.model], **settings)

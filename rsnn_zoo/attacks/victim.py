@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
@@ -54,7 +55,8 @@ def exact_arithmetic() -> Iterator[None]:
     """Convolutions and products in full float32, by deterministic algorithms, and tensors that may have gradients.
 
     CUDA's convolutions by themselves round to 10 bits, as it comes; products too, also on a CPU, where the caller has
-    allowed it. The caller may have an autocast or the inference mode in force besides. Afterwards all is as before.
+    allowed it. The caller may have an autocast, the inference mode, or another default dtype or device in force
+    besides. Afterwards all is as before.
     """
     found = []
     for read, write, exact in _exact_settings():
@@ -64,6 +66,7 @@ def exact_arithmetic() -> Iterator[None]:
         for write, exact, _ in found:
             write(exact)
         with ExitStack() as shut_out:
+            shut_out.enter_context(plain_defaults())
             for device in ("cpu", "cuda"):
                 shut_out.enter_context(torch.autocast(device, enabled=False))
             if torch.is_inference_mode_enabled():

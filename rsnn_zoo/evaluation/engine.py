@@ -17,6 +17,7 @@ from rsnn_zoo.attacks.base import Batch
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.data.images import ImageData, check_images, check_labels
 from rsnn_zoo.evaluation.examples import Examples
+from rsnn_zoo.evaluation.inputs import Data, labelled
 from rsnn_zoo.evaluation.ledger import Ledger
 from rsnn_zoo.evaluation.protocols import Member
 from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Run, in_255
@@ -55,14 +56,10 @@ class Samples:
         }
 
     @staticmethod
-    def of(data: ImageData | tuple[Tensor, Tensor], model: nn.Module, device: torch.device) -> Samples:
+    def of(data: Data, model: nn.Module, device: torch.device) -> Samples:
         """Those of ``data``, checked."""
-        if isinstance(data, ImageData):
-            images, labels = data.pixels(), data.labels
-        elif isinstance(data, tuple | list) and len(data) == 2:
-            images, labels = data
-        else:
-            raise TypeError(f"pass an ImageData, or images and labels as two tensors, not {type(data).__name__}")
+        data = labelled(data)
+        images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
         check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
         check_labels(labels)
         if len(labels) != len(images):

@@ -18,21 +18,22 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from rsnn_zoo import __version__
 from rsnn_zoo._utils.files import check_writable
+from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import digest, environment
 from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import check_eps
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
-from rsnn_zoo.data.images import ImageData, check_labels
+from rsnn_zoo.data.images import check_labels
 from rsnn_zoo.evaluation import flags
 from rsnn_zoo.evaluation.engine import Engine, Samples
 from rsnn_zoo.evaluation.examples import save_examples
+from rsnn_zoo.evaluation.inputs import Data
 from rsnn_zoo.evaluation.ledger import Ledger
 from rsnn_zoo.evaluation.protocols import Member, Plan, plan
 from rsnn_zoo.evaluation.transfer import Transfer, unconverted
@@ -70,7 +71,7 @@ def _weights_sha256(model: nn.Module) -> str | None:
 @exact_arithmetic()
 def evaluate(
     model: nn.Module,
-    data: ImageData | tuple[Tensor, Tensor],
+    data: Data,
     attack: str | Sequence[str] | Mapping[str, float | Sequence[float]] = "ensemble-pgd20",
     eps: float | Sequence[float] = 8 / 255,
     *,
@@ -94,7 +95,8 @@ def evaluate(
         model: A network of this zoo, or any module from images in [0, 1] to logits (B, K) with its normalisation
             inside. It is copied, never touched; the copy runs in evaluation mode, on the model's device, in float32.
             It must keep nothing from one forward pass to the next.
-        data: An :class:`ImageData`, or images (N, C, H, W) in [0, 1] and labels (N,).
+        data: An :class:`ImageData`, images (N, C, H, W) in [0, 1] and labels (N,) as tensors or NumPy arrays, or a
+            ``Dataset`` or ``DataLoader`` of such: see :func:`rsnn_zoo.evaluation.inputs.labelled`.
         attack: A protocol: see :func:`rsnn_zoo.evaluation.protocols.protocol`; or several, each run on its own;
             or a mapping of several, each to an eps of its own or to several.
         eps: Radius of the L-infinity ball in units of pixels in [0, 1], or several, each run on its own.
@@ -120,7 +122,7 @@ def evaluate(
         The report.
 
     Raises:
-        TypeError: For a model that is no module, images or labels that are no tensors of the right kind, or an eps that
+        TypeError: For a model that is no module, images or labels of another kind, or an eps that
             is no number.
         ValueError: For bad images or labels, an unknown protocol, something that no adaptive ensemble learns, eps
             outside [0, 1], a state of another evaluation, a path where no adversarial examples can be written, or a
@@ -222,7 +224,7 @@ def evaluate(
         hidden = not (progress and Ranks.current().main)
         here = environment(device) | {"processes": Ranks.current().size}
         kept = Ledger(state, fingerprint, here, samples.each())
-        with closing(kept) as ledger, tqdm(disable=hidden, unit="gradient") as bar:
+        with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
             engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None, taught or {})
             looked = [is_random, *_model_flags(engine, plans, is_random.raised)] if checks else []
             clean = engine.clean()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import digest, environment, peak_memory
 from rsnn_zoo.attacks.inner import ATTACKS, start_noise
 from rsnn_zoo.attacks.victim import exact_arithmetic
@@ -164,7 +165,7 @@ class TrainingRun:
     ) -> None:
         """All that is left of the run."""
         size = self.stage.batch_size
-        with tqdm(
+        with progress_bar(
             total=self.stage.epochs * self.batches * size,
             initial=(self.epoch * self.batches + self.batch) * size,
             unit="image",

@@ -1,0 +1,50 @@
+"""A progress bar on a terminal; in a file, a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["bar"]
+
+EVERY = 60.0
+"""Seconds between two lines in a file, where each refresh of a bar would be one."""
+
+
+class _Lines(tqdm):
+    """Writes whole lines, of which the last says the end."""
+
+    _told: float = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._told = time.monotonic()
+        super().__init__(*args, **{"mininterval": EVERY / 10, **kwargs})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        now = time.monotonic()
+        if now - self._told < EVERY:
+            return False
+        self._told = now
+        self.fp.write(f"{msg or self}\n")
+        self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        if not self.disable:
+            self.leave = False  # else an empty line would follow
+            self._told = -EVERY
+            self.display()
+        self.disable = True
+
+
+def bar(*args: Any, **kwargs: Any) -> tqdm:
+    """A tqdm bar on standard error; where that is no terminal, a line a minute and one at the end.
+
+    Example:
+        >>> for _ in bar(range(3), disable=True):
+        ...     pass
+    """
+    return (tqdm if sys.stderr.isatty() else _Lines)(*args, **kwargs)

@@ -1,0 +1,41 @@
+"""Progress in a log file: few lines, each whole."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from rsnn_zoo._utils import progress
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_log_file_gets_one_line_at_the_end_and_no_carriage_return():
+    code = (
+        "from rsnn_zoo._utils.progress import bar\n"
+        "with bar(total=5000, unit='image') as b:\n"
+        "    for i in range(5000):\n"
+        "        b.set_postfix_str(str(i), refresh=False); b.update(); b.refresh()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT).stderr
+    assert said.count("\n") == 1 and "\r" not in said and "5000/5000" in said and "4999" in said
+
+
+def test_long_work_is_told_of_now_and_then(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.sys, "stderr", out := io.StringIO())
+    with progress.bar(total=10, file=out, mininterval=0) as shown:
+        for _ in range(10):
+            now[0] += 20
+            shown.update()
+            shown.refresh()
+    lines = out.getvalue().splitlines()
+    assert 3 <= len(lines) <= 5 and "10/10" in lines[-1]
+
+
+def test_nothing_is_said_where_it_is_off(monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", out := io.StringIO())
+    with progress.bar(total=1, file=out, disable=True) as shown:
+        shown.update()
+    assert not out.getvalue()
