@@ -12,12 +12,24 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from evaluate import add_neuron, load
 
 import rsnn_zoo
 from rsnn_zoo.cli.commands import device, run_plugin
+from rsnn_zoo.data.images import ImageData
 from rsnn_zoo.evaluation.examples import ROUNDED, verify
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.training.recipe import split_of
 from rsnn_zoo.verify_entry import TOLERANCE
+
+
+def load_clean(model: torch.nn.Module, args: argparse.Namespace) -> ImageData:
+    """The split that the file may be of: what the model was trained on is held out as its training held it out."""
+    name = getattr(model, "pretrained_name", None) or ""
+    dataset = ModelName.parse(name).dataset if rsnn_zoo.is_model(name) else None
+    split = split_of(getattr(model, "training_record", {}))
+    return rsnn_zoo.load_dataset(args.data, args.split, dataset=dataset, root=args.data_root, **split)
 
 
 def main() -> None:
@@ -37,7 +49,7 @@ def main() -> None:
     try:
         run_plugin(args.plugin)
         model = load(args.model, args.weights, args.neuron).to(args.device)
-        data = rsnn_zoo.load_dataset(args.data, args.split, root=args.data_root) if args.data else None
+        data = load_clean(model, args) if args.data else None
         found = verify(model, args.file, data)
     except (LookupError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -20,7 +20,7 @@ from typing import Any
 from rsnn_zoo import __version__
 from rsnn_zoo._utils.files import check_writable
 from rsnn_zoo.hub.catalog import list_models
-from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE, NotPublishedError, entries_folder, resolve
+from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE, NotPublishedError, entries_folder, published_names, resolve
 from rsnn_zoo.report.card import summary
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, load_evidence
 from rsnn_zoo.spec.names import ModelName
@@ -129,7 +129,8 @@ def _complain(about: str, error: Exception) -> int:
 
 def _list(args: argparse.Namespace) -> _Outcome:
     names = list_models(args.filter or "*", pretrained=args.pretrained, dataset=args.dataset, objective=args.objective)
-    return "\n".join(names), names, 0
+    published = set() if args.pretrained else set(published_names())  # else all are
+    return "\n".join(f"{name}  (published)" if name in published else name for name in names), names, 0
 
 
 def _info(args: argparse.Namespace) -> _Outcome:

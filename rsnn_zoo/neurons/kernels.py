@@ -12,6 +12,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,8 +70,16 @@ _kernels: dict[tuple[Any, ...], _Kernel] = {}
 _compiler = _Patience(bears=3)  # one that fails this often in a row is not there
 
 
+@cache
+def _hush() -> None:
+    """Keep from the log that there is no CUDA, which the compiler says wherever a toolkit lies on the disk."""
+    about = logging.getLogger("torch.utils.cpp_extension")
+    about.addFilter(lambda record: not str(record.msg).startswith("No CUDA runtime is found"))
+
+
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` compiled, with a code object of its own: dynamo gives one up that it has recompiled eight times."""
+    _hush()
     fresh = types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )

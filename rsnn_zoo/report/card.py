@@ -48,6 +48,8 @@ _TEMPLATE = """\
 
 ## How to load it
 
+Install the package first: `pip install .` in a checkout of rsnn_zoo (Python 3.10 or later).
+
 ```python
 import rsnn_zoo
 
@@ -117,7 +119,7 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
         classes=config.num_classes,
         besides=_BESIDES if ours else _OWN.format(config.architecture),
         results=_results(evidence) if evidence else "Not evaluated yet.",
-        training="\n".join(_facts(config.training)) or "Not recorded.",
+        training="\n".join(_facts(_told(config.training))) or "Not recorded.",
         terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",
         citations="\n- ".join([_METHOD, dataset.citation] if dataset else [_METHOD]),
     )
@@ -273,7 +275,7 @@ def _results(evidence: Mapping[str, Any]) -> str:
             lines += ["", f"### {title}", "", *facts]
     measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
     measured += [_cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
-    counts = [f"{evidence[key]} {key}" for key in ("cores", "processes", "threads") if evidence.get(key)]
+    counts = [_counted(evidence[key], key) for key in ("cores", "processes", "threads") if evidence.get(key)]
     measured += [f"{', '.join(counts)} each"] if counts else []
     took = [
         f"{run['protocol']} at {in_255(run['eps'])} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")
@@ -309,6 +311,27 @@ def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
         *([f"\nThese felled no image, or had none left to attack: {listed}."] if listed else []),
         *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
     ]
+
+
+def _told(training: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record of a training without the settings of an attack that never ran."""
+    stage = training.get("stage")
+    if not isinstance(stage, Mapping) or stage.get("objective") != "natural":
+        return training
+    unused = {*_ATTACK} if stage.get("validation_steps") else {*_ATTACK, *_VALIDATION}
+    return {**training, "stage": {key: value for key, value in stage.items() if key not in unused}}
+
+
+_ATTACK = (
+    *("weight", "eps", "eps_warmup", "steps_warmup"),
+    *("attack", "attack_steps", "attack_step", "attack_start", "attack_loss", "attack_pass"),
+)
+_VALIDATION = ("validation_eps", "validation_steps", "attack_mode")  # of the attack that selects the epoch
+
+
+def _counted(number: Any, plural: str) -> str:
+    """``1 thread``, ``2 threads``; the plural ends in s, or in es after an s."""
+    return f"{number} {plural.removesuffix('es' if plural.endswith('sses') else 's') if number == 1 else plural}"
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

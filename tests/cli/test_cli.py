@@ -75,7 +75,10 @@ finally:
 
 
 def test_lists_are_those_of_the_library(run):
-    assert run("list")[1].split() == rsnn_zoo.list_models()
+    lines = run("list")[1].splitlines()
+    assert [line.split()[0] for line in lines] == rsnn_zoo.list_models()
+    marked = [line.split()[0] for line in lines if line.endswith("  (published)")]
+    assert marked == rsnn_zoo.list_models(pretrained=True) == run("list", "--pretrained")[1].split()
     status, out, _ = run("list", "*trades*", "vgg*", "--dataset", "digits", "--objective", "trades", "--json")
     assert status == 0
     assert json.loads(out) == rsnn_zoo.list_models(["*trades*", "vgg*"], dataset="digits", objective="trades")

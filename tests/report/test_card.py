@@ -1,6 +1,7 @@
 """The model card: right numbers, valid metadata, and nothing that breaks its tables."""
 
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -8,6 +9,7 @@ from huggingface_hub import ModelCard
 from rsnn_zoo.report.card import check_card, model_card, summary
 from rsnn_zoo.spec.config import ModelConfig, WeightsInfo
 from rsnn_zoo.spec.names import ARCHITECTURES
+from rsnn_zoo.training.recipe import Stage
 from tests.conftest import evidence_for
 from tests.spec.test_config import CONFIG
 
@@ -80,6 +82,28 @@ def test_a_free_name_is_loaded_from_where_it_is():
     assert 'create_model("hf-hub:me/my-snn", pretrained=True)' in model_card(config, repo="me/my-snn")
 
 
+def test_a_card_lists_no_settings_of_an_attack_that_never_ran():
+    stage = asdict(Stage(objective="natural", eps=8 / 255, attack_steps=7, validation_steps=0, epochs=30))
+    text = model_card(replace(CONFIG, training={"stage": stage, "seed": 0}))
+    trained = text.partition("## How it was trained")[2]
+    assert "  - epochs: 30" in trained and "- seed: 0" in trained
+    assert not re.search("attack|eps:|eps_warmup|validation_steps", trained.partition("## Intended")[0])
+    selected = model_card(replace(CONFIG, training={"stage": {**stage, "validation_steps": 5}}))
+    assert "attack_mode" in selected and "validation_eps" in selected and "attack_steps" not in selected
+    assert "attack_steps: 7" in model_card(replace(CONFIG, training={"stage": {**stage, "objective": "at"}}))
+
+
+def test_a_card_says_how_to_install_the_package():
+    assert "pip install" in model_card(CONFIG).partition("```python")[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 core, 1 process, 1 thread each"), (2, "2 cores, 2 processes, 2 threads")]
+)
+def test_counts_agree_with_their_nouns(count, said):
+    assert said in model_card(CONFIG, {**EVIDENCE, "cores": count, "processes": count, "threads": count})
+
+
 def test_odd_text_breaks_no_table_and_no_metadata():
     runs = [{**EVIDENCE["runs"][0], "protocol": "a|b\n| c: 'd'"}]
     card = ModelCard(model_card(CONFIG, {**EVIDENCE, "runs": runs, "dataset": "x: [y", "cpu": None}))
@@ -93,7 +117,7 @@ def test_the_pair_and_the_cost_are_on_the_card():
     config = replace(CONFIG, training={"ann": ann["name"], "seconds": 12345.6})
     text = model_card(config, {**EVIDENCE, "ann": {**ann, "runs": runs}})
     assert "| autoattack-v1 | 8/255 | 62.5 % | 50.0 to 75.0 % |" in text
-    assert "A processor" in text and "2 cores, 2 processes, 1 threads each." in text and "- seconds: 12,346" in text
+    assert "A processor" in text and "2 cores, 2 processes, 1 thread each." in text and "- seconds: 12,346" in text
     assert "Minutes of all processes together: ensemble-pgd20 at 16/255 0.1, ensemble-pgd20 at 8/255 0.1." in text
 
 
