@@ -11,18 +11,22 @@ are in the file already are not repeated. Test images are never used.
 import argparse
 import copy
 import json
+import sys
 import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _training import main, parsed, parser, resolve
-from convert import add_ann, converted, trained_ann
-
-import rsnn_zoo
 from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
 from rsnn_zoo._utils.provenance import environment
+from rsnn_zoo.cli._ann import converted, trained_ann
+from rsnn_zoo.cli._arguments import run_plugin
+from rsnn_zoo.cli._console import ERRORS
+from rsnn_zoo.cli._process import set_up_process
+from rsnn_zoo.cli._training import add_making, planned
+from rsnn_zoo.cli.convert import add_ann
 from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.evaluate_entry import evaluate_entry
 from rsnn_zoo.evaluation.protocols import full_name
 from rsnn_zoo.training.recipe import Conversion, Neuron, Recipe, Split
 from rsnn_zoo.training.train import TrainingInterrupted, train
@@ -49,7 +53,8 @@ def measured(
             result = train(snn, shown, validation, recipe.stage("snn"), folder, about=about, **options)
         except TrainingInterrupted:
             raise TrainingInterrupted("stopped; runs that had ended are kept, this one begins anew") from None
-    report = rsnn_zoo.evaluate(snn.cpu(), judging, args.attack, EPS, seed=args.seed, checks=0)
+    how = {"seed": args.seed, "checks": 0, "with_energy": False}
+    report = evaluate_entry(snn.cpu(), args.attack, EPS, data=judging, **how)
     (run,) = report.runs
     return {
         "clean": report.clean_accuracy,
@@ -84,9 +89,10 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def run() -> None:
-    """Runs all that is asked for and not there yet."""
-    p = add_ann(parser(__doc__))
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_making(p)
+    add_ann(p)
     p.add_argument(
         "--try", dest="changes", action="append", default=[], metavar="'KEY=VALUE ...'", help="changes of one more run"
     )
@@ -94,15 +100,21 @@ def run() -> None:
     p.add_argument("--attack", default="quick", help="protocol to judge by, at 8/255 (%(default)s)")
     p.add_argument("-n", type=int, default=256, help="validation images to attack (%(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parsed(p)
+    return p
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs all that is asked for and not there yet."""
+    run_plugin(args.plugin)
     made: Converted = {}
-    ann = trained_ann(args).weights_sha256
     path, base = args.output or Path("results/ablation.json"), args.set
+    planned(args)  # reads the name
+    ann = trained_ann(args.name, args.ann, args.key).weights_sha256
     check_writable(path)
     found = load_json(path)["runs"] if path.is_file() else []
     for change in ["", *args.changes]:
         args.set = [*base, *change.split()]
-        recipe, data, validation = resolve(args)
+        recipe, data, validation = planned(args)
         whole = json.loads(to_json(recipe.to_json()))  # as the file has it
         about = {
             "name": str(args.name),
@@ -125,4 +137,8 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    set_up_process()
+    try:
+        run(parser().parse_args())
+    except (*ERRORS, TrainingInterrupted) as error:
+        sys.exit(f"error: {error}")

@@ -10,7 +10,7 @@ one call, then times some more. Equal for all cases: threads, weights, images, a
 - attack_gradient: evaluation mode, the gradient of the cross-entropy with respect to the images alone.
 - training_step: training mode, forward, backward and one step of SGD with momentum.
 
-bfloat16 is autocast, or InputGradient's own in the attack gradient; the peers, see benchmark_peers.py, run in float32.
+bfloat16 is autocast, or InputGradient's own in the attack gradient; the peers, see _peers.py, run in float32.
 Peak memory is what a call holds at once on top of what stays when it returns (weights, images, momentum).
 """
 
@@ -18,14 +18,13 @@ import argparse
 import ctypes
 import gc
 import json
-import math
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,33 +32,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _malloc import tune_malloc
+from _ratios import PEERS, PRECISIONS, Case, ratios_table
 from torch import Tensor, nn
 
 from rsnn_zoo._utils.files import replacing
 from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.cli._process import tune_malloc
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.neurons.integrate_fire import Surrogate
 from rsnn_zoo.spec.datasets import DATASETS
 
 BATCHES = {"resnet20": 64, "wrn16_4": 8, "vgg11": 8}  # so that one run of everything takes about half an hour
-TITLES = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4", "vgg11": "VGG-11"}
-PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch"}
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP = 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure; ``timesteps`` is None for the ANN."""
-
-    model: str
-    timesteps: int | None
-    quantity: str
-    library: str
-    precision: str
 
 
 # --- what is measured: a function of no arguments ---------------------------------------------------------------------
@@ -69,7 +55,7 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor, precision: str) ->
     model.eval()
 
     def run() -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "float32"):
+        with torch.no_grad(), torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
             return model(images)
 
     return run
@@ -91,7 +77,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor, precision: s
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def run() -> None:
-        with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "float32"):
+        with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -106,7 +92,7 @@ OUR_QUANTITIES = QUANTITIES | {"attack_gradient": our_attack_gradient}
 
 def build(case: Case, batch: int) -> Callable[[], object]:
     """The case's network, with the same weights and images in every library, ready to be run."""
-    from benchmark_peers import PEERS as peers  # not above: --table does without the two libraries
+    from _peers import PEERS as peers  # not above: --table does without the two libraries
 
     torch.manual_seed(0)
     data = DATASETS["cifar10"]
@@ -181,46 +167,6 @@ def plan(models: list[str], timesteps: list[int], quantities: list[str], peers: 
                 cases += [Case(model, steps, quantity, "rsnn_zoo", precision) for precision in PRECISIONS]
                 cases += [Case(model, steps, quantity, peer, "float32") for peer in PEERS if peer in peers]
     return cases
-
-
-def ratios_table(results: dict[str, Any]) -> str:
-    """The measurements as a Markdown table of ratios with a caption; "-" where a case is missing or failed.
-
-    Args:
-        results: What ``--output`` wrote.
-    """
-    outcomes = {tuple(case[field.name] for field in fields(Case)): case for case in results["cases"]}
-    peers = [peer for peer in PEERS if any(case["library"] == peer for case in results["cases"])]
-
-    def value(field: str, *case: object) -> float:
-        return outcomes.get(case, {}).get(field) or math.nan
-
-    def row(model: str, timesteps: int, quantity: str) -> Iterator[str]:
-        yield from (TITLES[model], str(timesteps), quantity.replace("_", " "))
-        ours, ann = (model, timesteps, quantity, "rsnn_zoo"), (model, None, quantity, "ann")
-        for peer in peers:
-            theirs = (model, timesteps, quantity, peer, "float32")
-            yield pair(value("median_seconds", *theirs) / value("median_seconds", *ours, p) for p in PRECISIONS)
-            yield pair(value("peak_bytes", *ours, p) / value("peak_bytes", *theirs) for p in PRECISIONS)
-        times = ((value("median_seconds", *ours, p), value("median_seconds", *ann, p)) for p in PRECISIONS)
-        yield pair(snn / (timesteps * once) for snn, once in times)
-
-    def pair(ratios: Iterable[float]) -> str:
-        return " / ".join("-" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios)
-
-    columns = [f"{what} {PEERS[peer]}" for peer in peers for what in ("speed over", "memory over")]
-    header = ["network", "T", "quantity", *columns, "time over T x ANN"]
-    measured = dict.fromkeys(key[:3] for key in outcomes if key[1] is not None)
-    lines = [header, ["---"] * len(header), *(row(*key) for key in measured)]
-    batches = ", ".join(f"{TITLES[model]} {batch}" for model, batch in results["batch"].items())
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    caption = (
-        "Each cell: ours in float32 / in bfloat16, over the peer in float32 or our ANN in the same precision. "
-        f"Medians of {results['repeats']} calls; {results['cpu']}, {results['threads']} threads, glibc's allocator "
-        f"{'tuned' if results['malloc_tuning'] else 'as it is'} for all; images a batch: {batches}; {versions}; "
-        f"{results['date']}, revision {(results.get('git_revision') or 'unknown')[:7]}."
-    )
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption])
 
 
 def parse_arguments() -> argparse.Namespace:

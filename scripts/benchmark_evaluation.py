@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 import torchattacks
-from _malloc import tune_malloc
 from torch import Tensor, nn
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import replacing, to_json
 from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.cli._process import tune_malloc
 from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.evaluate_entry import data_of
 from rsnn_zoo.evaluation.protocols import ENSEMBLE_MODES, full_name
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 from rsnn_zoo.neurons.modes import BackwardMode, Rate, Relu, Surrogate, current_mode, model_under
-from rsnn_zoo.spec.names import ModelName
 
 STEPS = 20
 ATTACKS = (f"ensemble-pgd{STEPS}", "adaptive", "adaptive186")
@@ -178,12 +178,10 @@ def main() -> None:
     results = []
     for name in names:
         model = rsnn_zoo.create_model(name, pretrained=True).eval()
-        known = ModelName.parse(getattr(model, "pretrained_name", None) or name)
-        source = options.data or known.dataset
-        data = rsnn_zoo.load_dataset(source, options.split, dataset=known.dataset, root=options.data_root)
-        data = data.select(options.n) if options.n else data
+        known = getattr(model, "pretrained_name", None) or name
+        data = data_of(model, options.data, options.split, images=options.n, root=options.data_root)
         for radius, seed in itertools.product(options.eps, options.seeds):
-            about = {"model": str(known), "split": options.split, "n": len(data.labels), "eps": radius, "seed": seed}
+            about = {"model": known, "split": options.split, "n": len(data.labels), "eps": radius, "seed": seed}
             results.append(about | {"precision": options.precision} | measure(model, data, radius / 255, seed, options))
             print(results[-1], flush=True)
             with replacing(options.output) as temporary:

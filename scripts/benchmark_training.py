@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _malloc import tune_malloc
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -33,6 +32,7 @@ from torchvision import transforms
 
 from rsnn_zoo._utils.files import replacing
 from rsnn_zoo._utils.provenance import environment
+from rsnn_zoo.cli._process import tune_malloc
 from rsnn_zoo.data.augment import Augment
 from rsnn_zoo.models import Network, resnet20
 from rsnn_zoo.models.distributed import Ranks

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmark import ratios_table
+from _ratios import ratios_table
 
 from rsnn_zoo._utils.files import load_json, replacing
 from rsnn_zoo.hub.publish import EVIDENCE

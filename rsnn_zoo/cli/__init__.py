@@ -4,5 +4,6 @@ from rsnn_zoo._utils.lazy import lazy
 
 __getattr__ = lazy(
     __name__,
-    commands="device main radii_of run_plugin",
+    _arguments="device radii_of run_plugin",
+    commands="main program",
 )

@@ -18,8 +18,8 @@ pytest.importorskip("snntorch", reason="the benchmark's peers are not installed"
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import _peers  # noqa: E402
 import benchmark  # noqa: E402
-import benchmark_peers  # noqa: E402
 
 from rsnn_zoo import from_research_checkpoint  # noqa: E402
 from rsnn_zoo.models import ARCHITECTURES as MODELS  # noqa: E402
@@ -45,7 +45,7 @@ def test_peers_compute_the_same_function_as_ours(architecture):
     images, labels = torch.rand(2, 3, 32, 32, dtype=torch.float64), torch.tensor([3, 7])
     logits, gradient = answer(model, images, labels)
     assert logits[0].sub(logits[1]).abs().max() > 1e-3, "a silent network proves nothing"
-    for library, peer in benchmark_peers.PEERS.items():
+    for library, peer in _peers.PEERS.items():
         found, found_gradient = answer(peer(model), images, labels)
         assert relative_error(found, logits) < 1e-9, library
         if library == "spikingjelly":  # snnTorch detaches the reset
@@ -56,7 +56,7 @@ def test_peers_compute_the_same_function_as_ours(architecture):
 def test_peers_meet_the_reference_answers():
     description, expected = read("resnet20_t8")
     model = from_research_checkpoint(research_state_dict("resnet20", 10, description["seed"]), "resnet20", 10, 8)
-    for library, peer in benchmark_peers.PEERS.items():
+    for library, peer in _peers.PEERS.items():
         logits, gradient = answer(peer(model), expected["images"], expected["labels"])
         assert relative_error(logits, expected["logits"]) < 1e-9
         if library == "spikingjelly":
@@ -66,7 +66,7 @@ def test_peers_meet_the_reference_answers():
 def test_a_peer_leaves_our_model_alone():
     model = MODELS["resnet20"](timesteps=2)
     before = str(model)
-    for peer in benchmark_peers.PEERS.values():
+    for peer in _peers.PEERS.values():
         peer(model)(torch.rand(1, 3, 32, 32))
     assert str(model) == before and model.timesteps == 2
 
@@ -82,7 +82,7 @@ def test_every_kind_of_case_runs(quantity):
 
 
 def test_training_step_trains_every_parameter_and_leaves_no_gradient():
-    model = benchmark_peers.SnnTorch(MODELS["resnet20"](timesteps=2, threshold=0.3).double())
+    model = _peers.SnnTorch(MODELS["resnet20"](timesteps=2, threshold=0.3).double())
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     benchmark.training_step(model, images, torch.tensor([1, 2, 3, 4]), "float32")()

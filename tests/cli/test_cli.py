@@ -109,7 +109,6 @@ def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
         (["evaluate", PUBLISHED, "--data", "/nowhere.npz"], "/nowhere.npz"),
         (["evaluate", PUBLISHED, "--attack", "fgsm=8,"], "fgsm=8,: after = stand radii"),
         (["evaluate", "local-dir:/nowhere", "--output", "/dev/null/e.json"], "/dev/null/e.json cannot be written"),
-        (["evaluate", "local-dir:/nowhere", "--output", "/dev"], "it is a folder"),
         (["push"], "name an entry, a folder, or --all"),
         (["info", PUBLISHED, "--plugin", "/nowhere.py"], "/nowhere.py"),
     ],
@@ -136,7 +135,7 @@ def test_wrong_usage_has_a_status_of_its_own(run, argv):
 
 def test_every_command_teaches(run):
     _, about, _ = run("--help")
-    for command in ("list", "info", "evaluate", "verify", "push"):
+    for command in cli.COMMANDS:
         status, out, _ = run(command, "--help")
         assert status == 0 and f"\n  rsnn-zoo {command} " in out and "--json" in out and "Exit status" in out
         assert f"rsnn-zoo {command} " in about

@@ -1,14 +1,14 @@
-"""``scripts/evaluate.py``: what is asked for is checked before the work, and what there was before is not lost."""
+"""``rsnn-zoo evaluate``: what is asked for is checked before the work, and what there was before is not lost."""
 
 import csv
-import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from rsnn_zoo import evaluate, load_dataset
 from rsnn_zoo._utils.files import load_json, to_json
+from rsnn_zoo.cli import commands as cli
+from rsnn_zoo.cli.evaluate import short_name
 from rsnn_zoo.hub.publish import save_pretrained
 from tests.conftest import NAME, small_network
 
@@ -17,34 +17,27 @@ pytestmark = pytest.mark.usefixtures("eager")
 NOWHERE = "local-dir:/nowhere"  # found out first thing when the work begins
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    """The script, and the errors that it ends with in one line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
-        return import_module("evaluate"), import_module("_training").ERRORS
-
-
 @pytest.fixture
-def run(scripts, monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path):
     """Evaluates in ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
 
     def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", *map(str, argv)])
-        scripts[0].run()
+        assert cli.main(["evaluate", "--output", "results", "--device", "cpu", "--model", *map(str, argv)]) == 0
 
     return call
 
 
 @pytest.fixture
-def refused(scripts, run):
+def refused(monkeypatch, tmp_path, capsys):
     """Runs what is to be refused; gives what is said."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*argv):
-        with pytest.raises(scripts[1]) as refusal:
-            run(*argv)
-        return str(refusal.value)
+        assert cli.main(["evaluate", "--output", "results", "--model", *map(str, argv)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("rsnn-zoo: evaluate: ") and said.count("\n") == 1
+        return said.removeprefix("rsnn-zoo: evaluate: ")
 
     return call
 
@@ -114,10 +107,10 @@ def test_two_models_do_not_write_one_report(refused, names):
     assert not Path("out").exists()
 
 
-def test_the_files_of_a_report_have_the_name_of_the_model(scripts, monkeypatch, tmp_path):
+def test_the_files_of_a_report_have_the_name_of_the_model(monkeypatch, tmp_path):
     (tmp_path / "net").mkdir()
     monkeypatch.chdir(tmp_path / "net")
-    name = scripts[0].short_name
+    name = short_name
     assert {name("local-dir:."), name("local-dir:../net/"), name("hf-hub:me/net"), name("net")} == {"net"}
 
 
@@ -128,11 +121,10 @@ def test_a_device_that_is_not_there_is_refused_first(run, capsys, device):
     assert f"argument --device: '{device}' cannot be used (" in capsys.readouterr().err
 
 
-def test_training_needs_a_device_that_is_there_too(scripts, capsys):
-    parser = import_module("_training").parser("")
-    assert parser.parse_args([NAME, "--device", "cpu"]).device == "cpu"
+@pytest.mark.parametrize("command", ["train", "convert", "finetune"])
+def test_training_needs_a_device_that_is_there_too(command, capsys):
     with pytest.raises(SystemExit):
-        parser.parse_args([NAME, "--device", "nonsense"])
+        cli.main([command, NAME, "--device", "nonsense"])
     assert "argument --device: 'nonsense' cannot be used (" in capsys.readouterr().err
 
 

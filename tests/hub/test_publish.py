@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
 import pickle
@@ -21,6 +20,7 @@ from huggingface_hub import ModelCard
 import rsnn_zoo
 from rsnn_zoo._utils.files import ConfigError, load_json, to_json
 from rsnn_zoo.attacks.gradients import PRECISIONS, fold
+from rsnn_zoo.cli import build
 from rsnn_zoo.hub import publish
 from rsnn_zoo.hub.publish import EvidenceError, push_to_hub, save_pretrained, update_card
 from rsnn_zoo.hub.resolve import HubError, NotPublishedError, resolve
@@ -473,19 +473,12 @@ def test_a_name_is_looked_up_among_the_packaged_entries(hub, push):
         push("vgg16_svhn_mart_t7")
 
 
-@pytest.fixture
-def build_entries(monkeypatch):
-    """The script."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module("build_entries")
-
-
-def test_an_entry_is_made_of_the_recipe_that_its_card_will_name(build_entries):
+def test_an_entry_is_made_of_the_recipe_that_its_card_will_name():
     def check(run, **options):
         args = argparse.Namespace(**{"recipe": None, "set": [], "seed": 0} | options)
         name = ModelName.parse(run.partition(".")[0])
-        build_entries.check_trained(args, name, load_json(ROOT / "docs" / "runs" / run / "run.json"))
-        return shlex.join(build_entries.recipe_options(args))
+        build.check_trained(args, name, load_json(ROOT / "docs" / "runs" / run / "run.json"))
+        return shlex.join(build.recipe_options(args))
 
     assert check("resnet20_cifar10_trades_ann") == check("resnet20_cifar10_trades_t4") == ""
     with pytest.raises(ValueError, match=r"another recipe .*stage\.epochs is 3 there, 4 here"):
@@ -505,7 +498,7 @@ def test_a_trained_run_becomes_an_entry_in_two_processes(tmp_path):
     save_pretrained(small_network(), run, name=name)
     (run / "run.json").write_text('{"recipe": "digits"}')
     script = Path(__file__).parents[2] / "scripts" / "build_entries.py"
-    here = {**os.environ, "RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    here = {**os.environ, "RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     command = [sys.executable, str(script), name, "--trained", "-n", "12", "--batch-size", "3"]
 
     def build(processes, output):

@@ -482,7 +482,7 @@ def test_bad_arguments_end_in_one_line(tmp_path):
         ("--model", NAME, "--weights", tmp_path / "corrupt.safetensors", "--output", tmp_path),
     ):
         done = script("evaluate.py", *arguments)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert done.returncode == 1 and done.stderr.startswith("rsnn-zoo: evaluate: ") and done.stderr.count("\n") == 1
 
 
 def test_what_is_written_is_json(report):
