@@ -1,0 +1,71 @@
+"""What the scripts and the training commands take and say, held to what the command line takes and says elsewhere."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rsnn_zoo
+from rsnn_zoo.cli import commands
+from rsnn_zoo.cli._training import add_making
+from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
+from tests.conftest import NAME, small_network
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_clean_images_are_held_out_as_in_the_training_of_the_model():
+    """Else images that a model was trained on would count as its validation images."""
+    model = rsnn_zoo.create_model("resnet20_digits_trades_ann")
+    model.training_record = {"data": {"validation": 0.2, "seed": 3}}
+    expected = rsnn_zoo.load_dataset("digits", "validation", validation=0.2, seed=3)
+    for source in ("digits", None):
+        model.pretrained_name = "resnet20_digits_trades_ann"
+        assert data_of(model, source, "validation").index.tolist() == expected.index.tolist()
+
+
+@pytest.mark.usefixtures("eager")
+def test_one_call_gives_report_energy_and_files(tmp_path):
+    model = small_network()
+    model.pretrained_name = NAME
+    for seed, former in ((0, None), (0, None), (1, tmp_path / "report.1.json")):
+        report = evaluate_entry(model, {"fgsm": [8 / 255]}, images=4, checks=0, seed=seed)
+        assert (report.dataset, report.split, len(report.correct)) == ("digits", "test", 4)
+        assert report.extra["energy"]["images"] == 4
+        assert save_report(report, tmp_path / "report.json") == former
+    data = rsnn_zoo.load_dataset("digits").select([3, 1])
+    own = evaluate_entry(model, "fgsm", data=data, with_energy=False, checks=0)
+    assert own.index == (3, 1) and "energy" not in own.extra
+    model.pretrained_name = "mine"
+    with pytest.raises(ValueError, match="mine names no data set"):
+        evaluate_entry(model)
+
+
+def test_nothing_is_said_of_an_absent_cuda(tmp_path):
+    code = (
+        "import torch; from rsnn_zoo.neurons import kernels; kernels._compile(lambda x: x)\n"
+        "from torch.utils import cpp_extension\n"
+        "cpp_extension.logger.warning('another thing')"
+    )
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "No CUDA runtime" not in done.stderr and "another thing" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--data-root", "--root"])
+def test_the_folder_of_the_data_sets_is_called_as_everywhere_and_as_before(option):
+    parser = argparse.ArgumentParser()
+    add_making(parser)
+    assert parser.parse_args(["resnet20_digits_at_ann", option, "images"]).data_root == "images"
+
+
+@pytest.mark.parametrize("name", ["train", "convert", "finetune", "evaluate", "verify", "build_entries", "push_to_hub"])
+def test_a_script_is_its_command(name):
+    command = {"build_entries": "build", "push_to_hub": "push"}.get(name, name)
+    assert command in commands.COMMANDS
+    script = ROOT / "scripts" / f"{name}.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert f"usage: rsnn-zoo {command} " in done.stdout
