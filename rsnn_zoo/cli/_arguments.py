@@ -118,6 +118,7 @@ def add_split(one: argparse.ArgumentParser) -> None:
 def add_weights(one: argparse.ArgumentParser) -> None:
     """Add weights of one's own, with what those of an SNN do not say."""
     one.add_argument("--weights", type=Path, help=".safetensors or .pth file in place of the published weights")
+    one.add_argument("--key", help="of --weights: under which the state dict is, where the file holds several")
     about = "with --weights of an SNN, which do not say it: reset, leak, initial; e.g. reset=hard for the defaults"
     one.add_argument("--neuron", nargs="+", metavar="KEY=VALUE", help=about)
 

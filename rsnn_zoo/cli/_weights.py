@@ -37,7 +37,10 @@ def load_file(model: nn.Module, path: str | os.PathLike[str], key: str | None = 
 
 
 def load_named(
-    name: str, weights: str | os.PathLike[str] | None = None, neuron: Sequence[str] | None = None
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    neuron: Sequence[str] | None = None,
+    key: str | None = None,
 ) -> Network:
     """Create the network of a name, published or with weights from a file.
 
@@ -45,6 +48,7 @@ def load_named(
         name: As of :func:`rsnn_zoo.create_model`.
         weights: A ``.safetensors`` or ``.pth`` file.
         neuron: For the weights of an SNN, how its neurons compute, as ``["reset=soft"]``.
+        key: Under which the state dict is, in a file that holds several.
 
     Raises:
         LookupError: If nobody published that name.
@@ -52,6 +56,8 @@ def load_named(
         ValueError: If the weights or what is said of the neurons cannot be used.
     """
     if weights is None:
+        if key is not None:
+            raise ValueError("--key goes with --weights: a published model has one state dict")
         if neuron:
             raise ValueError("--neuron goes with --weights: a published model says itself what neurons it has")
         return create_model(name, pretrained=True)
@@ -64,6 +70,6 @@ def load_named(
             f"{weights} does not say how the neurons of {name} reset, leak and start: give --neuron, such as "
             "reset=soft, or the folder of the run, --model local-dir:FOLDER"
         )
-    load_file(model, weights)
+    load_file(model, weights, key)
     model.pretrained_name = name
     return model

@@ -152,7 +152,7 @@ def _evaluate(args: argparse.Namespace, name: str):
     if files:
         settings |= {"state": files.state, "adversarial": files.examples if args.adversarial else None}
     report = evaluate_entry(
-        load_named(name, args.weights, args.neuron),
+        load_named(name, args.weights, args.neuron, args.key),
         radii_of(args.attack, args.eps),
         data=args.data,
         device=best_device(args.device),

@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> Outcome:
         return _check_examples(args)
     if args.name.endswith(".safetensors"):
         raise ValueError(f"name the model that the examples in {args.name} are to fell: --model NAME")
-    if args.weights or args.neuron:
-        raise ValueError("--weights and --neuron go with a file of examples: an entry holds the weights that it claims")
+    if args.weights or args.neuron or args.key:
+        raise ValueError(
+            "--weights, --neuron and --key go with a file of examples: an entry holds the weights that it claims"
+        )
     from rsnn_zoo.verify_entry import verify
 
     checks = verify(
@@ -70,7 +72,7 @@ def _check_examples(args: argparse.Namespace) -> Outcome:
     from rsnn_zoo.evaluation.examples import ROUNDED, verify
     from rsnn_zoo.verify_entry import TOLERANCE
 
-    model = load_named(args.model, args.weights, args.neuron).to(args.device)
+    model = load_named(args.model, args.weights, args.neuron, args.key).to(args.device)
     where = {"root": args.data_root, "download": args.download}
     data = data_of(model, args.data, args.split, **where) if args.data else None
     found = verify(model, args.name, data)

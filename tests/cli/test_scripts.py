@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import rsnn_zoo
 from rsnn_zoo.cli import commands
 from rsnn_zoo.cli._training import add_making
+from rsnn_zoo.cli._weights import load_named
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
 from tests.conftest import NAME, small_network
 
@@ -69,3 +71,14 @@ def test_a_script_is_its_command(name):
     script = ROOT / "scripts" / f"{name}.py"
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
     assert f"usage: rsnn-zoo {command} " in done.stdout
+
+
+def test_of_several_state_dicts_in_a_file_one_is_chosen(tmp_path):
+    network = rsnn_zoo.create_model("resnet20_digits_trades_ann")
+    first, second = ({name: tensor + k for name, tensor in network.state_dict().items()} for k in (0, 1))
+    torch.save({"state_dict": first, "mine": second}, tmp_path / "two.pth")
+    for key, expected in ((None, first), ("mine", second)):
+        found = load_named("resnet20_digits_trades_ann", tmp_path / "two.pth", key=key).state_dict()
+        assert torch.equal(found["fc.bias"], expected["fc.bias"])
+    with pytest.raises(ValueError, match="--key goes with --weights"):
+        load_named("resnet20_digits_trades_ann", key="mine")
