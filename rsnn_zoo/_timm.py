@@ -15,13 +15,28 @@ from rsnn_zoo.spec.names import ARCHITECTURES
 __all__ = ["register_with_timm"]  # and, through timm, one entry point an architecture
 
 
+def _keep_normalisation(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Mean and std that were asked for in place of the weights' own stay."""
+    for key, own in model.normalize.state_dict(prefix="normalize.").items():
+        if key in state and state[key].shape == own.shape and not (state[key] == own.to(state[key].dtype)).all():
+            state[key] = own
+    return state
+
+
 def _entry_point(architecture: str) -> Callable[..., Any]:
     def build(pretrained: bool = False, **kwargs: Any) -> Any:
         from timm.models import build_model_with_cfg
 
         from rsnn_zoo import models
 
-        return build_model_with_cfg(models.ARCHITECTURES[architecture], f"rsnn_{architecture}", pretrained, **kwargs)
+        return build_model_with_cfg(
+            models.ARCHITECTURES[architecture],
+            f"rsnn_{architecture}",
+            pretrained,
+            feature_cfg={"feature_cls": "getter", "out_indices": None},  # all there are
+            pretrained_filter_fn=_keep_normalisation,
+            **kwargs,
+        )
 
     build.__name__ = build.__qualname__ = f"rsnn_{architecture}"
     build.__doc__ = f"{architecture} of rsnn_zoo: an ANN, or with ``timesteps=T`` an SNN."

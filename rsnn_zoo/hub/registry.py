@@ -15,6 +15,7 @@ from rsnn_zoo.hub.catalog import is_model, list_models
 from rsnn_zoo.hub.resolve import resolve
 from rsnn_zoo.hub.weights import check_state_dict
 from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
+from rsnn_zoo.models.layers import Normalize
 from rsnn_zoo.spec.config import ModelConfig
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import ModelName
@@ -44,11 +45,13 @@ def create_model(
         local_files_only: Never touch the network.
         endpoint: Address of the Hub or of a mirror, instead of ``HF_ENDPOINT``.
         **kwargs: Arguments of the network in place of those that the name implies (``num_classes``, ``threshold``,
-            ``leak``, ``reset``, ``initial``, ``surrogate``, ...).
+            ``leak``, ``reset``, ``initial``, ``surrogate``, ``device``, ``dtype``, ...). With ``pretrained``, another
+            ``num_classes`` gives a new classifier, and ``mean`` and ``std`` replace those of the weights. With
+            ``features_only=True`` (and ``out_indices``) timm's wrapper is returned, which gives feature maps.
 
     Returns:
         The network: images (B, C, H, W) in [0, 1] to logits (B, K). A loaded one carries ``pretrained_name`` and
-        ``weights_sha256``.
+        ``weights_sha256``, unless its classifier or its normalisation was replaced.
 
     Raises:
         UnknownNameError: If a part of the name is unknown; names the near matches.
@@ -56,15 +59,32 @@ def create_model(
         ConfigError: If a config cannot be used.
         WeightsError: If the weights are damaged, or not those of this network.
         HubError: If the Hub or the cache cannot give a file.
-        ValueError: If a source other than the zoo is named without ``pretrained``.
+        TypeError: For an argument that the network does not take.
+        ValueError: For a value out of range, if a source other than the zoo is named without ``pretrained``, or for
+            ``threshold`` with ``pretrained``, since the weights hold the thresholds.
 
     Example:
         >>> model = create_model("resnet20_digits_trades_t4", pretrained=True)  # doctest: +SKIP
         >>> model(torch.rand(2, 1, 8, 8)).shape  # doctest: +SKIP
         torch.Size([2, 10])
     """
+    features_only, out_indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", None)
+    if out_indices is not None and not features_only:
+        raise ValueError("out_indices says which feature maps: pass features_only=True with it")
     if pretrained:
-        return _load(name, kwargs, revision, cache_dir, local_files_only, endpoint)
+        network = _load(name, kwargs, revision, cache_dir, local_files_only, endpoint)
+    else:
+        network = _random(name, kwargs)
+    return _features_of(network, out_indices) if features_only else network
+
+
+def _features_of(network: Network, out_indices: Any) -> Any:
+    from timm.models._features import FeatureGetterNet  # takes seconds
+
+    return FeatureGetterNet(network, out_indices=out_indices).eval()
+
+
+def _random(name: str, kwargs: dict[str, Any]) -> Network:
     if ":" in name:
         raise ValueError(f"{name!r} names weights that are published elsewhere: pass pretrained=True")
     parts = ModelName.parse(name)
@@ -106,18 +126,43 @@ def build(config: ModelConfig, **kwargs: Any) -> Network:
 
 
 def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
+    if kwargs.get("threshold") is not None:
+        raise ValueError(
+            "the published weights hold the threshold of every layer, so threshold=... would say nothing: set them "
+            "after loading, as `for _, neuron in model.neurons(): neuron.threshold.data.fill_(...)`"
+        )
     entry = resolve(name, *where)
     config = entry.config
-    network = build(config, **kwargs)
+    own = {key: kwargs[key] for key in ("mean", "std") if kwargs.get(key) is not None}
+    place = {key: kwargs[key] for key in ("device", "dtype") if kwargs.get(key) is not None}
+    classes = kwargs.get("num_classes", config.num_classes)
+    new_head = classes != config.num_classes
+    apart = ("device", "dtype", "num_classes", *(["global_pool"] if new_head else []))
+    network = build(config, **{key: value for key, value in kwargs.items() if key not in apart})
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
     # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.
     state = {key: tensor if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
     network.load_state_dict(state, strict=True, assign=True)
-    network.pretrained_name = config.name or name
-    network.weights_sha256 = entry.sha256
+    network.pretrained_name, network.weights_sha256 = config.name or name, entry.sha256
     network.training_record = config.training
-    return network.eval()
+    changed = _renormalise(network, own)
+    if new_head:
+        network.reset_classifier(classes, kwargs.get("global_pool"))
+    if changed or new_head:
+        network.pretrained_name, network.weights_sha256, network.training_record = None, None, {}
+    return network.to(**place).eval()
+
+
+def _renormalise(network: Network, own: dict[str, tuple[float, ...]]) -> bool:
+    """Mean and std that were asked for in place of those of the weights; returns whether that changes anything."""
+    wanted = Normalize(own.get("mean"), own.get("std"), network.in_chans)
+    changed = False
+    for key in own:
+        value, loaded = getattr(wanted, key).to(network.normalize.mean.dtype), getattr(network.normalize, key)
+        changed |= not torch.equal(value, loaded)
+        setattr(network.normalize, key, value)
+    return changed
 
 
 Builder = Callable[..., nn.Module]

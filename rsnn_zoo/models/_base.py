@@ -7,12 +7,15 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from rsnn_zoo.models._arguments import checked_integer, neuron_arguments
+from rsnn_zoo.models._stages import Stage, Staged
 from rsnn_zoo.models.layers import Normalize, Spiking, StaticBatchNorm2d
 from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
-__all__ = ["Network", "Temporal", "initialise"]
+__all__ = ["Network", "Stage", "Temporal", "initialise"]
 
 
 class Temporal(nn.Module):
@@ -56,7 +59,8 @@ class Temporal(nn.Module):
     def timesteps(self, timesteps: int) -> None:
         if self.timesteps is None:
             raise ValueError("an ANN has no time steps: convert it with rsnn_zoo.convert(ann, timesteps=...)")
-        self.spiking = replace(self.spiking, timesteps=check_timesteps(timesteps))
+        timesteps = check_timesteps(timesteps)
+        self.spiking = replace(self.spiking, timesteps=timesteps)
         for module in self.modules():
             if isinstance(module, SpikingNeuron):
                 module.timesteps = timesteps
@@ -73,16 +77,16 @@ class Temporal(nn.Module):
         return ((name, module) for name, module in self.named_modules() if isinstance(module, SpikingNeuron))
 
     def over_time(self, logits: Tensor, per_step: bool) -> Tensor:
-        """(T * B, K) to (T, B, K), or to the mean over time, (B, K)."""
-        logits = logits.reshape(self.steps, -1, logits.shape[-1])
+        """(T * B, K) to (T, B, K), or to the mean over time, (B, K); likewise feature maps."""
+        logits = logits.reshape(self.steps, -1, *logits.shape[1:])
         return logits if per_step else logits.mean(0)
 
 
-class Network(Temporal):
+class Network(Temporal, Staged):
     """Base class of the families: images (B, C, H, W) in [0, 1] to logits (B, K), the mean over time.
 
     A family sets ``num_features``, the name of its last linear layer in ``classifier_name`` and that of its first
-    convolution in ``first_conv``, and implements ``forward_features`` and ``pool``.
+    convolution in ``first_conv`` and its ``stages``, implements ``pool``, and is ``ready`` when it is built.
 
     Args:
         architecture: Name of the configuration.
@@ -92,15 +96,22 @@ class Network(Temporal):
         timesteps: T of the SNN, or None for the ANN.
         mean: Per channel, of pixels in [0, 1]; zeros by default.
         std: Likewise; ones by default.
+        global_pool: ``"avg"``, or ``""`` for unpooled features where there is no classifier.
+        device: Of the parameters.
+        dtype: Of the parameters.
         **neuron: ``threshold``, ``leak``, ``reset``, ``initial``, ``surrogate`` of every neuron: see :class:`Spiking`.
+            Arguments of timm's that have no meaning here are taken at the value that changes nothing.
 
     Raises:
-        ValueError: For a value out of range, or mean and std that do not fit the channels.
+        TypeError: For an unknown argument.
+        ValueError: For a value out of range, mean and std that do not fit the channels, or an argument of timm's that
+            would have to change something.
     """
 
     classifier_name = "fc"
     first_conv = "conv1"
     fixed_img_size = False
+    global_pool = "avg"
     channels_last = True  # it may run in that layout
     # of one that was loaded; a converted one has a record of its ANN
     pretrained_name: str | None = None
@@ -116,14 +127,16 @@ class Network(Temporal):
         timesteps: int | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        global_pool: str = "avg",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **neuron: Any,
     ):
-        super().__init__(Spiking(timesteps, **neuron))
-        for name, value in (("in_chans", in_chans), ("img_size", img_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must not be negative, got {num_classes}")
+        super().__init__(Spiking(timesteps, **neuron_arguments(architecture, neuron)))
+        in_chans, img_size = checked_integer("in_chans", in_chans, 1), checked_integer("img_size", img_size, 1)
+        num_classes = checked_integer("num_classes", num_classes, 0)
+        self._set_pool(global_pool, num_classes)
+        self._placed_at = device, dtype
         self.architecture = architecture
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -146,10 +159,6 @@ class Network(Temporal):
 
     # --- forward ---
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to the last feature map, (T * B, num_features, h, w), time-major."""
-        raise NotImplementedError
-
     def pool(self, x: Tensor) -> Tensor:
         """Feature map to what the classifier sees, (T * B, F)."""
         raise NotImplementedError
@@ -161,7 +170,12 @@ class Network(Temporal):
             x: What ``forward_features`` returned.
             pre_logits: Return what the classifier would see, (T * B, F).
             per_step: Return the logits of each step, (T, B, K), in place of their mean over time, (B, K).
+
+        Returns:
+            Logits; of a network without classifier and pooling its feature map, in the same way over time.
         """
+        if not self.global_pool:
+            return x if pre_logits else self.over_time(x, per_step)
         x = self.pool(x)
         if pre_logits:
             return x
@@ -196,28 +210,43 @@ class Network(Temporal):
 
     # --- classifier, as in timm ---
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return getattr(self, self.classifier_name)
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The last linear layer, or its name."""
+        return self.classifier_name if name_only else self.get_submodule(self.classifier_name)
+
+    def _set_pool(self, global_pool: str | None, num_classes: int) -> None:
+        if global_pool not in (None, "avg", "") or (global_pool == "" and num_classes):
+            raise ValueError(f"global_pool must be 'avg', or '' without classes, got {global_pool!r}")
+        self.__dict__.pop("global_pool", None)  # the usual one is the class's
+        if global_pool == "":
+            self.global_pool = ""
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the last linear layer by a new one of ``num_classes`` outputs (0: none).
 
-        ``global_pool`` is there for timm's sake; None and "avg" are what these networks have.
+        ``global_pool`` may be ``""`` where there are no classes: the network then gives its feature maps.
         """
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool must be 'avg', got {global_pool!r}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must not be negative, got {num_classes}")
+        num_classes = checked_integer("num_classes", num_classes, 0)
+        self._set_pool(global_pool, num_classes)
         self.num_classes = num_classes
         old = self.normalize.mean
         new = nn.Linear(self.head_features, num_classes) if num_classes else nn.Identity()
-        setattr(self, self.classifier_name, new.to(old.device, old.dtype))
+        setattr(self, self.classifier_name, new.to(old.device, old.dtype).train(self.training))
 
     @property
     def head_features(self) -> int:
         """Inputs of the last linear layer."""
         return self.num_features
+
+    @property
+    def head_hidden_size(self) -> int:
+        """The same by timm's name."""
+        return self.head_features
+
+    def ready(self) -> None:
+        """Puts a network that has been built where it was asked for."""
+        self.to(*(place for place in self._placed_at if place is not None))
+        del self._placed_at
 
 
 def initialise(network: nn.Module) -> None:

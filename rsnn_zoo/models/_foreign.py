@@ -50,20 +50,13 @@ class ForeignNetwork(Network):
         self.first_conv, self.classifier_name = layers[nn.Conv2d][0], layers[nn.Linear][-1]
         self.num_features = self.get_classifier().in_features
         self.pretrained_cfg |= {"first_conv": self.first_conv, "classifier": self.classifier_name}
+        self.ready()
 
     def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]; with ``per_step`` those of each step, (T, B, K)."""
         self.check(x)
         x = self.normalize(x)
         return self.over_time(self.network(x if self.stem_once else x.repeat(self.steps, 1, 1, 1)), per_step)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Refuses: where the features end is the builder's."""
-        raise ValueError(f"{self.architecture} comes from elsewhere: call its own module, .network, for its features")
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Refuses: the classifier is the builder's."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, Surrogate
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, Surrogate, check_timesteps
 
 __all__ = [
     "BATCH_NORMS",
@@ -50,8 +50,9 @@ class Spiking:
     def __post_init__(self) -> None:
         if isinstance(self.surrogate, str):
             object.__setattr__(self, "surrogate", Surrogate.of(self.surrogate))
-        timesteps = 1 if self.timesteps is None else self.timesteps
-        self._neuron(timesteps)  # refuses, of an ANN too, what none can be
+        if self.timesteps is not None:
+            object.__setattr__(self, "timesteps", check_timesteps(self.timesteps))
+        self._neuron(self.timesteps or 1)  # refuses, of an ANN too, what none can be
 
     def activation(self, repeated: bool = False) -> nn.Module:
         """A new activation layer; ``repeated`` marks the first, which shows its one input at every step."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, initialise
+from rsnn_zoo.models._base import Network, Stage, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["BasicBlock", "ResNet", "resnet20", "resnet32"]
@@ -63,16 +63,16 @@ class ResNet(Network):
         self.layer3 = self._stage(32, 64, 2, depth, self.spiking)
         initialise(self)
         self.fc = nn.Linear(64, self.num_classes) if self.num_classes else nn.Identity()
+        self.stages = (
+            Stage(("conv1", "bn1", "act1"), 16),
+            *(Stage((f"layer{n}",), 8 * 2**n, 2 ** (n - 1)) for n in (1, 2, 3)),
+        )
+        self.ready()
 
     @staticmethod
     def _stage(in_chs: int, out_chs: int, stride: int, depth: int, spiking: Spiking) -> nn.Sequential:
         first = BasicBlock(in_chs, out_chs, stride, spiking)
         return nn.Sequential(first, *(BasicBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to (T * B, 64, H / 4, W / 4)."""
-        x = self.act1(self.bn1(self.conv1(self.normalize(x))))
-        return self.layer3(self.layer2(self.layer1(x)))
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, 64, h, w) to (T * B, 64)."""

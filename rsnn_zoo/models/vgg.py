@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, initialise
+from rsnn_zoo.models._base import Network, Stage, initialise
 
 __all__ = ["VGG", "vgg11", "vgg16"]
 
@@ -72,6 +72,24 @@ class VGG(Network):
         self.pre_logits = nn.Sequential(*hidden)
         initialise(self)
         self.head = nn.Linear(hidden_features, self.num_classes) if self.num_classes else nn.Identity()
+        self.stages = self._stages()
+        self.ready()
+
+    def _stages(self) -> tuple[Stage, ...]:
+        """A convolution with its norm and activation each; feature maps are taken before pools and at the end."""
+        stages: list[Stage] = []
+        names: list[str] = []
+        channels, reduction, layers = 0, 1, list(self.features)
+        for i, (layer, following) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
+            names.append(f"features.{i}")
+            pools = isinstance(layer, nn.AvgPool2d)
+            reduction *= 2 if pools else 1
+            channels = layer.out_channels if isinstance(layer, nn.Conv2d) else channels
+            if following is None or isinstance(following, nn.Conv2d | nn.AvgPool2d):
+                mapped = not pools and not isinstance(following, nn.Conv2d)
+                stages.append(Stage(tuple(names), channels if mapped else None, reduction))
+                names = []
+        return tuple(stages)
 
     def _hidden(self, inputs: int) -> tuple[nn.Module, nn.Module]:
         return nn.Linear(inputs, self.hidden_features), self.spiking.activation()
@@ -80,10 +98,6 @@ class VGG(Network):
     def head_features(self) -> int:
         """Width of the hidden linear layers."""
         return self.hidden_features
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to (T * B, 512, h, w)."""
-        return self.features(self.normalize(x))
 
     def pool(self, x: Tensor) -> Tensor:
         """The hidden linear layers: (T * B, 512, h, w) to (T * B, hidden_features)."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, initialise
+from rsnn_zoo.models._base import Network, Stage, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["PreActBlock", "WideResNet", "wrn16_4", "wrn28_4"]
@@ -66,6 +66,12 @@ class WideResNet(Network):
         self.act = self.spiking.activation()
         initialise(self)
         self.fc = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
+        self.stages = (
+            Stage(("conv1",), widths[0]),
+            *(Stage((f"layer{n}",), widths[n], 2 ** (n - 1)) for n in (1, 2, 3)),
+            Stage(("bn", "act"), norm=True),
+        )
+        self.ready()
 
     @staticmethod
     def _stage(
@@ -73,11 +79,6 @@ class WideResNet(Network):
     ) -> nn.Sequential:
         head = PreActBlock(in_chs, out_chs, stride, spiking, first)
         return nn.Sequential(head, *(PreActBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to (T * B, 64 * widen, H / 4, W / 4)."""
-        x = self.conv1(self.normalize(x))
-        return self.act(self.bn(self.layer3(self.layer2(self.layer1(x)))))
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, C, h, w) to (T * B, C)."""

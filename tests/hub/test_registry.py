@@ -2,9 +2,11 @@
 
 import copy
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, objectives
 from tests.conftest import NAME, make_entry, small_network
+from tests.hub_server import TOKEN
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -224,7 +227,6 @@ def test_a_published_model_can_be_given_another_number_of_steps(packaged):
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"num_classes": 5}, r"wrong shape: fc\.weight \(10, 64\) instead of \(5, 64\)"),
         ({"in_chans": 3, "mean": None, "std": None}, r"wrong shape: .*conv1\.weight"),
         ({"timesteps": None}, r"unexpected: act1\.threshold"),
     ],
@@ -232,6 +234,51 @@ def test_a_published_model_can_be_given_another_number_of_steps(packaged):
 def test_published_weights_fit_one_network_alone(packaged, kwargs, said):
     with pytest.raises(WeightsError, match=said):
         create_model(NAME, pretrained=True, **kwargs)
+
+
+def test_another_number_of_classes_gives_a_new_head_on_the_published_features(packaged):
+    published, model = create_model(NAME, pretrained=True), create_model(NAME, pretrained=True, num_classes=100)
+    assert model(IMAGES).shape == (3, 100) and model.num_classes == 100
+    assert torch.equal(model.forward_features(IMAGES), published.forward_features(IMAGES))
+    assert model.pretrained_name is None and model.weights_sha256 is None
+    same = create_model(NAME, pretrained=True, num_classes=10, global_pool="avg")
+    assert torch.equal(same(IMAGES), published(IMAGES)) and same.weights_sha256 == published.weights_sha256
+    bare = create_model(NAME, pretrained=True, num_classes=0)
+    assert bare(IMAGES).shape == (3, 64)
+    maps = create_model(NAME, pretrained=True, num_classes=0, global_pool="")(IMAGES)
+    assert torch.allclose(maps.mean((2, 3)), bare(IMAGES)) and maps.shape == (3, 64, 2, 2)
+
+
+def test_a_mean_that_is_asked_for_is_kept(packaged):
+    published, model = create_model(NAME, pretrained=True), create_model(NAME, pretrained=True, mean=(0.1,))
+    assert torch.equal(model.normalize.mean, torch.tensor([0.1])) and model.weights_sha256 is None
+    assert torch.equal(model.normalize.std, published.normalize.std)
+    model.normalize.mean = published.normalize.mean
+    assert torch.equal(model(IMAGES), published(IMAGES))
+    given = timm.create_model(f"local-dir:{packaged}", pretrained=True, mean=(0.1,))
+    assert torch.equal(given.normalize.mean, torch.tensor([0.1]))
+    assert create_model(NAME, pretrained=True, mean=(0.3,)).weights_sha256 == published.weights_sha256
+
+
+def test_a_threshold_that_the_weights_would_overwrite_is_refused(packaged):
+    with pytest.raises(ValueError, match=r"weights hold the threshold.*after loading"):
+        create_model(NAME, pretrained=True, threshold=0.5)
+
+
+def test_published_weights_come_in_another_precision(packaged):
+    model = create_model(NAME, pretrained=True, dtype=torch.float64, device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert torch.equal(model(IMAGES.double()), create_model(NAME, pretrained=True).double()(IMAGES.double()))
+
+
+def test_feature_maps_of_a_published_model(packaged):
+    features = create_model(NAME, pretrained=True, features_only=True, out_indices=(1, -1))
+    found, model = features(IMAGES), create_model(NAME, pretrained=True)
+    expected = model.forward_intermediates(IMAGES, [1, 3], intermediates_only=True)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert features.feature_info.channels() == [16, 64] and features.feature_info.reduction() == [1, 4]
+    with pytest.raises(ValueError, match="features_only=True"):
+        create_model(NAME, out_indices=(1,))
 
 
 def test_a_name_that_nobody_published_is_refused(packaged):
@@ -351,6 +398,69 @@ def test_timm_builds_what_we_build(architecture):
     assert (config["mean"], config["std"]) == ((0, 0, 0), (1, 1, 1))
     assert isinstance(found.get_submodule(found.pretrained_cfg["first_conv"]), torch.nn.Conv2d)
     assert found.get_submodule(found.pretrained_cfg["classifier"]) is found.get_classifier()
+
+
+NEUTRAL = {
+    **{"drop_rate": 0.0, "drop_path_rate": 0.0, "drop_block_rate": None, "global_pool": "avg", "device": "cpu"},
+    **{"dtype": torch.float32, "output_stride": 32, "bn_eps": 1e-5, "bn_momentum": 0.1, "act_layer": "relu"},
+}
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "wrn16_4", "vgg11"])
+def test_timms_arguments_are_taken_where_they_change_nothing(architecture):
+    small = {"num_classes": 3, "in_chans": 1, "img_size": 8}
+    small |= {"hidden_features": 8} if architecture == "vgg11" else {}
+    model = timm.create_model(f"rsnn_{architecture}", timesteps=2, **small, **NEUTRAL)
+    assert model(IMAGES).shape == (3, 3)
+    half = timm.create_model(f"rsnn_{architecture}", **small, dtype=torch.float64)
+    assert half(IMAGES.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"drop_rate": 0.1}, r"drop_rate=0 alone, got 0\.1: .*drop nothing"),
+        ({"drop_path_rate": 0.1}, "drop nothing"),
+        ({"output_stride": 8}, "strides are those"),
+        ({"bn_eps": 1e-3}, "after it is built"),
+        ({"act_layer": "gelu"}, "ReLU"),
+        ({"global_pool": "max"}, "global_pool must be 'avg'"),
+        ({"global_pool": ""}, "without classes"),
+    ],
+)
+def test_timms_arguments_are_refused_with_a_reason_where_they_would_change_something(change, said):
+    for create in (partial(timm.create_model, "rsnn_resnet20"), partial(create_model, "resnet20_digits_natural_t4")):
+        with pytest.raises(ValueError, match=said):
+            create(**change)
+
+
+def test_features_through_timm(packaged):
+    model = timm.create_model(f"local-dir:{packaged}", pretrained=True, features_only=True).eval()
+    found = model(IMAGES)
+    assert [tuple(y.shape[1:]) for y in found] == [(16, 8, 8), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+    expected = create_model(NAME, pretrained=True).forward_intermediates(IMAGES, intermediates_only=True)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_timm_gives_a_published_model_a_new_head(packaged):
+    model = timm.create_model(f"local-dir:{packaged}", pretrained=True, num_classes=5).eval()
+    assert model(IMAGES).shape == (3, 5)
+    assert torch.equal(model.forward_features(IMAGES), create_model(NAME, pretrained=True).forward_features(IMAGES))
+
+
+def test_timm_loads_a_pushed_entry_from_the_hub(packaged, hub, tmp_path):
+    rsnn_zoo.push_to_hub(packaged, token=TOKEN, endpoint=hub.url)
+    script = """
+import sys, timm, torch, rsnn_zoo
+images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+theirs = timm.create_model("hf-hub:rsnn-zoo/resnet20_digits_trades_t2", pretrained=True).eval()
+ours = rsnn_zoo.create_model("hf-hub:rsnn-zoo/resnet20_digits_trades_t2", pretrained=True)
+assert torch.equal(theirs(images), ours(images))
+torch.save(ours(images), sys.argv[1])
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "RSNN_ZOO_COMPILE": "0"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "logits")], check=True, env=env)
+    assert torch.equal(torch.load(tmp_path / "logits"), small_network()(IMAGES))
 
 
 def test_timms_own_models_stay_timms():
