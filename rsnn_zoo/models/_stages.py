@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rsnn_zoo.models.layers import BATCH_NORMS, WeightedSum
+from rsnn_zoo.models.layers import BATCH_NORMS, Spiking, WeightedSum
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, backward_mode, current_mode
 from rsnn_zoo.neurons.modes import ASSG, BackwardMode
 
@@ -72,7 +72,7 @@ class Staged(nn.Module):
     """
 
     architecture: str
-    steps: int
+    spiking: Spiking
     normalize: nn.Module
     stages: tuple[Stage, ...] = ()
     grad_checkpointing = False
@@ -117,11 +117,11 @@ class Staged(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to the last feature map, (T * B, num_features, h, w), time-major."""
-        stages, batch = self._staged(), len(x)
+        stages = self._staged()
         x = self.normalize(x)
         for stage in stages:
             x = self._through(stage, x)
-        return x if len(x) == self.steps * batch else x.repeat(self.steps, 1, 1, 1)  # pruned to before the neurons
+        return x
 
     def forward_intermediates(
         self,
@@ -201,6 +201,8 @@ class Staged(nn.Module):
         if ended:
             self.num_features = maps[last]["num_chs"]
         self.stages = tuple(kept)
+        if not any(isinstance(module, SpikingNeuron) for module in self.modules()):
+            self.spiking = replace(self.spiking, timesteps=None)  # nothing is left that takes time
         if prune_head or ended:
             self.reset_classifier(0, "")
         return sorted(asked)
