@@ -1,0 +1,198 @@
+"""Exports of a network in other runtimes on this CPU: the same verdicts? how many images a second?
+
+    python scripts/benchmark_exports.py resnet20_cifar10_trades_t4 --data cifar10.npz --output exports.json
+    python scripts/benchmark_exports.py --table exports.json
+
+Each runtime gets the same ONNX file, or an int8 one made of it, and the same images as the network itself:
+
+- verdicts: saved adversarial examples (those of ``evaluate(..., adversarial=...)``; made here without ``--examples``)
+  that the runtime classifies correctly, so that its robust accuracy reads higher, and clean images of another class;
+- images/s: the median over repetitions of one batch, all runtimes side by side in each repetition, so that another load
+  of the machine falls on all alike.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import rsnn_zoo
+from rsnn_zoo._utils.files import replacing, to_json
+from rsnn_zoo._utils.provenance import digest, environment
+from rsnn_zoo.exports.runtimes import onnx_pass
+
+Logits = Callable[[Tensor], Tensor]
+BATCHES = (1, 64)
+
+
+def quantised(path: Path, images: Tensor) -> Path:
+    """The ONNX file with convolutions and linear layers in int8, per channel, calibrated by these images."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts = iter(images.split(16))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self.parts, None)
+            return None if part is None else {"images": part.numpy()}
+
+    out = path.with_suffix(".int8.onnx")
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(path, out, Reader(), per_channel=True, op_types_to_quantize=["Conv", "Gemm", "MatMul"], **kinds)
+    return out
+
+
+def openvino(path: Path, threads: int, precision: str | None) -> tuple[Logits, str]:
+    """The ONNX file in OpenVINO on the CPU; the precision that it really takes comes with it."""
+    import openvino as ov
+
+    settings = {"INFERENCE_NUM_THREADS": threads} | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
+    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy()), taken
+
+
+def runtimes(model: torch.nn.Module, path: Path, small: Path, threads: int) -> dict[str, Logits]:
+    """Images to logits, by what computes them."""
+    ours, theirs = torch.no_grad()(model), onnx_pass(path, threads)
+    int8 = onnx_pass(small, threads)
+    exact, _ = openvino(path, threads, "f32")
+    usual, taken = openvino(path, threads, None)
+    return {
+        "rsnn_zoo": lambda x: ours(x),
+        "onnxruntime float32": lambda x: theirs(x)[0],
+        "onnxruntime int8": lambda x: int8(x)[0],
+        "OpenVINO float32": exact,
+        f"OpenVINO default ({taken} here)": usual,
+    }
+
+
+def classes(run: Logits, images: Tensor) -> Tensor:
+    """(N,) classes of images (N, C, H, W)."""
+    return torch.cat([run(part.contiguous()).argmax(1) for part in images.split(32)])
+
+
+def verdicts(run: dict[str, Logits], clean: Tensor, labels: Tensor, fallen: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """One row a runtime."""
+    own = classes(run["rsnn_zoo"], clean)
+    rows = []
+    for name, one in run.items():
+        here = classes(one, clean)
+        back = classes(one, fallen["images"]) == fallen["labels"]
+        rows.append(
+            {
+                "runtime": name,
+                "clean": len(clean),
+                "other_class": int((here != own).sum()),
+                "accuracy": (here == labels).double().mean().item(),
+                "examples": len(back),
+                "no_longer_fallen": int(back.sum()),
+            }
+        )
+    return rows
+
+
+def speeds(run: dict[str, Logits], images: Tensor, threads: int, repetitions: int) -> list[dict[str, Any]]:
+    """One row a runtime and batch size."""
+    rows = []
+    for size in BATCHES:
+        batch = images[:size].contiguous()
+        seconds: dict[str, list[float]] = {name: [] for name in run}
+        for repetition in range(repetitions + 2):
+            for name, one in run.items():
+                start = time.perf_counter()
+                one(batch)
+                if repetition > 1:  # the first ones compile
+                    seconds[name].append(time.perf_counter() - start)
+        for name, times in seconds.items():
+            rate = size / statistics.median(times)
+            rows.append({"runtime": name, "batch": size, "threads": threads, "images_per_second": rate})
+    return rows
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All of it, as JSON."""
+    model = rsnn_zoo.create_model(args.name, pretrained=True)
+    data = rsnn_zoo.load_dataset(args.data, "test").select(args.images)
+    train = rsnn_zoo.load_dataset(args.data, "train").pixels(slice(0, 64))
+    with tempfile.TemporaryDirectory() as folder:
+        path, examples = Path(folder) / "network.onnx", args.examples or Path(folder) / "examples.safetensors"
+        checks = rsnn_zoo.export(model, path, "onnx", images=data.pixels()).checks
+        small = quantised(path, train)
+        if not args.examples:
+            rsnn_zoo.evaluate(model, data, {"pgd10": [args.eps / 255]}, adversarial=examples)
+        fallen = load_file(examples)
+        rates: list[dict[str, Any]] = []
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            run = runtimes(model, path, small, threads)
+            if threads == args.threads[0]:
+                judged = verdicts(run, data.pixels(), data.labels, fallen)
+            rates += speeds(run, data.pixels(), threads, args.repetitions)
+    return {
+        "schema": 1,
+        "model": args.name,
+        "model_sha256": digest(model),
+        "logits_differ_by": checks[0].largest_logit_difference,
+        "attack": "saved examples" if args.examples else f"pgd10 at {args.eps:g}/255",
+        "verdicts": judged,
+        "speeds": rates,
+        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "openvino")},
+        "environment": environment(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| runtime | clean images of another class | accuracy | examples that no longer fall |",
+        "|---|---|---|---|",
+    ]
+    for row in results["verdicts"]:
+        lines.append(
+            f"| {row['runtime']} | {row['other_class']} of {row['clean']} | {100 * row['accuracy']:.1f} % "
+            f"| {row['no_longer_fallen']} of {row['examples']} |"
+        )
+    rates = {(row["runtime"], row["threads"], row["batch"]): row["images_per_second"] for row in results["speeds"]}
+    columns = sorted({key[1:] for key in rates})
+    lines += ["", "| images/s | " + " | ".join(f"batch {b}, {t} thread{'s' * (t > 1)}" for t, b in columns) + " |"]
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    for name in dict.fromkeys(key[0] for key in rates):
+        lines.append(f"| {name} | " + " | ".join(f"{rates[(name, *column)]:.0f}" for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="a published entry")
+    parser.add_argument("--data", help="npz file, or the name of a data set")
+    parser.add_argument("-n", "--images", type=int, default=256)
+    parser.add_argument("--examples", type=Path, help="adversarial examples of this entry")
+    parser.add_argument("--eps", type=float, default=8, metavar="K", help="radius K/255 of examples made here")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--table", type=Path, help="print such a file as tables, and measure nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())))
+        return
+    results = measure(args)
+    if args.output:
+        with replacing(args.output) as temporary:
+            temporary.write_bytes(to_json(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
