@@ -15,9 +15,10 @@ EVERY = 60.0
 
 
 class _Lines(tqdm):
-    """Writes whole lines, of which the last says the end."""
+    """Writes whole lines: the first as soon as there is something to say, the last at the end."""
 
     _told: float = 0.0
+    _began: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._told = time.monotonic()
@@ -25,9 +26,10 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         now = time.monotonic()
-        if now - self._told < EVERY:
+        first = bool(self.postfix) and not self._began
+        if now - self._told < EVERY and not first:
             return False
-        self._told = now
+        self._told, self._began = now, self._began or first
         self.fp.write(f"{msg or self}\n")
         self.fp.flush()
         return True
@@ -41,7 +43,7 @@ class _Lines(tqdm):
 
 
 def bar(*args: Any, **kwargs: Any) -> tqdm:
-    """A tqdm bar on standard error; where that is no terminal, a line a minute and one at the end.
+    """A tqdm bar on standard error; in a file, lines at the beginning, at the end, and each minute.
 
     Example:
         >>> for _ in bar(range(3), disable=True):

@@ -10,7 +10,7 @@ from rsnn_zoo._utils import progress
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_log_file_gets_one_line_at_the_end_and_no_carriage_return():
+def test_a_log_file_gets_a_line_at_the_beginning_and_the_end_and_no_carriage_return():
     code = (
         "from rsnn_zoo._utils.progress import bar\n"
         "with bar(total=5000, unit='image') as b:\n"
@@ -18,7 +18,9 @@ def test_a_log_file_gets_one_line_at_the_end_and_no_carriage_return():
         "        b.set_postfix_str(str(i), refresh=False); b.update(); b.refresh()\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT).stderr
-    assert said.count("\n") == 1 and "\r" not in said and "5000/5000" in said and "4999" in said
+    assert said.count("\n") == 2 and "\r" not in said
+    first, last = said.splitlines()
+    assert first.endswith(", 0]") and "5000/5000" in last and last.endswith(", 4999]")
 
 
 def test_long_work_is_told_of_now_and_then(monkeypatch):
