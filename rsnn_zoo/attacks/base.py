@@ -150,7 +150,8 @@ class Victim(Protocol):
 
         Returns:
             The gradient (B, C, H, W), the logits (B, K), and which iterates have fallen by the exact network (B,). The
-            logits are the exact network's, but of another network under a mode that differentiates another.
+            logits are the exact network's but for rounding, and of another network under a mode that differentiates
+            another.
         """
 
     def logits(self, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The gradient of a loss with respect to the images: what every gradient attack spends its time on.
 
 Batch norms are folded into the convolutions before them, what stands before the first neuron is computed once, weights
-get no gradient, the batch is cut into chunks whose T steps stay in the cache, and convolutions may run in bfloat16.
+get no gradient, residual networks run fused, the batch is cut into chunks whose T steps stay in the cache, and
+convolutions may run in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
+from rsnn_zoo.models.fused import fuse
 from rsnn_zoo.neurons.attack_state import Memory, remembering
 from rsnn_zoo.neurons.kernels import wide
 from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
@@ -125,6 +127,8 @@ class InputGradient:
         self.model.to(memory_format=self.layout)
         if precision != "float32":
             _lower(self.model, PRECISIONS[precision])
+        elif folded:
+            fuse(self.model)
 
     def under(self, mode: BackwardMode | None) -> InputGradient:
         """The same under another mode, sharing the network."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,34 @@ from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
 
-__all__ = ["ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
+__all__ = ["FOLDED", "Agreement", "ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
 
 VERDICT = 8
 """How many times as many passes as a gradient a verdict about a random model takes. An attack of a hundred iterates has
 a hundred chances that the mean of a few passes is wrong by luck; that of eight times as many strays a third as far."""
+
+
+FOLDED = "folded"
+"""Precision of gradients: float32 on the folded network, whose word that an iterate stands is mostly taken."""
+
+SHARE = 16
+"""One iterate in so many that stand by the folded network is shown to the exact one all the same."""
+
+CLOSE = 0.02
+"""Where the folded network's margin is below this part of the spread of its logits, the exact one is asked."""
+
+
+@dataclass
+class Agreement:
+    """How often the exact network contradicts the folded one about iterates that stand by the latter.
+
+    Attributes:
+        sampled: Iterates that were drawn and shown to the exact network.
+        fell: Those of them that have fallen by it.
+    """
+
+    sampled: int = 0
+    fell: int = 0
 
 
 def passes_of(draws: int) -> int:
@@ -83,7 +107,10 @@ class ModelVictim:
     Args:
         model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
         chunk: Images that go through the network at once; the last chunk is padded, so each meets the same algorithms.
-        precision: Of the gradients, ``"float32"`` or ``"bfloat16"``; verdicts are the exact float32 network's.
+        precision: Of the gradients, ``"float32"``, ``"folded"`` or ``"bfloat16"``; verdicts are the exact float32
+            network's. ``"folded"`` asks it about iterates that the folded network misclassifies or nearly so, and about
+            one in ``SHARE`` of the others, drawn by their pixels; what it then finds is counted in ``agreement``.
+            Models that are random keep to the exact network.
         draws: Passes over which logits and gradients are averaged, for a random model. What these misclassify is
             a suspect: verdicts are those of new passes, ``VERDICT`` times as many.
 
@@ -93,8 +120,11 @@ class ModelVictim:
 
     def __init__(self, model: nn.Module, chunk: int, precision: str = "float32", draws: int = 1):
         self._exact = InputGradient(model, chunk=chunk, folded=False, pad=True, draws=draws)
-        exact = precision == "float32"
+        self._folded = precision == FOLDED and draws == 1
+        exact = precision in ("float32", FOLDED) and not self._folded
+        precision = "float32" if self._folded else precision
         self._fast = self._exact if exact else InputGradient(model, None, precision, chunk=chunk, pad=True, draws=draws)
+        self.agreement = Agreement()
         self.chunk, self.draws = chunk, draws
         self.mode: BackwardMode | None = None
 
@@ -137,6 +167,8 @@ class ModelVictim:
         direction = direction.nan_to_num(0.0, 0.0, 0.0)
         if not self.faithful:
             return direction, logits, self.fallen(x, labels)
+        if self._folded:
+            return direction, logits, self._confirmed(x, labels, logits)
         if self._fast is not self._exact:  # those of 16 bits are right at many an iterate that the exact ones miss
             logits = self.logits(x)
         down = _wrong(logits, labels)
@@ -146,6 +178,30 @@ class ModelVictim:
             if len(suspects):
                 down[suspects] = self.fallen(x[suspects], labels[suspects])
         return direction, logits, down
+
+    def _confirmed(self, x: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        """Which iterates have fallen by the exact network, as far as it is asked: see ``precision``."""
+        asked = _wrong(logits, labels) | _close(logits)
+        drawn = _draw(x) & ~asked
+        down = torch.zeros_like(asked)
+        at = (asked | drawn).nonzero().flatten()
+        if len(at):
+            down[at] = self.fallen(x[at], labels[at])
+        self.agreement.sampled += int(drawn.sum())
+        self.agreement.fell += int((drawn & down).sum())
+        return down
+
+
+def _close(logits: Tensor) -> Tensor:
+    """Where the two highest logits differ by little, or no comparison can tell."""
+    top = logits.topk(min(2, logits.shape[1]), 1).values
+    return ~(top[:, 0] - top[:, -1] > CLOSE * (top[:, 0] - logits.amin(1)))
+
+
+def _draw(x: Tensor) -> Tensor:
+    """One in ``SHARE`` images (B, C, H, W), by their pixels alone: the same in any batch."""
+    bits = x.detach().float().contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
+    return (bits * 2654435761 >> 16) % SHARE == 0
 
 
 class _Averaged(nn.Module):

@@ -11,10 +11,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsnn_zoo.models.layers import WeightedSum, is_plain_norm
 
-__all__ = ["fold"]
+__all__ = ["FoldedSum", "fold"]
 
 
-class _FoldedSum(nn.Module):
+class FoldedSum(nn.Module):
     """What a WeightedSum becomes when the convolutions before it carry its weights: one pass over the data."""
 
     def __init__(self, shortcut_weight: Tensor):
@@ -23,6 +23,7 @@ class _FoldedSum(nn.Module):
         self._alpha = shortcut_weight.item()
 
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
+        """Two tensors of one shape to their weighted sum."""
         return torch.add(residual, shortcut, alpha=self._alpha)
 
 
@@ -43,7 +44,7 @@ def _fold_sum(block: nn.Module) -> None:
     shortcuts = [m for m in (block.downsample or nn.Identity()).modules() if isinstance(m, nn.Conv2d)]
     for conv in shortcuts:
         _scale(conv, shortcut_weight)
-    block.sum = _FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
+    block.sum = FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
 
 
 def _is_plain_conv(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo.models.layers import is_plain_norm
 
-__all__ = ["freeze"]
+__all__ = ["FrozenConv2d", "freeze"]
 
 
 class _Convolve(torch.autograd.Function):
@@ -34,12 +34,16 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,), layer = ctx.saved_tensors, ctx.layer
-        sizes = zip(ctx.size, layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
-        beyond = [(n + 2 * p - d * (k - 1) - 1) % stride for n, k, stride, p, d in sizes]  # what no window reached
-        how = layer.stride, layer.padding, beyond, layer.groups, layer.dilation
-        # autocast gives gradients of 16 bits
-        return F.conv_transpose2d(grad, weight.to(grad.dtype), None, *how), None, None, None
+        return _gradient(ctx.layer, ctx.saved_tensors[0], grad, ctx.size), None, None, None
+
+
+def _gradient(layer: nn.Conv2d, weight: Tensor, grad: Tensor, size: torch.Size) -> Tensor:
+    """Gradient with respect to the input of a convolution, of ``size`` (H, W), given that of its output."""
+    sizes = zip(size, layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+    beyond = [(n + 2 * p - d * (k - 1) - 1) % stride for n, k, stride, p, d in sizes]  # what no window reached
+    how = layer.stride, layer.padding, beyond, layer.groups, layer.dilation
+    # autocast gives gradients of 16 bits
+    return F.conv_transpose2d(grad, weight.to(grad.dtype), None, *how)
 
 
 class _Normalise(torch.autograd.Function):
@@ -67,7 +71,13 @@ def _alone(x: Tensor, *others: Tensor | None) -> bool:
     return wanted and not any(other is not None and other.requires_grad for other in others)
 
 
-class _Conv2d(nn.Conv2d):
+class FrozenConv2d(nn.Conv2d):
+    """A convolution whose weights want no gradient: see :func:`freeze`."""
+
+    def back(self, grad: Tensor, size: torch.Size) -> Tensor:
+        """Gradient with respect to an input of ``size`` (H, W), given that of the output."""
+        return _gradient(self, self.weight, grad, size)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _alone(input, weight, bias):
             return super()._conv_forward(input, weight, bias)
@@ -99,7 +109,7 @@ def freeze(model: nn.Module) -> nn.Module:
     for module in model.requires_grad_(False).modules():
         plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
         if plain:
-            module.__class__ = _Conv2d
+            module.__class__ = FrozenConv2d
         elif is_plain_norm(module):
             module.__class__ = _BatchNorm2d
     return model

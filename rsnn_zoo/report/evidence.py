@@ -20,7 +20,7 @@ NETWORK = ("timesteps", "reset", "leak", "initial")
 
 SETTINGS = {"seed": (0, 2**64 - 1), "chunk": (1, 4096), "draws": (1, 1024)}
 """Bounds of the integers among the settings, since whoever recomputes a verdict takes them from a stranger."""
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "folded")
 """As of ``rsnn_zoo.attacks.gradients``, which needs torch; a test holds the two together."""
 
 _MAX_IMAGES = 10**7

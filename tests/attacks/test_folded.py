@@ -1,0 +1,61 @@
+"""Gradients of the folded network: its word that an image fell is confirmed, that one stands is sampled."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _draw
+from rsnn_zoo.neurons.modes import Surrogate
+from tests.models.test_fused import network
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def loss(logits, aim):
+    return F.cross_entropy(logits, aim, reduction="none")
+
+
+def test_gradients_are_those_of_the_exact_network_but_for_rounding():
+    model, images, labels = network(), torch.rand(5, 3, 8, 8, dtype=torch.float64), torch.arange(5)
+    results = []
+    for precision in ("float32", FOLDED):
+        victim = ModelVictim(model, 4, precision).under(Surrogate("pcw", 1.0))
+        results.append(victim.gradient(images, labels, loss, labels, {}))
+    (exact, exact_logits, exact_down), (fast, logits, down) = results
+    torch.testing.assert_close(logits, exact_logits)
+    assert (fast - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert down.equal(exact_down)
+
+
+def test_what_the_folded_network_misclassifies_falls_by_the_exact_one_alone():
+    model, images = network().float(), torch.rand(6, 3, 8, 8)
+    victim = ModelVictim(model, 4, FOLDED)
+    labels = victim.logits(images).argmax(1)
+    with torch.no_grad():
+        victim._fast.model.fc.bias[:] = -1e3 * F.one_hot(labels[0], 10)  # now it finds no image of that class
+    assert not victim.gradient(images, labels, loss, labels, {})[2].any()
+
+
+def test_a_sampled_share_of_what_stands_is_shown_to_the_exact_network():
+    model, images = network().float(), torch.rand(64, 3, 8, 8)
+    victim = ModelVictim(model, 16, FOLDED)
+    labels = (victim.logits(images).argmax(1) + 1) % 10  # by the exact network all have fallen
+    with torch.no_grad():
+        victim._fast.model.fc.weight.zero_()
+        victim._fast.model.fc.bias.zero_()
+    labels[:] = 3
+    with torch.no_grad():
+        victim._fast.model.fc.bias[3] = 1e3  # by the folded one all stand
+    truth = victim.fallen(images, labels)
+    down = victim.under(None).gradient(images, labels, loss, labels, {})[2]
+    drawn = _draw(images)
+    assert down.equal(truth & drawn)
+    assert (victim.agreement.sampled, victim.agreement.fell) == (int(drawn.sum()), int((truth & drawn).sum()))
+    assert 0 < victim.agreement.sampled < 16
+
+
+def test_the_draw_depends_on_the_image_alone():
+    images = torch.rand(200, 3, 8, 8)
+    drawn, order = _draw(images), torch.randperm(200)
+    assert _draw(images[order]).equal(drawn[order])
+    assert 1 < drawn.sum() < 40

@@ -1,0 +1,86 @@
+"""A folded ResNet run as one function: the same outputs and gradients, in fewer passes."""
+
+import pytest
+import torch
+
+from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.models.fold import fold
+from rsnn_zoo.models.frozen import freeze
+from rsnn_zoo.models.fused import FusedResNet, fuse
+from rsnn_zoo.neurons.modes import MODES, backward_mode, parse_mode
+
+
+def network(architecture="resnet20", **neuron):
+    torch.manual_seed(0)
+    model = ARCHITECTURES[architecture](**{"timesteps": 3, "threshold": 0.5} | neuron).double().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def both(model, mode, images, passes=1):
+    """Gradients and logits of the fused network and of the one that is folded alone, at the last of some passes."""
+    found = []
+    for prepare in (fuse, lambda plain: plain):
+        prepared = prepare(freeze(fold(model)))
+        gradient = InputGradient(model, mode)
+        gradient.model = prepared
+        memory = {}
+        for _ in range(passes):
+            result = gradient(images, torch.arange(len(images)), memory=memory)
+        found.append((type(prepared), *result))
+    return found
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["pcw-1", "exp-2", "ste", "rate", "rga", "relu", "assg", "hart-1", "pdsg"])
+def test_the_fused_network_has_the_gradients_of_the_folded_one(mode, reset, eager):
+    model = network(reset=reset, leak=0.9, initial=0.3)
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    fused, plain = both(model, MODES[mode], images, passes=2)
+    assert fused[0] is FusedResNet and plain[0] is not FusedResNet
+    torch.testing.assert_close(fused[2], plain[2])
+    scale = plain[1].abs().max()
+    assert scale > 0
+    assert (fused[1] - plain[1]).abs().max() < 1e-9 * scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pcw-1", "rate", "hart-1", "assg"])
+def test_compiled_too(mode):
+    model = network().float()
+    fused, plain = both(model, MODES[mode], torch.rand(4, 3, 32, 32))
+    torch.testing.assert_close(fused[2], plain[2], rtol=1e-4, atol=1e-5)
+    assert (fused[1] - plain[1]).abs().max() < 1e-5 * plain[1].abs().max()
+
+
+def test_any_loss_of_single_steps_goes_back_too(eager):
+    model = network()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    weights = torch.randn(3, 2, 10, dtype=torch.float64)
+    for name in ("pcw-1", "rate", "hart-1"):
+        found = []
+        for prepared in (fuse(freeze(fold(model))), freeze(fold(model))):
+            leaf = images.clone().requires_grad_()
+            with backward_mode(parse_mode(name)):
+                (prepared(leaf, per_step=True) * weights).sum().backward()
+            found.append(leaf.grad)
+        torch.testing.assert_close(*found)
+
+
+def test_what_was_changed_or_hooked_or_is_no_resnet_stays_as_it_is(eager):
+    hooked = freeze(fold(network()))
+    hooked.layer1[0].act1.register_forward_hook(lambda *_: None)
+    changed = freeze(fold(network()))
+    changed.layer2[0].act1 = torch.nn.ReLU()
+    pruned = freeze(fold(network()))
+    pruned.layer3 = torch.nn.Identity()
+    for model in (hooked, changed, pruned, freeze(network()), fold(network()), freeze(fold(network(timesteps=None)))):
+        before = type(model)
+        assert type(fuse(model)) is before
+    assert type(fuse(freeze(fold(network("wrn16_4"))))) is not FusedResNet
