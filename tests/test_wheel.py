@@ -15,7 +15,7 @@ MAX_WHEEL_BYTES = 30e6
 def checkout(tmp_path):
     """A small checkout: one entry as it is, one with large weights, one with large weights in several files."""
     copy = tmp_path / "checkout"
-    for file in ("pyproject.toml", "README.md", "LICENSE", "rsnn_zoo/__init__.py", "scripts/hatch_build.py"):
+    for file in ("pyproject.toml", "README.md", "LICENSE", "rsnn_zoo/__init__.py", "scripts/_hatch_build.py"):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, copy / file)
     shutil.copytree(ROOT / "hub_configs" / "resnet20_digits_trades_t4", copy / "hub_configs" / "small")

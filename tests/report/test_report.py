@@ -372,7 +372,7 @@ def nothing(tensors):
         (nothing, {"runs": '[{"eps": NaN}, {"eps": 0.1}]'}, "NaN is not a finite number"),
         (lambda tensors: tensors["run"].fill_(2), {}, "run does not fit"),
         (lambda tensors: tensors["run"].fill_(-1), {}, "run does not fit"),
-        (lambda tensors: tensors.pop("member"), {}, "damaged .*member"),
+        (lambda tensors: tensors.pop("member"), {}, "damaged: .*member"),
         (lambda tensors: tensors.update(labels=tensors["labels"].float()), {}, "labels does not fit"),
         (lambda tensors: tensors.update(index=tensors["index"][1:]), {}, "index does not fit"),
         (lambda tensors: tensors.update(eps=tensors["eps"][:, None]), {}, "eps does not fit"),
