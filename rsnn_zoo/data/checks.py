@@ -8,6 +8,7 @@ from torch import Tensor
 __all__ = ["check_images", "check_labels"]
 
 _CHANNELS = (1, 3)  # of grey and of colour images
+_SMALLEST = 8  # side of the smallest images of a data set, the digits: below, a first dimension is taken for channels
 
 
 def check_images(images: Tensor, channels: int | None = None, size: int | None = None) -> None:
@@ -28,7 +29,7 @@ def check_images(images: Tensor, channels: int | None = None, size: int | None =
     if images.ndim != 4 or not images.numel():
         raise ValueError(f"Images must be (B, C, H, W), none of them 0, not {tuple(images.shape)}")
     _, found, height, width = images.shape
-    if found != channels and found not in _CHANNELS and width in _CHANNELS:
+    if found not in (channels, *_CHANNELS) and found >= _SMALLEST and height == found and width in _CHANNELS:
         raise ValueError(
             f"Images must be (B, C, H, W), and {tuple(images.shape)} looks like (B, H, W, C); use "
             "images.permute(0, 3, 1, 2)"
