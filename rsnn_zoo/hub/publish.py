@@ -262,6 +262,7 @@ def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mod
             initial=model.initial,
             surrogate=model.surrogate,
             hidden_features=getattr(model, "hidden_features", None),
+            scaled=model.scaled,
             first_conv=model.default_cfg["first_conv"],
             classifier=model.default_cfg["classifier"],
             name=name,
@@ -289,7 +290,7 @@ _ORIGIN = ("ann", "ann_sha256")
 
 def _check_neurons(model: Any) -> None:
     """Refuse neurons that are not what the config will say of them all."""
-    said = model.spiking.activation()
+    said = replace(model.spiking, scaled=False).activation()
     for layer, neuron in model.neurons():
         for key in (*NETWORK, "surrogate"):
             if (found := getattr(neuron, key)) != (value := getattr(said, key)):
