@@ -19,13 +19,13 @@ from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, resolve
 from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
-    SETTINGS,
     EvidenceError,
     PublishedRun,
     images_of,
     load_evidence,
     published_index,
     published_runs,
+    published_settings,
 )
 from rsnn_zoo.report.report import Run, in_255
 from rsnn_zoo.spec.datasets import DATASETS
@@ -35,11 +35,6 @@ __all__ = ["TOLERANCE", "Check", "verify"]
 
 TOLERANCE = 0.02
 """Share of the verdicts that may differ: another processor rounds otherwise, and a spike can hang on a rounding."""
-
-# What verdicts depend on, within the bounds of the evidence. Obeyed besides are its protocols, radii and images, and
-# where a part is attacked, what ensembles are said to have learned on the whole: low bars weaken them, so with all
-# images they learn by themselves.
-_SETTINGS = (*SETTINGS, "precision")
 
 
 @dataclass(frozen=True)
@@ -190,9 +185,12 @@ def _recompute(
     if whole is None or evidence.get("data_sha256") not in (None, whole.sha256):
         raise EvidenceError(f"the evidence is of other images than the {len(data)} at hand: name its data set")
     part = whole.select(len(published))
-    given = evidence.get("settings", {})
-    settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
-    settings |= {"batch_size": len(part), "taught": run.learned if len(part) < len(whole) else None}
+    # obeyed besides: its protocols, radii and images, and where a part is attacked, what ensembles are said to have
+    # learned on the whole; low bars weaken them, so with all images they learn by themselves
+    settings = published_settings(evidence) | {
+        "batch_size": len(part),
+        "taught": run.learned if len(part) < len(whole) else None,
+    }
     report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
     pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
     differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member

@@ -20,7 +20,7 @@ from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
 from rsnn_zoo.hub.resolve import EVIDENCE, entry_folder
-from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index, published_settings
 from rsnn_zoo.report.plots import plot_accuracy
 from rsnn_zoo.report.report import Report, in_255
 from rsnn_zoo.verify_entry import TOLERANCE
@@ -72,7 +72,10 @@ def run(args: argparse.Namespace) -> None:
     runs = published_runs(evidence, args.model, args.eps)
     attack = {runs[0]["protocol"]: [run["eps"] for run in runs]}
     data = data_of(model, args.data, evidence["split"], images=published_index(evidence))
-    settings = evidence["settings"] | {"checks": 0, "batch_size": len(data)}  # the verdicts alone, in full chunks
+    settings = published_settings(evidence) | {
+        "checks": 0,
+        "batch_size": len(data),
+    }  # the verdicts alone, in full chunks
     report = evaluate_entry(model, attack, data=data, with_energy=False, progress=True, **settings)
     path = args.output / f"{args.model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

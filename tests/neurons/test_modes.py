@@ -65,24 +65,26 @@ def through_time(x, threshold, leak, reset, slopes):
 
 def assg(x, threshold, leak, reset, m=1.0, d=0.0):
     """Spikes, and M and D after this pass."""
-    u = membranes(x, threshold, leak, reset)[0] - threshold.detach()
+    unit = threshold.detach()
+    u = membranes(x, threshold, leak, reset)[0] / unit - 1
     m = 0.9 * m + 0.1 * u.abs()
     d = 0.9 * d + 0.1 * (u.abs() - m).abs()
     alpha = 2 * math.tan(math.pi * 0.425) / math.pi / (m + 1.5 * d + 1e-4)
-    slopes = alpha / (2 * (1 + (math.pi / 2 * alpha * u) ** 2))
+    slopes = alpha / (2 * (1 + (math.pi / 2 * alpha * u) ** 2)) / unit
     return through_time(x, threshold, leak, reset, slopes), m, d
 
 
 def pdsg(x, threshold, leak, reset):
-    u = membranes(x, threshold, leak, reset)[0]
+    unit = threshold.detach()
+    u = membranes(x, threshold, leak, reset)[0] / unit
     s = torch.ones_like(u[0])
     for sample in range(u.shape[1]):
         for channel in range(u.shape[2]):
             values = u[:, sample, channel].flatten()
             if len(values) > 1 and values.std() > 0:
                 s[sample, channel] = values.std()
-    slopes = torch.exp(-(((u - threshold.detach() - s / 2) / (math.sqrt(2) * s)) ** 2)) / (math.sqrt(2 * math.pi) * s)
-    return through_time(x, threshold, leak, reset, slopes)
+    slopes = torch.exp(-(((u - 1 - s / 2) / (math.sqrt(2) * s)) ** 2)) / (math.sqrt(2 * math.pi) * s)
+    return through_time(x, threshold, leak, reset, slopes / unit)
 
 
 class Averaged(torch.autograd.Function):
@@ -101,8 +103,8 @@ def hart(x, threshold, leak, reset, width=0.7):
     v, spikes = torch.zeros_like(x[0]), []
     for current in Averaged.apply(x):
         u = leak * v.detach() + current
-        away = (u - threshold).detach()
-        s = Spike.apply(u - threshold, (width - away.abs()).clamp(min=0) / width**2)
+        away = (u / threshold - 1).detach()
+        s = Spike.apply(u - threshold, (width - away.abs()).clamp(min=0) / width**2 / threshold.detach())
         v = (1 - s) * u if reset == "hard" else u - threshold * s
         spikes.append(s)
     return torch.stack(spikes)
