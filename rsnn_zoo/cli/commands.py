@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "export",
     "build": "build",
     "push": "push",
+    "leaderboard": "leaderboard",
 }
 """Commands and their modules, each with HELP, EXAMPLE, ``add_arguments(parser)`` and ``run(args)``."""
 
@@ -45,6 +46,7 @@ Adversarially robust spiking neural networks: find, inspect, make, attack, verif
   rsnn-zoo build resnet20_digits_trades_t4          all of these: an entry with its evidence
   rsnn-zoo export resnet20_digits_trades_t4         write it as NIR, ONNX or a torch program, checked
   rsnn-zoo push my_snn --org me --dry-run           publish it on the Hugging Face Hub
+  rsnn-zoo leaderboard                              a page of all entries and attacks
 """
 _STATUS = "Exit status: 0 success; 1 failure (explained in one line on stderr) or a failed verification; 2 wrong usage."
 
