@@ -16,7 +16,7 @@ from torch import nn
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.evaluation import evaluate
-from rsnn_zoo.hub.publish import update_card
+from rsnn_zoo.hub.publish import save_evidence
 from rsnn_zoo.hub.registry import create_model
 from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE
 from rsnn_zoo.models.distributed import Ranks
@@ -130,11 +130,11 @@ def save_report(report: Report, path: Path, *others: Path) -> Path | None:
 
     Args:
         report: What is to be written.
-        path: Of the JSON; the report of another evaluation that is there is renamed.
-        *others: Further files of the same report, which the caller writes: their former ones are renamed alike.
+        path: Of the JSON; the report of another evaluation that is there is kept.
+        *others: Further files of the same report, which the caller writes: their former ones are kept alike.
 
     Returns:
-        The new name of the former report; None where nothing was renamed.
+        Where the former report is kept; None where nothing had to be.
 
     Raises:
         OSError: If it cannot be written.
@@ -144,7 +144,8 @@ def save_report(report: Report, path: Path, *others: Path) -> Path | None:
         PosixPath('results/net.1.json')
     """
     former = keep_former([path, *others], report.to_json())
-    report.save(path)
     if path.name == EVIDENCE and (path.parent / CONFIG).is_file():
-        update_card(path.parent)
+        save_evidence(path.parent, report.to_json())  # and the card, which is of the evidence too
+    else:
+        report.save(path)
     return former

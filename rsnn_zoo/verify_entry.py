@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rsnn_zoo._utils.files import MAX_JSON_BYTES
+from rsnn_zoo._utils.files import MAX_JSON_BYTES, read_text
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation import flags
+from rsnn_zoo.evaluation.costs import Cost, cost_of, missed, sources_of
 from rsnn_zoo.evaluation.evaluation import evaluate
-from rsnn_zoo.hub.registry import create_model
-from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, resolve
+from rsnn_zoo.evaluation.protocols import plan
+from rsnn_zoo.hub.registry import load_entry
+from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, held, is_packaged, resolve
 from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
@@ -47,7 +51,8 @@ class Check:
     """One thing that was verified.
 
     Attributes:
-        what: ``"config"``, ``"weights"``, ``"evidence"``, ``"card"``, or ``"verdicts"`` and at which eps.
+        what: ``"config"``, ``"weights"``, ``"evidence"``, ``"card"``, ``"verdicts"`` and at which eps, or ``"draw"``:
+            how verdicts were drawn and what that proves.
         holds: Whether it is as published.
         said: What was found.
     """
@@ -61,26 +66,32 @@ def verify(
     name: str,
     images: int | None = 64,
     *,
-    eps: float = 8 / 255,
+    eps: float | None = None,
+    seed: int | None = None,
     source: str | Path | None = None,
     root: str | Path = "data",
     download: bool = False,
     device: torch.device | str = "cpu",
     progress: bool = False,
+    allow_fetch: bool = False,
+    allow_cost: bool = False,
     **where: Any,
 ) -> list[Check]:
     """Verify an entry: config, weights, evidence, card, and verdicts recomputed with the published settings.
 
     Args:
         name: As of :func:`rsnn_zoo.create_model`: a published name, ``"hf-hub:org/name"`` or ``"local-dir:path"``.
-        images: Recompute the first so many verdicts of the run at ``eps`` that found least to be robust; None for all
-            of all runs, where adaptive ensembles learn anew, and not from the evidence.
-        eps: Radius in [0, 1] of the run to recompute; without one there, the next is taken.
+        images: Recompute so many verdicts, drawn among all runs, radii and images; None for all, where adaptive
+            ensembles learn anew, and not from the evidence.
+        eps: Radius in [0, 1]; draw among the runs at this one, or the next to it, alone.
+        seed: Of the draw; by default one that nobody could have known. What is found says it.
         source: An ``.npz`` file or folder in place of the data set that the evidence names.
         root: Folder of the named data sets on disk.
         download: Whether a named data set may be downloaded.
         device: Where to compute.
         progress: Show a progress bar.
+        allow_fetch: Load other models that the evidence says its attacks transfer from, wherever they are.
+        allow_cost: Recompute at any cost; else a verdict that would take too much memory or time is refused.
         **where: ``revision``, ``cache_dir``, ``local_files_only``, ``endpoint``, as of ``create_model``.
 
     Returns:
@@ -97,26 +108,41 @@ def verify(
     """
     if images is not None and images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
-    entry = resolve(name, **where)
-    checks = [Check("config", True, entry.origin)]
-    checks += [_tried(what, check, entry) for what, check in _OF_FILES.items()]
-    if not all(check.holds for check in checks):
-        return checks
-    evidence = _evidence(entry)
+    with held(name):
+        entry = resolve(name, **where)
+        checks = [Check("config", True, entry.origin)]
+        checks += [_tried(what, check, entry) for what, check in _OF_FILES.items()]
+        if not all(check.holds for check in checks):
+            return checks
+        evidence = _evidence(entry)
+        model = load_entry(entry, name).to(device)
+        step = load_entry(entry, name, timesteps=1).to(device) if entry.config.timesteps else model
     dataset, split = evidence["dataset"], evidence.get("split", "test")
     record = dataset if dataset in DATASETS else None
     if not (source or record):
         raise ValueError(f"{name} was evaluated on {dataset!r}, no data set of the zoo: pass it as source (--data)")
     origin = {"root": root, "download": download, **split_of(entry.config.training)}
     data = load_dataset(source or record, split, dataset=record, **origin)
-    model = create_model(name, pretrained=True, **where).to(device)
-    runs = published_runs(evidence)
-    chosen = runs if images is None else [min(runs, key=lambda run: (abs(run.eps - eps), run.verdicts.count(-1)))]
-    for run in chosen:
-        checks.append(
-            _tried(f"verdicts at {in_255(run.eps)}", _recompute, model, data, evidence, run, images, progress)
-        )
-    return checks
+    seed = secrets.randbits(32) if seed is None else seed
+    drawn = _drawn(published_runs(evidence), images, eps, seed)
+    judged = _Recomputed(model, step, evidence, images is None, allow_fetch, allow_cost, progress)
+    checks += [_tried(f"verdicts at {in_255(run.eps)}", judged.compare, run, rows, data) for run, rows in drawn]
+    return [*checks, _tried("draw", judged.conclude, drawn, "all" if images is None else f"seed {seed}")]
+
+
+def _drawn(
+    runs: Sequence[PublishedRun], images: int | None, eps: float | None, seed: int
+) -> list[tuple[PublishedRun, list[int]]]:
+    """So many of all verdicts, at a radius or at all, by run."""
+    if eps is not None and images is not None:
+        nearest = min((run.eps for run in runs), key=lambda each: abs(each - eps))
+        runs = [run for run in runs if run.eps == nearest]
+    n = len(runs[0].verdicts)
+    numbers = range(n * len(runs))
+    if images is not None and images < len(numbers):
+        numbers = sorted(random.Random(seed).sample(numbers, images))
+    rows = [[number % n for number in numbers if number // n == at] for at in range(len(runs))]
+    return [(run, mine) for run, mine in zip(runs, rows, strict=True) if mine]
 
 
 def _tried(what: str, check: Callable[..., str], *args: Any) -> Check:
@@ -167,9 +193,10 @@ def _check_flags(evidence: Mapping[str, Any]) -> None:
 
 
 def _check_card(entry: Entry) -> str:
-    text = entry.get(CARD, MAX_JSON_BYTES).read_text(encoding="utf-8")
-    check_card(text, entry.config, _evidence(entry))
-    return "every figure is the evidence's"
+    text = read_text(entry.get(CARD, MAX_JSON_BYTES), MAX_JSON_BYTES)
+    repo, at, _ = entry.origin.partition("@")
+    named = check_card(text, entry.config, _evidence(entry), repo if at and "/" in repo and ":" not in repo else None)
+    return "it is what config and evidence make" + (f"; it says to load hf-hub:{named}" if named else "")
 
 
 _OF_FILES: dict[str, Callable[[Entry], str]] = {
@@ -179,25 +206,103 @@ _OF_FILES: dict[str, Callable[[Entry], str]] = {
 }
 
 
-def _recompute(
-    model: nn.Module, data: ImageData, evidence: dict[str, Any], run: PublishedRun, images: int | None, progress: bool
-) -> str:
-    """Attack the first images as the evidence says, and compare verdict by verdict."""
-    published = run.verdicts[:images]
-    rows = {number: row for row, number in enumerate(data.index.tolist())}
-    at = [rows.get(number) for number in published_index(evidence)]
-    whole = None if None in at else data.select(at)
-    if whole is None or evidence.get("data_sha256") not in (None, whole.sha256):
-        raise EvidenceError(f"the evidence is of other images than the {len(data)} at hand: name its data set")
-    part = whole.select(len(published))
-    given = evidence.get("settings", {})
-    settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
-    settings |= {"batch_size": len(part), "taught": run.learned if len(part) < len(whole) else None}
-    report = evaluate(model, part, run.protocol, run.eps, checks=0, progress=progress, **settings)
-    pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
-    differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member
-    if differ > max(1, TOLERANCE * len(published)):
-        raise EvidenceError(f"{differ} of the first {len(published)} verdicts differ")
-    equal = f"the first {len(published)} of {run.protocol} are equal"
-    equal += f" but for {differ}: a rounding each" if differ else ""
-    return equal + (f"; {len(pairs) - differ} fell to another attack" if len(pairs) > differ else "")
+class _Recomputed:
+    """Verdicts recomputed here, and how many of them differ."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: nn.Module,
+        evidence: Mapping[str, Any],
+        all_of_them: bool,
+        allow_fetch: bool,
+        allow_cost: bool,
+        progress: bool,
+    ):
+        self.model, self.step, self.evidence, self.all = model, step, evidence, all_of_them
+        self.allow_fetch, self.allow_cost, self.progress = allow_fetch, allow_cost, progress
+        self.differing = self.compared = 0
+        given = evidence.get("settings", {})
+        self.settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
+
+    def compare(self, run: PublishedRun, rows: list[int], data: ImageData) -> str:
+        """Attack these images as the evidence says, and compare verdict by verdict."""
+        part = self._part(rows, data)
+        self._allow(run, part)
+        settings = self.settings | {
+            "batch_size": min(256, len(part)),
+            "taught": run.learned if len(rows) < len(run.verdicts) else None,
+        }
+        report = evaluate(self.model, part, run.protocol, run.eps, checks=0, progress=self.progress, **settings)
+        published = [run.verdicts[row] for row in rows]
+        pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
+        differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member
+        self.differing, self.compared = self.differing + differ, self.compared + len(rows)
+        if differ > _tolerated(len(rows)):
+            raise EvidenceError(f"{differ} of {len(rows)} verdicts of {run.protocol} differ")
+        equal = f"{len(rows)} of {len(run.verdicts)} verdicts of {run.protocol} are equal"
+        equal += f" but for {differ}: a rounding each" if differ else ""
+        return equal + (f"; {len(pairs) - differ} fell to another attack" if len(pairs) > differ else "")
+
+    def _part(self, rows: list[int], data: ImageData) -> ImageData:
+        places = {number: row for row, number in enumerate(data.index.tolist())}
+        at = [places.get(number) for number in published_index(self.evidence)]
+        whole = None if None in at else data.select(at)
+        if whole is None or self.evidence.get("data_sha256") not in (None, whole.sha256):
+            raise EvidenceError(f"the evidence is of other images than the {len(data)} at hand: name its data set")
+        return whole.select(rows)
+
+    def _allow(self, run: PublishedRun, part: ImageData) -> None:
+        """Refuse what nobody asked for: models from elsewhere, and costs without bounds.
+
+        Raises:
+            EvidenceError: If it is not allowed.
+        """
+        if not self.allow_fetch:
+            ann = getattr(self.model, "training_record", {}).get("ann")
+            sources = [*sources_of(run.protocol), *([ann] if is_packaged(ann, weights=False) else [])]
+            for other in sources:
+                if not is_packaged(other, weights=True):
+                    raise EvidenceError(
+                        f"{run.protocol[:100]} would load {other[:100]!r}, which you have not named: allow it by "
+                        "allow_fetch (--allow-fetch)"
+                    )
+        try:
+            members = plan(run.protocol, self.model).members
+        except LookupError as error:
+            raise EvidenceError(str(error)) from None
+        cost = self._cost(sum(member.cost for member in members), part)
+        if not self.allow_cost and cost.excess:
+            raise EvidenceError(
+                f"{run.protocol[:100]} with {self.settings} would take {cost.excess}: allow it by allow_cost "
+                "(--allow-cost)"
+            )
+
+    def _cost(self, gradients: int, part: ImageData) -> Cost:
+        device = next(self.model.parameters()).device
+        timesteps = getattr(self.model, "timesteps", None)
+        return cost_of(self.step, part.pixels([0]).to(device), timesteps, gradients, self.settings)
+
+    def conclude(self, drawn: Sequence[tuple[PublishedRun, list[int]]], how: str) -> str:
+        """What all of it proves.
+
+        Raises:
+            EvidenceError: If more verdicts differ than roundings explain.
+        """
+        tolerated, wanted = _tolerated(self.compared), sum(len(rows) for _, rows in drawn)
+        if self.compared < wanted:
+            raise EvidenceError(f"{wanted - self.compared} of {wanted} verdicts could not be recomputed ({how})")
+        if self.differing > tolerated:
+            raise EvidenceError(f"{self.differing} of {wanted} verdicts differ ({how})")
+        said = f"{wanted} verdicts recomputed ({how}), {self.differing} differ"
+        if self.all:
+            return said
+        total = sum(len(run.verdicts) for run, _ in drawn)
+        odds = (max(1, round(share * total)) for share in (0.01, 0.05, 0.1, 0.3))
+        chances = ", ".join(f"{k} invented {100 * missed(k, total, wanted, tolerated):.2g} %" for k in odds)
+        return f"{said}; of {total} in these runs, the probability of missing {chances}"
+
+
+def _tolerated(drawn: int) -> int:
+    """How many of so many verdicts may hang on a rounding."""
+    return min(drawn - 1, max(1, int(TOLERANCE * drawn))) if drawn else 0

@@ -1,15 +1,19 @@
-"""Small files: JSON read strictly, and anything written atomically."""
+"""Small files: read within bounds, JSON strictly, and anything written atomically."""
 
 import json
 import math
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 2**20
 MAX_JSON_DEPTH = 32
+_MAX_CONTAINERS, _MAX_VALUES = 2**17, 2**21  # objects and lists, and commas: what parsing costs, besides bytes
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.(tmp|new)")
 
 
 class ConfigError(ValueError):
@@ -43,11 +47,58 @@ def load_json(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> Any:
         FileNotFoundError: If there is no such file.
         ConfigError: If the file is too large or ``parse_json`` refuses it.
     """
+    return parse_json(read_bounded(path, limit), str(path), limit)
+
+
+def open_regular(path: str | os.PathLike[str]) -> Any:
+    """Open a file for reading bytes, and nothing else: a pipe would wait for ever, a device never end.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read, or is no regular file.
+    """
     try:
-        with open(path, "rb") as file:
-            return parse_json(file.read(limit + 1), str(path), limit)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
+    except ValueError as error:  # a zero byte in its name
+        raise OSError(f"{path!r} cannot be opened: {error}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no regular file: give the path of one")
+    return open(handle, "rb", buffering=0)
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file, and of one that has more than ``limit`` bytes one byte more, for the caller to refuse.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        parts = []
+        while limit >= 0 and (part := file.read(min(limit + 1, 2**20))):
+            parts.append(part)
+            limit -= len(part)
+    return b"".join(parts)
+
+
+def read_text(path: str | os.PathLike[str], limit: int) -> str:
+    """Read a text file of at most ``limit`` bytes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read, or is no regular file.
+        ConfigError: If it is larger, or not UTF-8.
+    """
+    data = read_bounded(path, limit)
+    if len(data) > limit:
+        raise ConfigError(f"{path} is larger than {limit:,} bytes; fetch or write the file again")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}); fetch or write the file again") from None
 
 
 def parse_json(data: bytes, source: str, limit: int = MAX_JSON_BYTES) -> Any:
@@ -64,6 +115,11 @@ def parse_json(data: bytes, source: str, limit: int = MAX_JSON_BYTES) -> Any:
     try:
         if len(data) > limit:
             raise ValueError(f"it is larger than {limit:,} bytes")
+        if data.count(b"[") + data.count(b"{") > _MAX_CONTAINERS or data.count(b",") > _MAX_VALUES:
+            raise ValueError(
+                f"it holds more than {_MAX_CONTAINERS:,} objects and lists or {_MAX_VALUES:,} values, or is nested too "
+                "deeply"
+            )
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
@@ -112,14 +168,46 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     temporary.write_text("{}")
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
+    sweep(path.parent, path.name, ("tmp",))
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # or a power cut may leave an empty file under the new name
         os.replace(temporary, path)
+        sweep(path.parent, path.name)  # what a commit that was cut short would have put there is old now
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str, kind: str = "tmp") -> str:
+    """Return the name under which this process writes a file; ``new`` is the kind of what a journal may have named."""
+    return f".{name}.{os.getpid()}.{kind}"
+
+
+def sweep(folder: Path, name: str | None, kinds: tuple[str, ...] = ("tmp", "new")) -> None:
+    """Remove temporary files of processes that were killed while they wrote.
+
+    Args:
+        folder: Where.
+        name: Of the file that they were to become; None for any.
+        kinds: As of :func:`temporary_name`.
+    """
+    for found in filter(None, map(_TEMPORARY.fullmatch, os.listdir(folder))):
+        if found[1] == (name or found[1]) and found[3] in kinds and _is_over(found[2]):
+            with suppress(OSError):  # somebody else's: in nobody's way
+                (folder / found[0]).unlink(missing_ok=True)
+
+
+def _is_over(pid: str) -> bool:
+    """Whether no process of that number runs, on this machine."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

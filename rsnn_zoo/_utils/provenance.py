@@ -1,11 +1,9 @@
-"""Where a number came from: versions, hardware, git revision, peak memory."""
+"""Where a number came from: versions, hardware, git revision, peak memory; and the digest of a model."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import rsnn_zoo
+from rsnn_zoo._utils.digests import digest
 
 __all__ = ["digest", "environment", "git_revision", "peak_memory"]
 
@@ -91,46 +89,3 @@ def _cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-_LABELS = {"training", "pretrained_name", "weights_sha256"}  # attributes that say nothing about what a model computes
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256, in hex, by which two models are held to be the same.
-
-    Taken over the state dict, what ``print(model)`` says of each layer, and each layer's attributes that are tensors,
-    and public ones that are numbers, strings, booleans or None, or lists or tuples of these, such as
-    ``self.timesteps``. Other attributes and code do not count.
-
-    Example:
-        >>> digest(nn.ReLU()) == digest(nn.ReLU()) != digest(nn.Tanh())
-        True
-    """
-    found = hashlib.sha256()
-    for name, module in model.named_modules():
-        said = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
-        found.update(f"{name} {type(module).__name__}({said})\n".encode())
-        for attribute, value in sorted(vars(module).items()):
-            if not attribute.startswith("_") and attribute not in _LABELS and _is_plain(value):
-                found.update(f"{attribute}={value!r}\n".encode())
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(_bytes(tensor))
-    for name, module in model.named_modules():
-        unsaved = {key: value for key, value in module._buffers.items() if key in module._non_persistent_buffers_set}
-        unsaved |= {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
-        for key, tensor in sorted(unsaved.items()):
-            found.update(f"{name} {key}".encode())
-            found.update(_bytes(tensor) if tensor is not None else b"")
-    return found.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, int | float | str)  # a bool is an int

@@ -25,10 +25,14 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     about = f"{MODEL}; with --model, a file of adversarial examples that evaluate --adversarial has written"
     one.add_argument("name", metavar="NAME_OR_FILE", help=about)
     one.add_argument("--model", help="the model that the examples in the file are to fell")
-    one.add_argument("-n", "--images", type=int, default=64, metavar="N", help="recompute the first N (%(default)s)")
-    about = "of the run at K/255, or next to it (%(default)s)"
-    one.add_argument("--eps", type=float, default=8, metavar="K", help=about)
+    about = "recompute N verdicts, drawn among all runs, radii and images (%(default)s)"
+    one.add_argument("-n", "--images", type=int, default=64, metavar="N", help=about)
+    one.add_argument("--eps", type=float, metavar="K", help="draw among the runs at K/255, or next to it, alone")
+    one.add_argument("--seed", type=int, help="of the draw, to repeat one (a new one each time)")
     one.add_argument("--all", action="store_true", help="recompute every published verdict")
+    about = "load other models that the evidence says its attacks transfer from"
+    one.add_argument("--allow-fetch", action="store_true", help=about)
+    one.add_argument("--allow-cost", action="store_true", help="recompute at any cost in memory and time")
     add_weights(one)
     add_split(one)
     add_data(one)
@@ -52,12 +56,15 @@ def run(args: argparse.Namespace) -> Outcome:
     checks = verify(
         args.name,
         None if args.all else args.images,
-        eps=args.eps / 255,
+        eps=None if args.eps is None else args.eps / 255,
+        seed=args.seed,
         source=args.data,
         root=args.data_root,
         download=args.download,
         device=args.device,
         progress=sys.stderr.isatty(),
+        allow_fetch=args.allow_fetch,
+        allow_cost=args.allow_cost,
     )
     holds = all(check.holds for check in checks)
     lines = [f"{'holds' if check.holds else 'FAILS'}  {check.what:<18} {check.said}" for check in checks]

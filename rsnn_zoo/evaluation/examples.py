@@ -6,18 +6,17 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from rsnn_zoo._utils.files import parse_json, replacing
+from rsnn_zoo._utils.files import parse_json, replacing, write_through
 from rsnn_zoo._utils.provenance import digest
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic
 from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.hub.weights import read_tensors
 from rsnn_zoo.report.evidence import SETTINGS
 from rsnn_zoo.report.report import Run
 from rsnn_zoo.spec.schema import Section
@@ -136,7 +135,7 @@ def save_examples(
     }
     tensors = {**vars(examples), "images_uint8": rounded, "uint8_fallen": down, "eps": eps}
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=about)
+        write_through(temporary, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=about))
 
 
 @dataclass(frozen=True)
@@ -222,16 +221,11 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file, or damaged.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
-            if said.get("format") != FORMAT:
-                raise ValueError(f"{path} holds no adversarial examples of rsnn_zoo")
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    tensors, said = read_tensors(path)
+    if said.get("format") != FORMAT:
+        raise ValueError(f"{path} holds no adversarial examples of rsnn_zoo")
+    if missing := [name for name in TENSORS if name not in tensors]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; fetch it again")
     parsed = {
         key: parse_json(said[key].encode(), f"{path}: {key}") for key in ("chunk", "draws", "runs") if key in said
     }

@@ -6,6 +6,7 @@ More jobs and more samples may come later.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -25,14 +26,25 @@ __all__ = ["Ledger"]
 
 _log = logging.getLogger(__name__)
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY, fingerprint TEXT)",
-    "CREATE TABLE IF NOT EXISTS sessions (environment TEXT UNIQUE)",
-    "CREATE TABLE IF NOT EXISTS images (sample INTEGER PRIMARY KEY, sha256 TEXT)",
-    "CREATE TABLE IF NOT EXISTS made (name TEXT PRIMARY KEY, value TEXT)",
-    "CREATE TABLE IF NOT EXISTS batches (job TEXT, seconds REAL)",
-    "CREATE TABLE IF NOT EXISTS samples (job TEXT, sample INT, verdict INT, image BLOB, PRIMARY KEY (job, sample))",
-)
+_CHECK = "sha256 TEXT"
+_TABLES = {
+    "about": f"CREATE TABLE about (id INTEGER PRIMARY KEY, fingerprint TEXT, {_CHECK})",
+    "sessions": f"CREATE TABLE sessions (environment TEXT UNIQUE, {_CHECK})",
+    "images": f"CREATE TABLE images (sample INTEGER PRIMARY KEY, image TEXT, {_CHECK})",
+    "made": f"CREATE TABLE made (name TEXT PRIMARY KEY, value TEXT, {_CHECK})",
+    "batches": f"CREATE TABLE batches (job TEXT, seconds REAL, {_CHECK})",
+    "samples": f"CREATE TABLE samples (job TEXT, sample INT, verdict INT, image BLOB, {_CHECK}, "
+    "PRIMARY KEY (job, sample))",
+}
+"""Each record holds the SHA-256 of its values and its table: a database notices a damaged page, not a wrong value."""
+
+
+def _checksum(table: str, values: Sequence[Any]) -> str:
+    found = hashlib.sha256(table.encode())
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        found.update(f" {type(value).__name__} {len(data)} ".encode() + data)
+    return found.hexdigest()
 
 
 class Ledger:
@@ -49,8 +61,8 @@ class Ledger:
         sessions: Other environments that earlier verdicts in the file were found in.
 
     Raises:
-        ValueError: If the file is of another evaluation, or no such file.
-        OSError: If there can be no file of that name.
+        ValueError: If the file is of another evaluation, damaged, or no such file; methods raise it too.
+        OSError: If there can be no file of that name, or it cannot be written, as on a full disk; methods raise it too.
 
     Example:
         >>> ledger = Ledger(None, {"seed": 0})
@@ -69,6 +81,7 @@ class Ledger:
         images: Mapping[int, str] | None = None,
     ):
         self.ranks = Ranks.current()
+        self._path = path
         self._own: dict[str, set[int]] = {}  # samples that this process answers for, by job
         self._seconds: dict[str, float] = {}
         resumed = path is not None and os.path.exists(path)
@@ -81,7 +94,7 @@ class Ledger:
                 f"the state of the evaluation cannot be kept in {path} ({error}): name a file that can be written"
             ) from None
         try:
-            self._open(json.dumps(fingerprint), json.dumps(environment or {}), images or {}, path)
+            self._open(json.dumps(fingerprint), json.dumps(environment or {}), images or {})
         except BaseException:
             self._database.close()
             raise
@@ -91,34 +104,53 @@ class Ledger:
         several = self.ranks.size > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=30)) if several else None
 
-    def _open(
-        self, fingerprint: str, environment: str, images: Mapping[int, str], path: str | os.PathLike[str] | None
-    ) -> None:
+    def _open(self, fingerprint: str, environment: str, images: Mapping[int, str]) -> None:
+        with self._transaction():
+            self._check_tables()
+            about = self._rows("about", "1")
+            if not about:
+                self._insert("about", 0, fingerprint)
+            others = dict(self._rows("images", "1"))
+            if about not in ([], [(0, fingerprint)]) or any(others.get(key, one) != one for key, one in images.items()):
+                raise ValueError(
+                    f"{self._path} holds the state of another evaluation (model, data or settings differ): delete it, "
+                    "or name another file"
+                )
+            known = [row[0] for row in self._rows("sessions", "1")]
+            if environment not in known:
+                self._insert("sessions", environment)
+            for row in images.items():
+                if row[0] not in others:
+                    self._insert("images", *row)
+            for table in ("made", "batches", "samples"):  # what is damaged is found before hours are spent
+                for _ in self._checked(table, "1"):
+                    pass
+        self.sessions = [self._parsed(row) for row in known if row != environment]
+
+    def _check_tables(self) -> None:
+        """Makes the tables in a new file; refuses one that holds others, or what acts when it is read.
+
+        Raises:
+            ValueError: If it does.
+        """
+        self._run("PRAGMA trusted_schema = OFF")
+        found = dict(self._run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+        if not found:
+            for table in _TABLES.values():
+                self._run(table)
+        elif found != _TABLES:
+            raise self._damaged("its tables are of another version, or of something else")
+
+    def _damaged(self, cause: object) -> ValueError:
+        return ValueError(
+            f"{self._path} is damaged, or no state of an evaluation ({cause}): delete it, or name another file"
+        )
+
+    def _parsed(self, text: str) -> Any:
         try:
-            with self._transaction():
-                for table in _TABLES:
-                    self._run(table)
-                self._run("INSERT OR IGNORE INTO about VALUES (0, ?)", fingerprint)
-                ((found,),) = self._run("SELECT fingerprint FROM about")
-                others = dict(self._run("SELECT sample, sha256 FROM images"))
-                same = found == fingerprint and all(others.get(key, value) == value for key, value in images.items())
-                if same:
-                    self._run("INSERT OR IGNORE INTO sessions VALUES (?)", environment)
-                    new = [row for row in images.items() if row[0] not in others]
-                    self._database.executemany("INSERT INTO images VALUES (?, ?)", new)
-                known = self._run("SELECT environment FROM sessions WHERE environment != ?", environment)
-                self.sessions = [json.loads(row[0]) for row in known]
-        except sqlite3.OperationalError as error:  # locked, or read-only: it may well be a good one
-            raise OSError(f"the state of the evaluation cannot be kept in {path} ({error})") from None
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"{path} is no state of an evaluation ({error}): delete it, or name another file"
-            ) from None
-        if not same:
-            raise ValueError(
-                f"{path} holds the state of another evaluation (model, data or settings differ): delete it, or name "
-                "another file"
-            )
+            return json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._damaged(error) from None
 
     def close(self) -> None:
         """Closes the file and leaves the other processes."""
@@ -133,15 +165,15 @@ class Ledger:
             name: What it is kept under.
             make: Makes it where it is not there yet; called in the main process alone.
         """
-        rows = self._run("SELECT value FROM made WHERE name = ?", name)
-        known = [value for value in self._gather(rows[0][0] if rows else None) if value is not None]
+        rows = self._rows("made", "name = ?", name)
+        known = [value for value in self._gather(rows[0][1] if rows else None) if value is not None]
         started = time.perf_counter()
         value = known[0] if known else self._gather(json.dumps(make()) if self.ranks.main else None)[0]
         with self._transaction():
-            self._run("INSERT OR IGNORE INTO made VALUES (?, ?)", name, value)
+            self._insert("made", name, value, or_="IGNORE")
             if self.ranks.main and not known:
-                self._run("INSERT INTO batches VALUES (?, ?)", name, time.perf_counter() - started)
-        return json.loads(value), self._gather(self._spent(name))[0]
+                self._insert("batches", name, time.perf_counter() - started)
+        return self._parsed(value), self._gather(self._spent(name))[0]
 
     def begin(self, job: str) -> dict[int, int]:
         """The verdicts by sample that any process knows already."""
@@ -158,8 +190,8 @@ class Ledger:
         """Writes (sample, verdict, image) of a batch down, and what it took."""
         with self._transaction():
             for row in rows:
-                self._run("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)", job, *row)
-            self._run("INSERT INTO batches VALUES (?, ?)", job, seconds)
+                self._insert("samples", job, *row, or_="REPLACE")
+            self._insert("batches", job, seconds)
         self._own[job].update(row[0] for row in rows)
         self._seconds[job] += seconds
 
@@ -171,11 +203,11 @@ class Ledger:
 
     def images(self, job: str) -> dict[int, bytes]:
         """The images that were kept, by sample, of all processes."""
-        rows = self._run("SELECT sample, image FROM samples WHERE job = ? AND image IS NOT NULL", job)
-        return _union(self._gather({sample: image for sample, image in rows if sample in self._own[job]}))
+        rows = self._checked("samples", "job = ? AND image IS NOT NULL", job)
+        return _union(self._gather({sample: image for _, sample, _, image in rows if sample in self._own[job]}))
 
     def _verdicts(self, job: str) -> dict[int, int]:
-        return dict(self._run("SELECT sample, verdict FROM samples WHERE job = ?", job))
+        return {sample: verdict for _, sample, verdict, _ in self._checked("samples", "job = ?", job)}
 
     def _spent(self, job: str) -> float:
         """Seconds so far, of all processes that write to this file."""
@@ -189,18 +221,52 @@ class Ledger:
         dist.all_gather_object(parts, own, self._group)
         return parts
 
+    def _insert(self, table: str, *values: Any, or_: str = "ABORT") -> None:
+        places = ", ".join("?" * (len(values) + 1))
+        self._run(f"INSERT OR {or_} INTO {table} VALUES ({places})", *values, _checksum(table, values))
+
+    def _rows(self, table: str, where: str, *values: Any) -> list[tuple[Any, ...]]:
+        return list(self._checked(table, where, *values))
+
+    def _checked(self, table: str, where: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """The records of a table, each once it is seen to be what was written.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        with self._explained():
+            for *row, found in self._database.execute(f"SELECT * FROM {table} WHERE {where}", values):
+                if found != _checksum(table, row):
+                    raise self._damaged(f"a record of {table} is not what was written")
+                yield tuple(row)
+
     def _run(self, command: str, *values: Any) -> list[tuple[Any, ...]]:
-        return self._database.execute(command, values).fetchall()
+        with self._explained():
+            return self._database.execute(command, values).fetchall()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns the errors of the database into documented ones."""
+        try:
+            yield
+        except (sqlite3.OperationalError, sqlite3.InternalError) as error:  # locked, full: it may well be a good one
+            raise OSError(
+                f"the state of the evaluation cannot be kept in {self._path} ({error}): free disk or lock and go "
+                "on, or name another file"
+            ) from None
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
+            raise self._damaged(error) from None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._run("BEGIN IMMEDIATE")
         try:
             yield
+            self._run("COMMIT")
         except BaseException:
-            self._run("ROLLBACK")
+            if self._database.in_transaction:  # else the database has rolled it back
+                self._run("ROLLBACK")
             raise
-        self._run("COMMIT")
 
 
 def _union(parts: Sequence[dict[int, Any]]) -> dict[int, Any]:

@@ -6,7 +6,6 @@ An entry is a folder that is its Hub repository, file by file: ``config.json``, 
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, replacing, to_json, write_through
+from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, read_bounded, to_json
+from rsnn_zoo._utils.folders import commit, current, locked
+from rsnn_zoo.hub.describe import check_state, described
 from rsnn_zoo.hub.resolve import (
     CARD,
     CONFIG,
@@ -29,9 +30,15 @@ from rsnn_zoo.hub.resolve import (
     published_names,
     within,
 )
-from rsnn_zoo.hub.weights import check_state_dict, load_weights, serialize
+from rsnn_zoo.hub.weights import serialize, verified_bytes
 from rsnn_zoo.report.card import model_card
-from rsnn_zoo.report.evidence import NETWORK, EvidenceError, check_evidence, load_evidence, parse_time
+from rsnn_zoo.report.evidence import (
+    MAX_EVIDENCE_BYTES,
+    EvidenceError,
+    check_evidence,
+    load_evidence,
+    parse_time,
+)
 from rsnn_zoo.spec.config import ModelConfig, WeightsInfo, load_config, parse_config
 
 _PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
@@ -63,8 +70,8 @@ def check_saveable(model: Any, name: str) -> None:
         TypeError, ConfigError, WeightsError: As :func:`save_pretrained`.
     """
     model = getattr(model, "_orig_mod", model)
-    config = replace(_described(model, name, None), weights=serialize(model, WEIGHTS)[1])
-    _check_state(model, _checked_config(config))
+    config = replace(described(model, name, None), weights=serialize(model, WEIGHTS)[1])
+    check_state(model, _checked_config(config))
 
 
 def save_pretrained(
@@ -77,7 +84,7 @@ def save_pretrained(
 ) -> ModelConfig:
     """Write a network as an entry: weights, config, card, and the evidence if there is any.
 
-    All files are written under temporary names first: an error on the way leaves the folder as it was.
+    One rename commits all files: killed at any moment, the folder holds the old entry or the new one.
 
     Args:
         model: A network of the zoo.
@@ -101,26 +108,29 @@ def save_pretrained(
         >>> save_pretrained(model, "my_snn", name="resnet20_cifar10_at_t4", training={"seed": 0})  # doctest: +SKIP
     """
     folder, model = Path(folder), getattr(model, "_orig_mod", model)  # what is inside of torch.compile
-    config = _described(model, name, training)
+    config = described(model, name, training)
     data, weights = serialize(model, WEIGHTS)
-    before = _saved_before(folder, weights)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     evaluated = (evaluation or {}).get("created", now)  # weights that were evaluated were there before
-    config = replace(
-        config,
-        weights=weights,
-        created=before.created if before else min(now, evaluated, key=parse_time),
-        revision=before.revision if before else None,
-    )
-    config = _checked_config(config)
-    _check_state(model, config)
-    if evaluation is not None:
-        check_evidence(config, evaluation)
-    evidence = _fitting_evidence(folder, config) if evaluation is None else evaluation
-    files = {WEIGHTS: data, CARD: model_card(config, evidence).encode(), CONFIG: to_json(config.to_json())}
-    # the config last: it vouches
-    _write(folder, files if evaluation is None else {EVIDENCE: to_json(evaluation), **files})
-    return config
+
+    def complete() -> ModelConfig:
+        before = _saved_before(folder, weights)
+        created = before.created if before else min(now, evaluated, key=parse_time)
+        whole = replace(config, weights=weights, created=created, revision=before.revision if before else None)
+        return _checked_config(whole)
+
+    def files() -> dict[str, bytes]:
+        written.append(done := complete())
+        if evaluation is not None:
+            check_evidence(done, evaluation)
+        evidence = _fitting_evidence(folder, done) if evaluation is None else evaluation
+        own = {} if evaluation is None else {EVIDENCE: to_json(evaluation)}
+        return {**own, WEIGHTS: data, CARD: model_card(done, evidence).encode(), CONFIG: to_json(done.to_json())}
+
+    written: list[ModelConfig] = []
+    check_state(model, complete())
+    commit(folder, files)
+    return written[0]
 
 
 def _checked_config(config: ModelConfig) -> ModelConfig:
@@ -132,8 +142,36 @@ def _checked_config(config: ModelConfig) -> ModelConfig:
 def update_card(folder: str | os.PathLike[str]) -> None:
     """Write ``README.md`` of an entry anew, from its config and its evidence."""
     folder = Path(folder)
-    config = load_config(folder / CONFIG)
-    _write(folder, {CARD: model_card(config, _fitting_evidence(folder, config)).encode()})
+    load_config(current(folder, CONFIG))  # or a folder would be made where there is none
+
+    def files() -> dict[str, bytes]:
+        config = load_config(folder / CONFIG)
+        return {CARD: model_card(config, _fitting_evidence(folder, config)).encode()}
+
+    commit(folder, files)
+
+
+def save_evidence(folder: str | os.PathLike[str], evidence: Mapping[str, Any]) -> None:
+    """Write ``evaluation.json`` of an entry and the card that is made of it, both or none.
+
+    Evidence that is of other weights is written too, and the card then says that there is none.
+
+    Raises:
+        FileNotFoundError, ConfigError: If there is no usable config.
+        OSError: If the files cannot be written.
+    """
+    folder = Path(folder)
+    load_config(current(folder, CONFIG))
+
+    def files() -> dict[str, bytes]:
+        config = load_config(folder / CONFIG)
+        try:
+            check_evidence(config, evidence)
+        except (ConfigError, EvidenceError):
+            return {EVIDENCE: to_json(evidence), CARD: model_card(config).encode()}
+        return {EVIDENCE: to_json(evidence), CARD: model_card(config, evidence).encode()}
+
+    commit(folder, files)
 
 
 def push_to_hub(
@@ -173,15 +211,15 @@ def push_to_hub(
         {'config.json': 1319, 'README.md': 2911, 'model.safetensors': 1094140, 'evaluation.json': 5120}
     """
     folder = _folder_of(name_or_folder)
-    config, weights, content, evidence = _checked(folder, tag)
+    with locked(folder, shared=True):
+        config, weights, content, evidence, kept = _checked(folder, tag)
     repo = f"{org or default_org()}/{config.name}"
     packaged = entries_folder() in folder.resolve().parents
     by_name = packaged and (org or default_org()) == ORG  # then everybody loads it by its name alone
     files = {
         CONFIG: to_json(content),
         CARD: model_card(config, evidence, None if by_name else repo).encode(),
-        weights.file: (folder / weights.file).read_bytes(),
-        EVIDENCE: (folder / EVIDENCE).read_bytes(),
+        **kept,
     }
     sizes = {name: len(data) for name, data in files.items()}
     if dry_run:
@@ -199,21 +237,22 @@ def push_to_hub(
             if there is None or there.sha256 != weights.sha256:
                 raise HubError(f"tag {config.revision} marks other weights there; choose a new tag")
         operations = [CommitOperationAdd(name, data) for name, data in files.items()]
-        commit = api.create_commit(repo, operations, commit_message=f"Publish {config.name}").oid
+        made = api.create_commit(repo, operations, commit_message=f"Publish {config.name}").oid
         if config.revision and not released:
-            api.create_tag(repo, tag=config.revision, revision=commit)
+            api.create_tag(repo, tag=config.revision, revision=made)
     if org in (None, default_org()) or not packaged:  # else it is the zoo's own copy
-        _write(folder, {name: files[name] for name in (CARD, CONFIG)})
-    return Push(repo, str(folder), sizes, commit, changed=commit != before.sha)
+        written = {name: files[name] for name in (CARD, CONFIG)}
+        commit(folder, lambda: written if load_config(folder / CONFIG).weights == weights else {})
+    return Push(repo, str(folder), sizes, made, changed=made != before.sha)
 
 
 def _folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
     """The folder that is meant: a path, or the name of a published entry, where that is not a path as well."""
     given = os.fspath(name_or_folder)
     folder = Path(given)
-    if isinstance(name_or_folder, os.PathLike) or (folder.name != given and (folder / CONFIG).is_file()):
+    if isinstance(name_or_folder, os.PathLike) or (folder.name != given and current(folder, CONFIG).is_file()):
         return folder
-    here, published = (folder / CONFIG).is_file(), given in published_names()
+    here, published = current(folder, CONFIG).is_file(), given in published_names()
     if here and published and not folder.samefile(entry_folder(given)):
         raise ValueError(
             f"{given} is a folder here and a published entry: name the folder as ./{given}, the entry by its path, "
@@ -222,9 +261,14 @@ def _folder_of(name_or_folder: str | os.PathLike[str]) -> Path:
     return folder if here else entry_folder(given)
 
 
-def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, Any, Any]:
-    """Check the files of an entry against each other; return config, weights, and the JSON of config and evidence."""
-    content = load_json(folder / CONFIG)
+def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, Any, Any, dict[str, bytes]]:
+    """Check the files of an entry against each other.
+
+    Returns:
+        Config, weights, the JSON of config and evidence, and the bytes that were checked of weights and evidence.
+    """
+    path = current(folder, CONFIG)
+    content = load_json(path)
     config = parse_config(content, str(folder / CONFIG))
     weights = config.weights
     if config.name is None or weights is None:
@@ -232,10 +276,13 @@ def _checked(folder: Path, tag: str | None) -> tuple[ModelConfig, WeightsInfo, A
     if tag is not None:
         content["rsnn_zoo"]["revision"] = tag
         config = parse_config(content, f"{folder / CONFIG} with the new tag")
-    load_weights(folder / weights.file, weights.sha256, weights.size)
-    if not (folder / EVIDENCE).is_file():
+    data = verified_bytes(current(folder, weights.file), weights.sha256, weights.size)
+    if not (there := current(folder, EVIDENCE)).is_file():
         raise EvidenceError(f"{folder / EVIDENCE} is missing; evaluate {config.name} with `rsnn-zoo evaluate`")
-    return config, weights, content, load_evidence(folder / EVIDENCE, config)
+    text = read_bounded(there, MAX_EVIDENCE_BYTES)
+    evidence = parse_json(text, str(there), MAX_EVIDENCE_BYTES)
+    check_evidence(config, evidence)
+    return config, weights, content, evidence, {weights.file: data, EVIDENCE: text}
 
 
 def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
@@ -245,60 +292,6 @@ def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
         return None
 
 
-def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> ModelConfig:
-    origin = {key: value for key, value in getattr(model, "training_record", {}).items() if key in _ORIGIN}
-    try:
-        config = ModelConfig(
-            architecture=model.architecture,
-            num_classes=model.num_classes,
-            num_features=model.num_features,
-            in_chans=model.in_chans,
-            img_size=model.img_size,
-            timesteps=model.timesteps,
-            mean=tuple(model.normalize.mean.flatten().tolist()),
-            std=tuple(model.normalize.std.flatten().tolist()),
-            reset=model.reset,
-            leak=model.leak,
-            initial=model.initial,
-            surrogate=model.surrogate,
-            hidden_features=getattr(model, "hidden_features", None),
-            first_conv=model.default_cfg["first_conv"],
-            classifier=model.default_cfg["classifier"],
-            name=name,
-            training={**origin, **(training or {})},
-        )
-    except AttributeError as error:
-        raise TypeError(
-            f"Only networks of the zoo can be saved as entries: {error}; see rsnn_zoo.create_model"
-        ) from None
-    if config.timesteps:
-        _check_neurons(model)
-    return config
-
-
-def _check_state(model: Any, config: ModelConfig) -> None:
-    """Refuse weights that the network of this config would not take: folded, pruned or parametrised ones."""
-    from rsnn_zoo.hub.registry import build  # which imports torch and all networks
-
-    check_state_dict(model.state_dict(), build(config).state_dict(), f"What is to be saved as {config.name}")
-
-
-_ORIGIN = ("ann", "ann_sha256")
-"""What holds of a converted network whatever was done to it since."""
-
-
-def _check_neurons(model: Any) -> None:
-    """Refuse neurons that are not what the config will say of them all."""
-    said = model.spiking.activation()
-    for layer, neuron in model.neurons():
-        for key in (*NETWORK, "surrogate"):
-            if (found := getattr(neuron, key)) != (value := getattr(said, key)):
-                raise ConfigError(
-                    f"{layer}.{key} is {found}, and of the network it is {value}, which is all that a config can say: "
-                    "build it with create_model or convert, and load the weights into that"
-                )
-
-
 def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:
     """The config of these same weights, if any: to save them again does not make their evidence old."""
     try:
@@ -306,12 +299,3 @@ def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:
     except (FileNotFoundError, ConfigError):
         return None
     return before if before.weights == weights else None
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files under temporary names, to the disk, then rename them in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for name, data in reversed(list(files.items())):  # the stack unwinds, and renames, from the last to the first
-            if not (folder / name).is_file() or (folder / name).read_bytes() != data:
-                write_through(stack.enter_context(replacing(folder / name)), data)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rsnn_zoo.hub.catalog import is_model, list_models
-from rsnn_zoo.hub.resolve import resolve
+from rsnn_zoo.hub.resolve import Entry, held, resolve
 from rsnn_zoo.hub.weights import check_state_dict
 from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
 from rsnn_zoo.models.layers import Normalize
@@ -131,7 +131,22 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
             "the published weights hold the threshold of every layer, so threshold=... would say nothing: set them "
             "after loading, as `for _, neuron in model.neurons(): neuron.threshold.data.fill_(...)`"
         )
-    entry = resolve(name, *where)
+    with held(name):
+        return load_entry(resolve(name, *where), name, **kwargs)
+
+
+def load_entry(entry: Entry, name: str, **kwargs: Any) -> Network:
+    """The network of an entry that was found.
+
+    Args:
+        entry: As :func:`rsnn_zoo.hub.resolve.resolve` gives it.
+        name: What it is called where its config does not say.
+        **kwargs: Arguments of the network in place of those of the config.
+
+    Raises:
+        WeightsError: If the weights are damaged, or not those of this network.
+        OSError: If they cannot be had.
+    """
     config = entry.config
     own = {key: kwargs[key] for key in ("mean", "std") if kwargs.get(key) is not None}
     place = {key: kwargs[key] for key in ("device", "dtype") if kwargs.get(key) is not None}
@@ -141,7 +156,7 @@ def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
     network = build(config, **{key: value for key, value in kwargs.items() if key not in apart})
     state = entry.load_weights()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
-    # The loaded tensors are views of one mapping; torch.save cannot write one storage under two dtypes.
+    # The loaded tensors are views of one buffer; torch.save cannot write one storage under two dtypes.
     state = {key: tensor if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
     network.load_state_dict(state, strict=True, assign=True)
     network.pretrained_name, network.weights_sha256 = config.name or name, entry.sha256

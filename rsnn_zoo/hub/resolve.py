@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError
+from rsnn_zoo._utils.folders import current, locked
 from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, ModelConfig, load_config
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matches
 
@@ -122,12 +123,17 @@ def entry_folder(name: str) -> Path:
     """
     name = str(ModelName.parse(name))
     folder = entries_folder() / name
-    if not (folder / CONFIG).is_file():
+    if not current(folder, CONFIG).is_file():
         raise NotPublishedError(
             f"{name} is not published{near_matches(name, published_names())}. Build it with pretrained=False, "
             "train it with scripts/train.py, or name another publisher's weights as 'hf-hub:org/name'"
         )
     return folder
+
+
+def is_packaged(name: Any, weights: bool) -> bool:
+    """Whether it names a published entry, and whether its weights too are on this machine with the package."""
+    return name in published_names() and (not weights or current(entries_folder() / name, WEIGHTS).is_file())
 
 
 def default_org() -> str:
@@ -174,7 +180,7 @@ def resolve(
             raise UnknownNameError(f"{name} is a folder: say 'local-dir:{name}'")
         return _packaged(name, revision, hub)
     if source == "local-dir":
-        if not (Path(place) / CONFIG).is_file():
+        if not current(place, CONFIG).is_file():
             raise FileNotFoundError(f"{place} is not the folder of an entry: there is no {CONFIG} in it")
         return _folder(Path(place), name)
     if source == "hf-hub":
@@ -183,6 +189,14 @@ def resolve(
             raise ValueError(f"{name!r} names another revision than revision={revision!r}; give one of them")
         return _published(repo, revision or tag or "main", hub)
     raise ValueError(f"{name!r}: unknown source {source!r}{near_matches(source, ('hf-hub', 'local-dir'))}")
+
+
+@contextmanager
+def held(name: str) -> Iterator[None]:
+    """Hold the folder of an entry against writers while several of its files are read; see :func:`resolve`."""
+    source, colon, place = name.partition(":")
+    with locked(entries_folder() / name if not colon else place if source == "local-dir" else "", shared=True):
+        yield
 
 
 def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
@@ -196,17 +210,17 @@ def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
     pinned = entry.config.revision or "main"
 
     def get(filename: str, limit: int) -> Path:
-        path = folder / filename
+        path = current(folder, filename)
         return path if path.is_file() else hub.fetch(repo, filename, pinned, limit, entry.sha256)
 
     return Entry(entry.config, entry.origin, get)
 
 
 def _folder(folder: Path, origin: str) -> Entry:
-    config = load_config(folder / CONFIG)
+    config = load_config(current(folder, CONFIG))
     if config.weights is None:
         raise ConfigError(f"{folder / CONFIG}: rsnn_zoo.weights is missing; write the folder with save_pretrained")
-    return Entry(config, origin, lambda filename, limit: folder / filename)
+    return Entry(config, origin, lambda filename, limit: current(folder, filename))
 
 
 def _published(repo: str, revision: str, hub: _Hub) -> Entry:

@@ -1,7 +1,7 @@
 """Weights files: safetensors only, read once, and verified before any tensor is used.
 
-``load_weights`` maps the file once, hashes that mapping, and hands out tensors that are views of it: what was verified
-is what is used, even where another file takes its name meanwhile, and the bytes are in memory once. The header is
+``load_weights`` reads the file once into memory of its own, hashes it there, and hands out tensors that are views of
+that: what was verified is what is used, whatever becomes of the file, and the bytes are in memory once. The header is
 checked here because the safetensors library would open the file a second time, or copy every tensor.
 
 Format: https://github.com/huggingface/safetensors#format
@@ -9,16 +9,16 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import math
-import mmap
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, parse_json
-from rsnn_zoo.spec.config import WeightsInfo
+from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, open_regular, parse_json
+from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, WeightsInfo
 
 _DTYPES = {
     "F64": torch.float64,
@@ -27,7 +27,9 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
+_BESIDES = {"U8": torch.uint8, "BOOL": torch.bool}  # no weights, but of other files of tensors
 _MAX_DIMS = 8
+_PIECE = 2**20  # bytes that are hashed while they are still in the cache
 _REMEDY = (
     "Delete it and get it again: a file of the download cache is downloaded anew when the model is next loaded, "
     "one of hub_configs/ comes back with `git restore` or by reinstalling rsnn_zoo"
@@ -47,25 +49,75 @@ def load_weights(path: str | os.PathLike[str], sha256: str, size: int | None = N
         size: How many bytes it must have, if known; a truncated file is then told from a changed one.
 
     Returns:
-        The tensors by name, on the CPU: views of the mapped file, as those of safetensors' own ``load_file``. The
-        mapping is private: changing a tensor leaves the file alone.
+        The tensors by name, on the CPU: views of one buffer, which nothing else refers to.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read.
         WeightsError: If size, checksum or header are wrong; names the file and what to do.
     """
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        if length < 8 or (size is not None and length != size):
-            raise _refused(path, f"has {length:,} bytes, not {size or 'a header'}")
-        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
-    if (found := hashlib.sha256(mapped).hexdigest()) != sha256:
-        raise _refused(path, f"has SHA-256 {found}, not {sha256}")
-    buffer = torch.frombuffer(mapped, dtype=torch.uint8)
+    buffer = _read(path, sha256, size)
     try:
-        return dict(_tensors(buffer, str(path)))
-    except (ConfigError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return _parsed(buffer, str(path), _DTYPES)[0]
+    except _UNREADABLE as error:
         raise _refused(path, f"is not a safetensors file of ours: {error}") from error
+
+
+def verified_bytes(path: str | os.PathLike[str], sha256: str, size: int | None = None) -> bytes:
+    """Return the bytes of a safetensors file that :func:`load_weights` would read, once it has.
+
+    Raises:
+        FileNotFoundError, OSError, WeightsError: As of :func:`load_weights`.
+    """
+    buffer = _read(path, sha256, size)
+    try:
+        _parsed(buffer, str(path), _DTYPES)
+    except _UNREADABLE as error:
+        raise _refused(path, f"is not a safetensors file of ours: {error}") from error
+    return buffer.numpy().tobytes()
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read any safetensors file of up to 4 GiB into memory of our own.
+
+    Returns:
+        The tensors by name, and the metadata.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read.
+        WeightsError: If it is no safetensors file, or damaged.
+    """
+    try:
+        tensors, about = _parsed(_read(path, None, None), str(path), _DTYPES | _BESIDES)
+    except _UNREADABLE as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
+    return {key: one.view(torch.uint8) != 0 if one.dtype == torch.bool else one for key, one in tensors.items()}, about
+
+
+_UNREADABLE = (ConfigError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def _read(path: str | os.PathLike[str], sha256: str | None, size: int | None) -> Tensor:
+    """The bytes of a file; if a checksum is given, they have it."""
+    with open_regular(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if not 8 <= length <= MAX_WEIGHTS_BYTES or (size is not None and length != size):
+            raise _refused(path, f"has {length:,} bytes, not {size or 'a header'}")
+        buffer = torch.empty(length, dtype=torch.uint8)
+        found = _read_into(file, buffer)
+    if sha256 is not None and found != sha256:
+        raise _refused(path, f"has SHA-256 {found}, not {sha256}")
+    return buffer
+
+
+def _read_into(file: BinaryIO, buffer: Tensor) -> str:
+    """Fill the buffer; return the SHA-256 of what came, be it less."""
+    digest, left = hashlib.sha256(), buffer.numpy().data
+    while taken := file.readinto(left[:_PIECE]):  # type: ignore[attr-defined]
+        digest.update(left[:taken])
+        left = left[taken:]
+    return digest.hexdigest()
 
 
 def serialize(model: nn.Module, file: str) -> tuple[bytes, WeightsInfo]:
@@ -127,27 +179,35 @@ def check_state_dict(
         )
 
 
-def _tensors(buffer: Tensor, source: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield views of the buffer, once the header is seen to tile it exactly."""
+def _parsed(buffer: Tensor, source: str, dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Views of the buffer, once the header is seen to tile it exactly; and the metadata."""
     raw = buffer.numpy().data
     start = 8 + int.from_bytes(raw[:8], "little")
     if start > len(raw):
         raise ValueError("the header claims more bytes than there are")
     header = parse_json(bytes(raw[8 : min(start, 9 + MAX_JSON_BYTES)]), f"the header of {source}")
-    header.pop("__metadata__", None)
-    end = start
+    about = header.pop("__metadata__", {})
+    if not isinstance(about, dict) or not all(isinstance(value, str) for value in about.values()):
+        raise ValueError("its metadata are no texts")
+    return dict(_tensors(buffer, header, start, dtypes)), about
+
+
+def _tensors(
+    buffer: Tensor, header: Mapping[str, Any], start: int, dtypes: Mapping[str, torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
+    end, length = start, len(buffer)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        shape, dtype = entry["shape"], _DTYPES[entry["dtype"]]
-        if len(shape) > _MAX_DIMS or not all(type(length) is int and length >= 0 for length in shape):
+        shape, dtype = entry["shape"], dtypes[entry["dtype"]]
+        if len(shape) > _MAX_DIMS or not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError(f"{name!r} has shape {str(shape)[:100]}")
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         if entry["data_offsets"] != [begin - start, end - start]:
             raise ValueError(f"the bytes of {name!r} do not follow those of the tensor before it")
-        if end > len(raw):
+        if end > length:
             raise ValueError(f"{name!r} reaches beyond the end")
         # .data: as plain views all would share one version counter, and a batch norm's update would spoil the gradients
         yield name, buffer[begin:end].view(dtype).view(shape).data
-    if end != len(raw):
+    if end != length:
         raise ValueError("bytes are left over after the last tensor")
 
 

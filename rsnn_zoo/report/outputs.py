@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rsnn_zoo._utils.files import load_json
+from rsnn_zoo._utils.files import load_json, replacing
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 
 __all__ = ["identity", "keep_former"]
@@ -22,7 +23,9 @@ def identity(report: Mapping[str, Any]) -> list[Any]:
 
 
 def keep_former(files: Sequence[Path], report: Mapping[str, Any]) -> Path | None:
-    """Renames the files of a report that the new one is no repetition of: ``net.json`` to ``net.1.json``, or 2, 3 ...
+    """Copies the files of a report that the new one is no repetition of: ``net.json`` to ``net.1.json``, or 2, 3 ...
+
+    They stay under their own names too, until the new ones take their place.
 
     Args:
         files: Where the new report goes, the JSON first; all of one stem.
@@ -49,5 +52,6 @@ def keep_former(files: Sequence[Path], report: Mapping[str, Any]) -> Path | None
             break
     for old, new in moves:
         if old.exists():
-            old.rename(new)
+            with replacing(new) as temporary:
+                shutil.copyfile(old, temporary)
     return moves[0][1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsnn_zoo._utils.files import load_json, replacing, to_json
+from rsnn_zoo._utils.folders import locked
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.report.report import write_csv
 
@@ -59,16 +60,17 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
         ValueError: If it is no results file.
         OSError: If it cannot be written.
     """
-    known = read_rows(path)
-    rows = [*(old for old in known if _key(old) == _key(row)), row]
-    flags = dict.fromkeys(flag for one in rows for flag in str(one.get("flags") or "").split())
-    merged = {key: value for one in rows for key, value in one.items()} | {"flags": " ".join(flags)}
-    rows = [*(old for old in known if _key(old) != _key(row)), merged]
-    if path.suffix == ".csv":
-        write_csv(path, rows)
-        return
-    with replacing(path) as temporary:
-        temporary.write_bytes(to_json(rows))
+    with locked(path.parent):  # or of two evaluations that end at once one row would be lost
+        known = read_rows(path)
+        rows = [*(old for old in known if _key(old) == _key(row)), row]
+        flags = dict.fromkeys(flag for one in rows for flag in str(one.get("flags") or "").split())
+        merged = {key: value for one in rows for key, value in one.items()} | {"flags": " ".join(flags)}
+        rows = [*(old for old in known if _key(old) != _key(row)), merged]
+        if path.suffix == ".csv":
+            write_csv(path, rows)
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(to_json(rows))
 
 
 def _key(row: Mapping[str, Any]) -> list[str]:

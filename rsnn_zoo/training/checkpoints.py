@@ -7,13 +7,14 @@ import io
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rsnn_zoo._utils.files import load_json, replacing, to_json, write_through
+from rsnn_zoo._utils.files import load_json, open_regular, replacing, to_json, write_through
 
 __all__ = ["CheckpointError", "OtherRunError", "RunFolder", "load_checkpoint", "save_checkpoint"]
 
@@ -181,13 +182,40 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     faults = []
     for name in (CURRENT, PREVIOUS):
         try:
-            data = (folder / name).read_bytes()
+            with open_regular(folder / name) as file:
+                data = file.read()
+            return _state(data)
         except FileNotFoundError:
             continue
-        if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
-            return torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
-        faults.append(f"{folder / name} is damaged")
-        _log.warning("%s: falling back to the one before", faults[-1])
+        except CheckpointError as error:
+            faults.append(f"{folder / name} {error}")
+            _log.warning("%s: falling back to the one before", faults[-1])
     if faults:
         raise CheckpointError(f"{' and '.join(faults)}: delete the folder's checkpoints to start the run anew")
     return None
+
+
+def _state(data: bytes) -> dict[str, Any]:
+    """What a checkpoint holds, whoever wrote it.
+
+    Raises:
+        CheckpointError: If it is damaged, or no state of a run.
+    """
+    content = memoryview(data)[_DIGEST:]
+    if hashlib.sha256(content).digest() != data[:_DIGEST]:
+        raise CheckpointError("is damaged")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.save compresses nothing, so nothing can swell
+            parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size > len(data) for part in parts):
+            raise CheckpointError("is no state of a run: it is compressed")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of the zip archive, of the pickle in it, of the tensors in that: anything
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"is no state of a run ({type(error).__name__}: {cause})") from error
+    kinds = {"settings": Mapping, "environment": Mapping, "history": Sequence}
+    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError(f"is no state of a run: it lacks {', '.join(kinds)}")
+    return state

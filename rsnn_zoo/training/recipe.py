@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -19,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rsnn_zoo._utils.files import ConfigError, read_text
 from rsnn_zoo.attacks.gradients import PRECISIONS
 from rsnn_zoo.attacks.inner import ATTACKS, STARTS
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, RESETS, Surrogate
@@ -46,6 +48,12 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).parent / "recipes"
+MAX_BYTES = 2**16
+_MAX_LINE, _MAX_DEPTH = 1000, 8
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_NUMBER = re.compile(
+    r"\s*[+-]?(\d{1,16}(\.\d{0,20})?|\.\d{1,20})(e[+-]?\d{1,2}|/\d{1,16})?\s*", re.IGNORECASE | re.ASCII
+)
 _UNCHANGED = Augmentation()
 
 
@@ -378,9 +386,14 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
 
 def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """What a file says, over what its base says."""
-    content = _toml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        content = _toml(read_text(path, MAX_BYTES), str(path))
+    except ConfigError as error:
+        raise RecipeError(str(error)) from None
     if (base := content.pop("base", None)) is None:
         return content
+    if not isinstance(base, str) or not _NAME.fullmatch(base):
+        raise RecipeError(f"{path}: base is {base!r:.100}, must be the name of a recipe, such as 'digits'")
     beside = path.with_name(f"{base}.toml")
     found = beside if beside.is_file() else FOLDER / beside.name
     if found in (path, *above) or not found.is_file():
@@ -389,9 +402,17 @@ def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML whose size is bounded first: the parser takes the square of the length of a dotted key, and more."""
+    if len(text) > MAX_BYTES or max(map(len, text.splitlines()), default=0) > _MAX_LINE:
+        raise RecipeError(f"{source} is too long: at most {MAX_BYTES:,} bytes, in lines of {_MAX_LINE}")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = tomllib.loads(text)
+        if _is_deep(content):
+            raise RecursionError
+        return content
+    except RecursionError:
+        raise RecipeError(f"{source} is nested too deeply: a recipe has tables, such as [ann], of values") from None
+    except ValueError as error:  # TOMLDecodeError, and a number that is none
         raise RecipeError(f"{source} is not TOML: {error}; write strings in quotes, tables as [ann]") from error
 
 
@@ -401,11 +422,34 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **over, **both}
 
 
+def _is_deep(value: Any) -> bool:
+    layer = [value]
+    for _ in range(_MAX_DEPTH):
+        layer = [each for one in layer for each in (one.values() if _is_table(one) else one if _is_list(one) else ())]
+    return bool(layer)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
 def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
 _T = TypeVar("_T")
+
+
+def _number_of(text: str) -> float:
+    """The number that a text of few digits stands for: of 1e999999999 a fraction would fill the memory.
+
+    Raises:
+        ValueError: If it is none.
+        ZeroDivisionError: If it is divided by 0.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("no number")
+    return float(Fraction(text))
 
 
 def _build(cls: Callable[..., _T], content: Any, where: str) -> _T:
@@ -422,9 +466,9 @@ def _build(cls: Callable[..., _T], content: Any, where: str) -> _T:
             value = _build(type(default), value, f"{where}: {key}")
         elif isinstance(default, float) and isinstance(value, str):
             try:
-                value = float(Fraction(value))
-            except (ValueError, ZeroDivisionError) as error:
-                raise RecipeError(f'{where}: {key} is {value!r}, no number; write 0.1 or "8/255"') from error
+                value = _number_of(value)
+            except (ValueError, ZeroDivisionError):
+                raise RecipeError(f'{where}: {key} is {value!r:.100}, no number; write 0.1 or "8/255"') from None
         values[key] = value
     try:
         return cls(**values)

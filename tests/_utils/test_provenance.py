@@ -1,7 +1,9 @@
 """Which models are held to be the same: whose states are resumed, and whose adversarial examples are verified."""
 
 import copy
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,38 @@ class Scaled(nn.Module):
 def test_plain_attributes_tell_models_apart(change):
     assert digest(Scaled(**change)) != digest(Scaled())
     assert digest(nn.Sequential(Scaled(**change))) != digest(nn.Sequential(Scaled()))
+
+
+class Options:
+    def __init__(self, gain):
+        self.gain = gain
+
+
+ATTRIBUTES = {
+    "dictionary": ({"gain": 1.0}, {"gain": 2.0}),
+    "object": (Options(1.0), Options(2.0)),
+    "deep": ([Options({"gain": [1]})], [Options({"gain": [2]})]),
+    "array": (np.ones(2), np.zeros(2)),
+    "function": (torch.relu, torch.tanh),
+    "lambda": (lambda x: x + 1, lambda x: x + 2),
+    "partial": (partial(torch.clamp, min=0), partial(torch.clamp, min=1)),
+    "hidden module": ([nn.ReLU()], [nn.ELU(2.0)]),
+    "set": ({"a", "b"}, {"a", "c"}),
+    "dtype": (torch.float32, torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_attributes_that_are_no_tensors_tell_models_apart(kind):
+    one, other = (Scaled(name=value) for value in ATTRIBUTES[kind])
+    assert digest(one) != digest(other)
+    assert digest(copy.deepcopy(one)) == digest(one)
+
+
+def test_a_model_may_refer_to_itself():
+    model = Scaled()
+    model.name = {"model": model, "options": Options(model)}
+    assert digest(model) == digest(copy.deepcopy(model))
 
 
 class Shifted(nn.Module):
@@ -67,6 +101,8 @@ def test_a_state_is_not_resumed_for_another_model(tmp_path):
     evaluate(Scaled(), data, "fgsm", state=state, checks=0)
     with pytest.raises(ValueError, match="another evaluation"):
         evaluate(Scaled(scale=-1.0), data, "fgsm", state=state, checks=0)
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(Scaled(name={"sign": -1}), data, "fgsm", state=state, checks=0)
     evaluate(Scaled(), data, "fgsm", state=state, checks=0)
 
 

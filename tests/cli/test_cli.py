@@ -224,7 +224,7 @@ def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
             (["evaluate", f"local-dir:{entry}", *output], "mine_digits_at_t2 on 8 digits test images"),
             (["info", f"local-dir:{entry}"], "A spiking mine"),
             (["push", entry, "--dry-run"], "would push rsnn-zoo/mine_digits_at_t2"),
-            (["verify", f"local-dir:{entry}", "--images", 4], "the first 4 of fgsm are equal"),
+            (["verify", f"local-dir:{entry}", "--images", 4], "4 of 8 verdicts of fgsm are equal"),
         ):
             forget()
             assert run(*argv)[0] == 1
@@ -236,29 +236,58 @@ def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
 
 
 def test_an_honest_entry_holds(run, evaluated):
-    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 8)
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 8, "--eps", 8, "--seed", 3)
     assert status == 0, out
     assert [line.split()[:2] for line in out.splitlines()[:-1]] == [
-        ["holds", what] for what in ("config", "weights", "evidence", "card", "verdicts")
+        ["holds", what] for what in ("config", "weights", "evidence", "card", "verdicts", "draw")
     ]
-    assert "the first 8 of pgd2 are equal" in out and out.endswith("is what it claims to be\n")
-    assert "verdicts at 8/255" in out
+    assert "8 of 24 verdicts of pgd2 are equal" in out and out.endswith("is what it claims to be\n")
+    assert "verdicts at 8/255" in out and "verdicts at 16/255" not in out and "(seed 3), 0 differ" in out
+    assert "7 invented 22 %" in out  # of 24, 8 drawn, 1 tolerated
     assert "verdicts at 16/255" in run("verify", f"local-dir:{evaluated}", "-n", 8, "--eps", 16)[1]
     content = json.loads(run("verify", f"local-dir:{evaluated}", "--all", "--json")[1])
     said = [check["said"] for check in content["checks"][4:]]
-    assert content["holds"] and said == ["the first 24 of pgd2 are equal"] * 2
+    assert content["holds"] and said[:2] == ["24 of 24 verdicts of pgd2 are equal"] * 2
+    assert said[2] == "48 verdicts recomputed (all), 0 differ"
 
 
-def test_the_figure_that_found_least_is_verified(run, evaluated):
-    model = rsnn_zoo.create_model(f"local-dir:{evaluated}", pretrained=True)
-    attacks = ["uniform-noise1", "pgd2+pgd2@rate", "fgsm"]
-    report = rsnn_zoo.evaluate(model, rsnn_zoo.load_dataset("digits").select(60), attacks, checks=8)
-    noise, pgd, fgsm = (one.robust_accuracy for one in report.runs)
-    assert pgd < min(noise, fgsm)
-    report.save(evaluated / "evaluation.json")
+def test_nobody_knows_beforehand_which_verdicts_are_recomputed(evaluated, monkeypatch):
+    drawn = []
+    known = verification._drawn
+    monkeypatch.setattr(verification, "_drawn", lambda *args: drawn.append(known(*args)) or drawn[-1])
+    for seed in (None, None, 5, 5):
+        assert all(check.holds for check in verification.verify(f"local-dir:{evaluated}", 8, seed=seed))
+    assert drawn[0] != drawn[1] and drawn[2] == drawn[3]
+    rows = [row for draw in drawn for _, mine in draw for row in mine]
+    assert {run.eps for draw in drawn for run, _ in draw} == {8 / 255, 16 / 255} and max(rows) > 16
+
+
+@pytest.mark.parametrize(
+    ("change_of", "said"),
+    [
+        ({"protocol": "transfer[hf-hub:someone/else]-pgd5"}, "which you have not named"),
+        ({"protocol": "pgd99999x99@ensemble"}, "a verdict: allow it by allow_cost"),
+    ],
+)
+def test_what_the_user_did_not_ask_for_is_neither_loaded_nor_computed(run, evaluated, change_of, said):
+    change(evaluated / "evaluation.json", lambda e: [one.update(change_of) for one in e["runs"]])
     update_card(evaluated)
-    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 4)
-    assert status == 0 and "the first 4 of pgd2+pgd2@rate are equal" in out
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "-n", 2)
+    assert status == 1 and said in out
+
+
+def test_memory_that_settings_ask_for_is_bounded(run, evaluated):
+    def crafted(config):
+        config["model_args"]["timesteps"] = 1000
+        config["rsnn_zoo"]["name"] = "mine"
+
+    change(evaluated / "config.json", crafted)
+    change(
+        evaluated / "evaluation.json", lambda e: [e["settings"].update(chunk=4096), e["network"].update(timesteps=1000)]
+    )
+    update_card(evaluated)
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "-n", 2)
+    assert status == 1 and "GiB of memory" in out and "--allow-cost" in out
 
 
 def test_ensembles_are_taught_only_where_a_part_is_attacked(run, evaluated, monkeypatch):
@@ -309,7 +338,7 @@ def lie(verdict_of):
     [
         (lambda entry: flip(entry / "model.safetensors"), "weights", "has SHA-256"),
         (lambda entry: (entry / "evaluation.json").unlink(), "evidence", "there is no file"),
-        (lambda entry: (entry / "README.md").unlink(), "card", "No such file"),
+        (lambda entry: (entry / "README.md").unlink(), "card", "there is no file"),
         (
             lambda entry: change(entry / "evaluation.json", lambda e: (e["runs"].clear(), e.pop("robust"))),
             "evidence",
@@ -346,7 +375,7 @@ def lie(verdict_of):
                 encoding="utf-8",
             ),
             "card",
-            "differ, e.g. in '| pgd2 | 9/255",
+            "| pgd2 | 9/255",
         ),
         (
             lambda entry: [
@@ -354,7 +383,7 @@ def lie(verdict_of):
                 update_card(entry),
             ],
             "verdicts",
-            "of the first 24 verdicts differ",
+            "of 24 verdicts of pgd2 differ",
         ),
     ],
 )
@@ -406,7 +435,7 @@ def test_one_verdict_of_a_few_may_differ(run, evaluated):
 
     change(evaluated / "evaluation.json", edit)
     update_card(evaluated)
-    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 16)
+    status, out, _ = run("verify", f"local-dir:{evaluated}", "--images", 24, "--eps", 8)
     assert status == 0 and "are equal but for 1: a rounding each" in out
 
 
@@ -433,6 +462,7 @@ def test_validation_images_are_those_of_the_training(run, evaluated):
 
 def test_settings_of_a_stranger_name_no_files(run, evaluated, tmp_path):
     change(evaluated / "evaluation.json", lambda e: e["settings"].update(state=str(tmp_path / "written"), batch_size=0))
+    update_card(evaluated)
     assert run("verify", f"local-dir:{evaluated}", "--images", 4)[0] == 0
     assert not (tmp_path / "written").exists()
 
@@ -440,6 +470,7 @@ def test_settings_of_a_stranger_name_no_files(run, evaluated, tmp_path):
 @pytest.mark.parametrize("other", [{"index": [10**6 + i for i in range(24)]}, {"data_sha256": "0" * 64}])
 def test_evidence_of_other_images_is_not_compared(run, evaluated, other):
     change(evaluated / "evaluation.json", lambda e: e.update(other))
+    update_card(evaluated)
     status, out, _ = run("verify", f"local-dir:{evaluated}")
     assert status == 1 and "of other images than the 360 at hand" in out
 

@@ -1,6 +1,7 @@
 """Recipes, checkpoints and the training loop: on the digits, with real networks, at the smallest size that shows it."""
 
 import copy
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -232,10 +233,13 @@ def test_every_number_of_a_stage_is_bounded():
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+STATE = {"settings": {}, "environment": {}, "history": []}
+
+
 def test_a_checkpoint_comes_back(tmp_path):
     assert load_checkpoint(tmp_path) is None
     for number in range(3):
-        save_checkpoint(tmp_path, {"number": number, "tensor": torch.full((3,), number)})
+        save_checkpoint(tmp_path, {**STATE, "number": number, "tensor": torch.full((3,), number)})
     assert load_checkpoint(tmp_path)["tensor"].tolist() == [2, 2, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
@@ -245,7 +249,7 @@ def test_a_checkpoint_comes_back(tmp_path):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path_factory, position, kind):
     folder = tmp_path_factory.mktemp("run")
     for number in range(2):
-        save_checkpoint(folder, {"number": number})
+        save_checkpoint(folder, {**STATE, "number": number})
     path = folder / checkpoints.CURRENT
     content = bytearray(path.read_bytes())
     at = int(position * len(content))
@@ -256,7 +260,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path_factory, posi
 
 def test_two_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
     for number in range(2):
-        save_checkpoint(tmp_path, {"number": number})
+        save_checkpoint(tmp_path, {**STATE, "number": number})
     for path in tmp_path.iterdir():
         path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"damaged.*start the run anew"):
@@ -264,7 +268,7 @@ def test_two_damaged_checkpoints_are_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, {"number": 0})
+    save_checkpoint(tmp_path, {**STATE, "number": 0})
     real = os.replace
 
     def killed(source, target):
@@ -274,18 +278,18 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, {"number": 1})
+        save_checkpoint(tmp_path, {**STATE, "number": 1})
     assert load_checkpoint(tmp_path)["number"] == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_leaves_the_checkpoints_as_they_are(tmp_path, monkeypatch):
     for number in range(2):
-        save_checkpoint(tmp_path, {"number": number})
+        save_checkpoint(tmp_path, {**STATE, "number": number})
     monkeypatch.setattr("rsnn_zoo._utils.files.os.getpid", lambda: "full")
     (tmp_path / ".checkpoint.pt.full.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, {"number": 2})
+        save_checkpoint(tmp_path, {**STATE, "number": 2})
     assert load_checkpoint(tmp_path)["number"] == 1
     (tmp_path / checkpoints.CURRENT).unlink()
     assert load_checkpoint(tmp_path)["number"] == 0
@@ -955,3 +959,34 @@ def test_an_snn_is_trained_from_scratch_by_two_processes(tmp_path):
     assert training["environment"]["processes"] == 2 and training["stage"]["retraction"] == 0.004
     if importlib.util.find_spec("tensorboard"):
         assert list((tmp_path / "board").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[ann]\neps = "1e999999999"',
+        '[ann]\neps = "1/1e9"',
+        "x = " + "[" * 5000,
+        "x = " + "[\n" * 5000,
+        "[" + "a." * 30_000 + "a]",
+        "\n".join(f"[{'a.' * 9}x{i}]" for i in range(50)),
+        f"x = {'9' * 900}",
+        "x = 1\n" * 20_000,
+        'base = "../../x"',
+        "base = [1]",
+        "x = \x00",
+    ],
+)
+def test_a_recipe_of_a_stranger_is_refused_at_once(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "mine.toml", "at")
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK"], ids=str)
+def test_what_is_no_checkpoint_behind_a_right_checksum_is_refused(tmp_path, content):
+    (tmp_path / checkpoints.CURRENT).write_bytes(hashlib.sha256(content).digest() + content)
+    with pytest.raises(checkpoints.CheckpointError, match="is no state of a run"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,118 @@
+"""What it would cost to recompute verdicts as a stranger's evidence says, before anything of it is run."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MAX_MEMORY", "MAX_PASSES", "Cost", "cost_of", "missed", "sources_of"]
+
+MAX_MEMORY = 8 * 2**30
+"""Bytes that a pass of one chunk may take."""
+MAX_PASSES = 200_000
+"""Gradient passes of one time step that one verdict may take: four times what ``worst-case-v1`` takes at T = 8."""
+
+_SOURCE = re.compile(r"transfer\[([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one verdict takes at most, of an image that stands to the end.
+
+    Attributes:
+        memory: Bytes of a gradient pass of one chunk, about.
+        passes: Gradient passes of one time step.
+        seconds: Of all of these here, about.
+    """
+
+    memory: int
+    passes: int
+    seconds: float
+
+    @property
+    def excess(self) -> str:
+        """What of it is too much to be spent unasked; empty if nothing."""
+        much = f"some {self.memory / 2**30:,.0f} GiB of memory" if self.memory > MAX_MEMORY else ""
+        long = f"{self.passes:,} passes or {_spoken(self.seconds)} a verdict" if self.passes > MAX_PASSES else ""
+        return " and ".join(filter(None, (much, long)))
+
+
+def cost_of(step: nn.Module, image: Tensor, timesteps: int | None, gradients: int, settings: Mapping[str, Any]) -> Cost:
+    """Estimate it by one pass of one image through one time step.
+
+    Args:
+        step: The network at one time step.
+        image: (1, C, H, W).
+        timesteps: Of the network itself; None for an ANN.
+        gradients: Gradient passes that the protocol's members take a verdict.
+        settings: Of the evidence: ``chunk`` and ``draws``.
+    """
+    held = [0]
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        held[0] += output.nbytes if isinstance(output, Tensor) else 0
+
+    hooks = [one.register_forward_hook(count) for one in step.modules() if not any(one.children())]
+    try:
+        with torch.no_grad():
+            step(image)
+            held[0], started = 0, time.perf_counter()
+            step(image)
+            took = time.perf_counter() - started
+    finally:
+        for hook in hooks:
+            hook.remove()
+    times, chunk = timesteps or 1, settings.get("chunk") or 1
+    passes = gradients * times * (settings.get("draws") or 1)
+    return Cost(2 * held[0] * times * chunk, passes, 3 * took * passes)
+
+
+def sources_of(protocol: str) -> list[str]:
+    """Return the models that a protocol names to transfer from.
+
+    Example:
+        >>> sources_of("pgd20+transfer[hf-hub:me/net]-pgd5")
+        ['hf-hub:me/net']
+    """
+    return _SOURCE.findall(protocol)
+
+
+def missed(invented: int, total: int, drawn: int, tolerated: int = 0) -> float:
+    """Probability that a draw without replacement holds no more invented verdicts than are tolerated.
+
+    Args:
+        invented: How many of the verdicts are.
+        total: Verdicts.
+        drawn: How many of them are recomputed.
+        tolerated: How many of these may differ.
+
+    Example:
+        >>> round(missed(5, 100, 50), 4)  # C(95, 50) / C(100, 50)
+        0.0281
+    """
+    least = max(0, drawn - (total - invented))
+    return min(
+        1.0,
+        sum(
+            math.exp(_ways(invented, hit) + _ways(total - invented, drawn - hit) - _ways(total, drawn))
+            for hit in range(least, min(tolerated, drawn, invented) + 1)
+        ),
+    )
+
+
+def _ways(n: int, k: int) -> float:
+    """Logarithm of the number of ways to choose k of n."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _spoken(seconds: float) -> str:
+    units = (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    unit, size = next((unit for unit in units if seconds >= 2 * unit[1]), units[-1])
+    return f"{seconds / size:,.0f} {unit}"
