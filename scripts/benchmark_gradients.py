@@ -29,7 +29,10 @@ WORKER = """
 import json, sys, time, torch, rsnn_zoo
 import torch.nn.functional as F
 from rsnn_zoo.attacks.victim import ModelVictim
-from rsnn_zoo.neurons.modes import parse_mode
+try:
+    from rsnn_zoo.neurons.modes import parse_mode
+except ImportError:  # as earlier revisions have it
+    from rsnn_zoo.modes import parse_mode
 name, precision, images, chunk, threads, warm_up = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 model = rsnn_zoo.create_model(name, pretrained=True)
