@@ -1,6 +1,6 @@
 """Show every loader mutated files: each must load or be refused by a documented error, in 5 s and 1 GiB.
 
-    python scripts/fuzz.py --files 200000 --output docs/fuzz.json
+    python scripts/fuzz.py --files 200000 --output docs/fuzz.json --page docs/files.md
 
 Repeated, it goes on where it was stopped. Faults are kept with the seed that makes the file again.
 """
@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, default=Path("results/fuzz.json"))
+    parser.add_argument("--page", type=Path, help="document to put the figures into, between its two comments")
     args = parser.parse_args()
     found = json.loads(args.output.read_text()) if args.output.is_file() else {}
     signal.signal(signal.SIGALRM, _too_long)
@@ -220,9 +221,27 @@ def main() -> int:
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(args.output) as temporary:
                     temporary.write_bytes(to_json({**found, **done}))
+    if args.page:
+        put_into(args.page, done)
     faults = sum(len(record["faults"]) for record in done.values())
     print(f"{sum(record['files'] for record in done.values()):,} files, {faults} faults: {args.output}")
     return int(faults > 0)
+
+
+def put_into(page: Path, done: dict) -> None:
+    """Put a table of the figures in place of the one that stands there."""
+    rows = ["| file | tried | loaded | refused | faults | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+    for kind, record in done.items():
+        loaded, faults = record["endings"].get("loaded", 0), len(record["faults"])
+        cells = (kind, f"{record['files']:,}", f"{loaded:,}", f"{record['files'] - loaded - faults:,}", faults)
+        rows.append(
+            "| {} | {} | {} | {} | {} |".format(*cells)
+            + f" {record['slowest_s']} s | {record['most_bytes'] >> 20} MiB |"
+        )
+    head, _, rest = page.read_text(encoding="utf-8").partition("<!-- fuzz -->\n")
+    _, _, tail = rest.partition("<!-- end -->")
+    with replacing(page) as temporary:
+        temporary.write_text(f"{head}<!-- fuzz -->\n" + "\n".join(rows) + f"\n<!-- end -->{tail}", encoding="utf-8")
 
 
 def one(

@@ -15,6 +15,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, read_bounded, to_json
 from rsnn_zoo._utils.folders import commit, current, locked
+from rsnn_zoo.hub.describe import check_state, described
 from rsnn_zoo.hub.resolve import (
     CARD,
     CONFIG,
@@ -29,11 +30,10 @@ from rsnn_zoo.hub.resolve import (
     published_names,
     within,
 )
-from rsnn_zoo.hub.weights import check_state_dict, serialize, verified_bytes
+from rsnn_zoo.hub.weights import serialize, verified_bytes
 from rsnn_zoo.report.card import model_card
 from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
-    NETWORK,
     EvidenceError,
     check_evidence,
     load_evidence,
@@ -70,8 +70,8 @@ def check_saveable(model: Any, name: str) -> None:
         TypeError, ConfigError, WeightsError: As :func:`save_pretrained`.
     """
     model = getattr(model, "_orig_mod", model)
-    config = replace(_described(model, name, None), weights=serialize(model, WEIGHTS)[1])
-    _check_state(model, _checked_config(config))
+    config = replace(described(model, name, None), weights=serialize(model, WEIGHTS)[1])
+    check_state(model, _checked_config(config))
 
 
 def save_pretrained(
@@ -108,7 +108,7 @@ def save_pretrained(
         >>> save_pretrained(model, "my_snn", name="resnet20_cifar10_at_t4", training={"seed": 0})  # doctest: +SKIP
     """
     folder, model = Path(folder), getattr(model, "_orig_mod", model)  # what is inside of torch.compile
-    config = _described(model, name, training)
+    config = described(model, name, training)
     data, weights = serialize(model, WEIGHTS)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     evaluated = (evaluation or {}).get("created", now)  # weights that were evaluated were there before
@@ -128,7 +128,7 @@ def save_pretrained(
         return {**own, WEIGHTS: data, CARD: model_card(done, evidence).encode(), CONFIG: to_json(done.to_json())}
 
     written: list[ModelConfig] = []
-    _check_state(model, complete())
+    check_state(model, complete())
     commit(folder, files)
     return written[0]
 
@@ -290,60 +290,6 @@ def _fitting_evidence(folder: Path, config: ModelConfig) -> Any:
         return load_evidence(folder / EVIDENCE, config)
     except (FileNotFoundError, ConfigError, EvidenceError):
         return None
-
-
-def _described(model: Any, name: str, training: Mapping[str, Any] | None) -> ModelConfig:
-    origin = {key: value for key, value in getattr(model, "training_record", {}).items() if key in _ORIGIN}
-    try:
-        config = ModelConfig(
-            architecture=model.architecture,
-            num_classes=model.num_classes,
-            num_features=model.num_features,
-            in_chans=model.in_chans,
-            img_size=model.img_size,
-            timesteps=model.timesteps,
-            mean=tuple(model.normalize.mean.flatten().tolist()),
-            std=tuple(model.normalize.std.flatten().tolist()),
-            reset=model.reset,
-            leak=model.leak,
-            initial=model.initial,
-            surrogate=model.surrogate,
-            hidden_features=getattr(model, "hidden_features", None),
-            first_conv=model.default_cfg["first_conv"],
-            classifier=model.default_cfg["classifier"],
-            name=name,
-            training={**origin, **(training or {})},
-        )
-    except AttributeError as error:
-        raise TypeError(
-            f"Only networks of the zoo can be saved as entries: {error}; see rsnn_zoo.create_model"
-        ) from None
-    if config.timesteps:
-        _check_neurons(model)
-    return config
-
-
-def _check_state(model: Any, config: ModelConfig) -> None:
-    """Refuse weights that the network of this config would not take: folded, pruned or parametrised ones."""
-    from rsnn_zoo.hub.registry import build  # which imports torch and all networks
-
-    check_state_dict(model.state_dict(), build(config).state_dict(), f"What is to be saved as {config.name}")
-
-
-_ORIGIN = ("ann", "ann_sha256")
-"""What holds of a converted network whatever was done to it since."""
-
-
-def _check_neurons(model: Any) -> None:
-    """Refuse neurons that are not what the config will say of them all."""
-    said = model.spiking.activation()
-    for layer, neuron in model.neurons():
-        for key in (*NETWORK, "surrogate"):
-            if (found := getattr(neuron, key)) != (value := getattr(said, key)):
-                raise ConfigError(
-                    f"{layer}.{key} is {found}, and of the network it is {value}, which is all that a config can say: "
-                    "build it with create_model or convert, and load the weights into that"
-                )
 
 
 def _saved_before(folder: Path, weights: WeightsInfo) -> ModelConfig | None:

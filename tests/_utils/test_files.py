@@ -77,3 +77,16 @@ def test_replacing_writes_all_or_nothing(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """Opened, it would wait for ever."""
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(OSError, match="is no regular file"):
+        load_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("text", [b"[" + b"{}," * 200_000 + b"{}]", b"[" + b"1," * 2_200_000 + b"1]"])
+def test_more_values_than_anybody_needs_are_not_parsed(text):
+    with pytest.raises(ConfigError, match="it holds more than"):
+        parse_json(text, "x", 2**24)

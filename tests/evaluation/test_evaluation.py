@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -614,3 +615,23 @@ def test_other_precisions_of_the_model_are_refused(snn, digits):
 def test_protocols_name_their_members(snn):
     assert [str(m) for m in protocol("pgd7", snn)] == ["pgd7/own"]
     assert str(protocol("ensemble-rfgsm", snn)[-1]) == "rfgsm/relu"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE samples SET verdict = -1 - verdict",
+        "UPDATE samples SET sample = sample + 1000",
+        "UPDATE batches SET seconds = seconds + 1",
+        "UPDATE about SET fingerprint = 'x'",
+        "DROP TABLE samples",
+        "CREATE VIEW other AS SELECT 1",
+    ],
+)
+def test_a_damaged_state_is_noticed(tmp_path, damage):
+    data, state = tiny.digits().select(8), tmp_path / "state"
+    evaluate(tiny.network(), data, "fgsm", state=state, checks=0)
+    with closing(sqlite3.connect(state)) as database, database:
+        database.execute(damage)
+    with pytest.raises(ValueError, match="is damaged, or no state of an evaluation"):
+        evaluate(tiny.network(), data, "fgsm", state=state, checks=0)

@@ -1,6 +1,7 @@
 """Recipes, checkpoints and the training loop: on the digits, with real networks, at the smallest size that shows it."""
 
 import copy
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -958,3 +959,34 @@ def test_an_snn_is_trained_from_scratch_by_two_processes(tmp_path):
     assert training["environment"]["processes"] == 2 and training["stage"]["retraction"] == 0.004
     if importlib.util.find_spec("tensorboard"):
         assert list((tmp_path / "board").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[ann]\neps = "1e999999999"',
+        '[ann]\neps = "1/1e9"',
+        "x = " + "[" * 5000,
+        "x = " + "[\n" * 5000,
+        "[" + "a." * 30_000 + "a]",
+        "\n".join(f"[{'a.' * 9}x{i}]" for i in range(50)),
+        f"x = {'9' * 900}",
+        "x = 1\n" * 20_000,
+        'base = "../../x"',
+        "base = [1]",
+        "x = \x00",
+    ],
+)
+def test_a_recipe_of_a_stranger_is_refused_at_once(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "mine.toml", "at")
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK"], ids=str)
+def test_what_is_no_checkpoint_behind_a_right_checksum_is_refused(tmp_path, content):
+    (tmp_path / checkpoints.CURRENT).write_bytes(hashlib.sha256(content).digest() + content)
+    with pytest.raises(checkpoints.CheckpointError, match="is no state of a run"):
+        load_checkpoint(tmp_path)
