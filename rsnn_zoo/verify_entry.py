@@ -299,7 +299,7 @@ class _Recomputed:
             return said
         total = sum(len(run.verdicts) for run, _ in drawn)
         odds = (max(1, round(share * total)) for share in (0.01, 0.05, 0.1, 0.3))
-        chances = ", ".join(f"{k} invented {100 * missed(k, total, wanted, tolerated):.2g} %" for k in odds)
+        chances = ", ".join(f"{k} invented {100 * missed(k, total, wanted, tolerated):.3g} %" for k in odds)
         return f"{said}; of {total} in these runs, the probability of missing {chances}"
 
 
