@@ -299,8 +299,14 @@ class _Recomputed:
             return said
         total = sum(len(run.verdicts) for run, _ in drawn)
         odds = (max(1, round(share * total)) for share in (0.01, 0.05, 0.1, 0.3))
-        chances = ", ".join(f"{k} invented {100 * missed(k, total, wanted, tolerated):.3g} %" for k in odds)
+        chances = ", ".join(f"{k} invented {_percent(missed(k, total, wanted, tolerated))}" for k in odds)
         return f"{said}; of {total} in these runs, the probability of missing {chances}"
+
+
+def _percent(share: float) -> str:
+    """A probability in percent: to the unit, or if smaller than that, to two digits."""
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 1 else f"{percent:.2g} %"
 
 
 def _tolerated(drawn: int) -> int:
