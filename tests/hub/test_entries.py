@@ -47,9 +47,10 @@ def test_an_entry_gives_the_logits_that_it_always_gave(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", published_names())
 def test_an_entry_reproduces_its_verdicts(name):
+    """A few verdicts at 8/255; ``rsnn-zoo verify NAME --all`` recomputes them all, in hours."""
     file = DATA / f"{ModelName.parse(name).dataset}.npz"
     try:
-        checks = verify(name, images=64, seed=0, source=file if file.is_file() else None, root=DATA)
+        checks = verify(name, images=8, eps=8 / 255, seed=0, source=file if file.is_file() else None, root=DATA)
     except FileNotFoundError as error:
         pytest.skip(f"set RSNN_ZOO_DATA: {error}")
     assert all(check.holds for check in checks), checks
