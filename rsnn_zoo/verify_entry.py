@@ -23,13 +23,13 @@ from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, held, is_packaged, resol
 from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
-    SETTINGS,
     EvidenceError,
     PublishedRun,
     images_of,
     load_evidence,
     published_index,
     published_runs,
+    published_settings,
 )
 from rsnn_zoo.report.report import Run, in_255
 from rsnn_zoo.spec.datasets import DATASETS
@@ -39,11 +39,6 @@ __all__ = ["TOLERANCE", "Check", "verify"]
 
 TOLERANCE = 0.02
 """Share of the verdicts that may differ: another processor rounds otherwise, and a spike can hang on a rounding."""
-
-# What verdicts depend on, within the bounds of the evidence. Obeyed besides are its protocols, radii and images, and
-# where a part is attacked, what ensembles are said to have learned on the whole: low bars weaken them, so with all
-# images they learn by themselves.
-_SETTINGS = (*SETTINGS, "precision")
 
 
 @dataclass(frozen=True)
@@ -222,8 +217,7 @@ class _Recomputed:
         self.model, self.step, self.evidence, self.all = model, step, evidence, all_of_them
         self.allow_fetch, self.allow_cost, self.progress = allow_fetch, allow_cost, progress
         self.differing = self.compared = 0
-        given = evidence.get("settings", {})
-        self.settings = {key: given[key] for key in _SETTINGS if given.get(key) is not None}
+        self.settings = published_settings(evidence)
 
     def compare(self, run: PublishedRun, rows: list[int], data: ImageData) -> str:
         """Attack these images as the evidence says, and compare verdict by verdict."""

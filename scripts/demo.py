@@ -3,9 +3,9 @@
     python scripts/demo.py
 
 Loads resnet20_digits_trades_t4, verifies its weights, evaluates it with the PGD-20 ensemble of 19 backward modes at
-8/255 on the images of its evidence (the whole test split of the digits), prints the table, plots the result with the
-published curve, and says whether the verdicts match the published evidence. Ends with an error if more than 2 % of them
-differ.
+8/255 on the first images of its evidence (``--images 360``: on the whole test split of the digits), prints the table,
+plots the result with the published curve, and says whether the verdicts match the published evidence. Ends with an
+error if more than 2 % of them differ.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
 from rsnn_zoo.hub.resolve import EVIDENCE, entry_folder
-from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index, published_settings
 from rsnn_zoo.report.plots import plot_accuracy
 from rsnn_zoo.report.report import Report, in_255
 from rsnn_zoo.verify_entry import TOLERANCE
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="resnet20_digits_trades_t4", help="a published name (default: %(default)s)")
     p.add_argument("--eps", type=float, nargs="+", default=[8], help="radii in units of 1/255 (default: 8)")
+    p.add_argument("-n", "--images", type=int, default=128, help="the first so many of them (default: %(default)s)")
     p.add_argument("--data", help="npz file or folder, where the data set is not embedded")
     p.add_argument("--output", type=Path, default=Path("results"), help="folder for report and plot")
     return p
@@ -51,7 +52,7 @@ def compare(runs: list[dict[str, Any]], report: Report, evidence: dict[str, Any]
     pairs = [
         (found == int(published))
         for run, one in zip(runs, report.runs, strict=True)
-        for found, published in zip(one.verdicts, run["verdicts"].split(), strict=True)
+        for found, published in zip(one.verdicts, run["verdicts"].split()[: len(report.correct)], strict=True)
     ]
     same = sum(pairs)
     print(f"\n  {same} of {len(pairs)} verdicts equal the published evidence")
@@ -72,8 +73,10 @@ def run(args: argparse.Namespace) -> None:
     runs = published_runs(evidence, args.model, args.eps)
     attack = {runs[0]["protocol"]: [run["eps"] for run in runs]}
     data = data_of(model, args.data, evidence["split"], images=published_index(evidence))
-    settings = evidence["settings"] | {"checks": 0, "batch_size": len(data)}  # the verdicts alone, in full chunks
-    report = evaluate_entry(model, attack, data=data, with_energy=False, progress=True, **settings)
+    alone = {"checks": 0, "batch_size": len(data)}  # the verdicts, in full chunks
+    report = evaluate_entry(
+        model, attack, data=data, with_energy=False, progress=True, **published_settings(evidence), **alone
+    )
     path = args.output / f"{args.model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_report(report, path)

@@ -252,10 +252,7 @@ LINES, STATEMENT_LINES = 350, 60
 TOO_LONG = {
     "rsnn_zoo.conversion.conversion.convert",
     "rsnn_zoo.report.card",
-    "rsnn_zoo.evaluation.evaluation",
-    "rsnn_zoo.evaluation.evaluation.evaluate",
     "rsnn_zoo.models.surgery",
-    "rsnn_zoo.neurons.modes",
     "rsnn_zoo.training.recipe",
 }
 

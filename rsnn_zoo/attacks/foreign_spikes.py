@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo.neurons.modes import Surrogate, current_mode
+from rsnn_zoo.neurons.modes import Surrogate, current_mode, current_units
+from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = ["adopt_surrogates", "follows_surrogates"]
 
 Spike = Callable[[Tensor], Tensor]
 
-_NAMES = ("surrogate_function", "spike_grad")
+_NAMES = {"surrogate_function": "v_threshold", "spike_grad": "threshold"}
+"""What the libraries call a neuron's spike, and its threshold."""
 
 _WITHOUT_GRADIENT = {"ComplementaryLIFNode", "OTTTLIFNode", "SLTTLIFNode"}
 """Neurons of SpikingJelly that in evaluation mode put a plain Heaviside in place of their surrogate_function."""
@@ -30,25 +32,26 @@ class _Fire(torch.autograd.Function):
     """The spike as its library computes it, with the derivative of a mode."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, own: Spike, mode: Surrogate) -> Tensor:
-        ctx.save_for_backward(u)
+    def forward(ctx: Any, u: Tensor, unit: Tensor, own: Spike, mode: Surrogate) -> Tensor:
+        ctx.save_for_backward(u, unit)
         ctx.mode = mode
         return own(u)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        return (grad * ctx.mode.derivative(u)).to(u.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        u, unit = ctx.saved_tensors
+        return (grad * ctx.mode.derivative(u / unit) / unit).to(u.dtype), None, None, None
 
 
 class _SpikeUnder:
     """A spike with the derivative of a mode; for anything else it is the library's own."""
 
-    def __init__(self, own: Spike, mode: Surrogate):
-        self.own, self.mode = own, mode
+    def __init__(self, own: Spike, mode: Surrogate, threshold: Any = None):
+        self.own, self.mode, self.threshold = own, mode, threshold
 
     def __call__(self, u: Tensor) -> Tensor:
-        return _Fire.apply(u, self.own, self.mode)
+        unit = torch.as_tensor(1.0 if self.threshold is None else self.threshold).detach().to(u)
+        return _Fire.apply(u, torch.where(unit > 0, unit, 1.0), self.own, self.mode)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "own":  # copying and unpickling ask before there is an own
@@ -68,11 +71,12 @@ class _FollowMode:
         self.spikes = spikes
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        mode = current_mode()
+        mode, relative = current_mode(), current_units() == RELATIVE
         for neuron, name, own in self.spikes:
             vars(neuron)["training"] = torch.is_grad_enabled()
+            threshold = getattr(neuron, _NAMES[name], None) if relative else None
             # before a registered submodule of that name, which stays: it moves with the network
-            vars(neuron)[name] = _SpikeUnder(own, mode) if isinstance(mode, Surrogate) else own
+            vars(neuron)[name] = _SpikeUnder(own, mode, threshold) if isinstance(mode, Surrogate) else own
 
 
 def _is_heaviside(spike: Any, device: torch.device) -> bool:
@@ -118,7 +122,8 @@ def adopt_surrogates(module: nn.Module) -> int:
     """From now on the spikes of another library's neurons follow the backward mode, where that is a ``Surrogate``.
 
     Under a :class:`rsnn_zoo.neurons.modes.Surrogate` the forward pass stays as it is, and the backward pass takes
-    h'(u) of the mode in place of the library's derivative. Under any other mode, and without one, the
+    h'(u) of the mode in place of the library's derivative, in units of the neuron's ``v_threshold`` or ``threshold``
+    (of 1 where it has none, or one that is not positive). Under any other mode, and without one, the
     network is what it was. The mode is looked up as the forward pass of ``module`` begins, so call ``module`` itself
     and not a part of it.
 

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from rsnn_zoo.attacks.base import Batch, State, Victim, project
 
-__all__ = ["NOISES", "Noise", "QueryAttack", "RayS", "Square"]
+__all__ = ["NOISES", "Noise", "QueryAttack", "RayS", "Square", "margins"]
 
 
 def _draw(
@@ -93,6 +93,19 @@ class QueryAttack(ABC):
         return fell, adversarial
 
 
+def margins(victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The margin, logit of the label minus the largest of the others, and which images are misclassified; both (B,).
+
+    Where the logits are those that verdicts go by, only images without a margin are judged, else all.
+    """
+    logits, own = victim.logits(x), labels[:, None]
+    margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)).flatten()
+    wrong = (margin > 0).logical_not() | (not victim.faithful)
+    if wrong.any():
+        wrong[wrong.clone()] = victim.fallen(x[wrong], labels[wrong])
+    return margin, wrong
+
+
 # The share of the image that a square covers is p / divisor until a question, out of 10000: the paper's schedule.
 _SCHEDULE = (
     (10, 1),
@@ -144,16 +157,8 @@ class Square(QueryAttack):
         return min(max(round(math.sqrt(self.p / divisor * height * width)), 1), height, width)
 
     def ask(self, victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The margin, logit of the label minus the largest of the others, and which images are misclassified.
-
-        Where the logits are those that verdicts go by, only images without a margin are judged, else all.
-        """
-        logits, own = victim.logits(x), labels[:, None]
-        margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)).flatten()
-        wrong = (margin > 0).logical_not() | (not victim.faithful)
-        if wrong.any():
-            wrong[wrong.clone()] = victim.fallen(x[wrong], labels[wrong])
-        return margin, wrong
+        """The margins, and which images are misclassified: see :func:`margins`."""
+        return margins(victim, x, labels)
 
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:
         """Vertical stripes of eps or -eps; nothing has been found yet, so its margin will be the best."""

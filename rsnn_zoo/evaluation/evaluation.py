@@ -13,35 +13,36 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
 
 from rsnn_zoo import __version__
-from rsnn_zoo._utils.files import check_writable
 from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import digest, environment
 from rsnn_zoo.attacks.adaptive import Adaptive
-from rsnn_zoo.attacks.base import check_eps
-from rsnn_zoo.attacks.queries import Square
-from rsnn_zoo.attacks.signed import pgd
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data.images import check_labels
 from rsnn_zoo.evaluation import flags
+from rsnn_zoo.evaluation.checks import model_flags, run_flags
+from rsnn_zoo.evaluation.consistency import Consistency
 from rsnn_zoo.evaluation.engine import Engine, Samples
 from rsnn_zoo.evaluation.examples import save_examples
 from rsnn_zoo.evaluation.inputs import Data
 from rsnn_zoo.evaluation.ledger import Ledger
-from rsnn_zoo.evaluation.protocols import Member, Plan, plan
-from rsnn_zoo.evaluation.transfer import Transfer, unconverted
+from rsnn_zoo.evaluation.protocols import Plan
+from rsnn_zoo.evaluation.settings import Settings
+from rsnn_zoo.evaluation.transfer import unconverted
 from rsnn_zoo.hub.weights import WeightsError, serialize
 from rsnn_zoo.models import Temporal
 from rsnn_zoo.models.distributed import Ranks
-from rsnn_zoo.report.evidence import NETWORK, SETTINGS
+from rsnn_zoo.neurons.modes import surrogate_units
+from rsnn_zoo.report.evidence import NETWORK
 from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
+from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
 
@@ -54,11 +55,6 @@ DRAWS = 16
 """Passes averaged where a model is random."""
 
 _TOLD = ("objective", "eps", "attack", "attack_steps")
-
-CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
-"""Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
-STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
-"""Steps of the two PGD that are compared, and queries of the Square attack that gradient attacks are compared with."""
 
 
 def _weights_sha256(model: nn.Module) -> str | None:
@@ -85,6 +81,7 @@ def evaluate(
     adversarial: str | os.PathLike[str] | None = None,
     taught: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
+    units: str = RELATIVE,
 ) -> Report:
     """Robust accuracy under a protocol, by the worst case over its members for each sample.
 
@@ -117,6 +114,8 @@ def evaluate(
         taught: By member, as ``"adaptive434/own"``, what an adaptive ensemble has learned, as a report holds it; by
             default it learns from the first samples.
         progress: Show a progress bar with the robust accuracy so far and the time left.
+        units: Of the widths of surrogates: ``"threshold"``, so that no verdict depends on the scale of a layer's
+            thresholds and currents, or ``"absolute"``, as in the published research code and in older evidence.
 
     Returns:
         The report.
@@ -162,89 +161,124 @@ def evaluate(
     Source:
         Özdenizci & Legenstein, TMLR 2024, section 4.2, with any iterate counting.
     """
-    if not isinstance(attack, Mapping):
-        attack = dict.fromkeys([attack] if isinstance(attack, str) else attack, eps)
+    settings = Settings(
+        attack,
+        eps,
+        seed=seed,
+        batch_size=batch_size,
+        chunk=chunk,
+        precision=precision,
+        draws=draws,
+        checks=checks,
+        state=state,
+        adversarial=adversarial,
+        taught=taught or {},
+        progress=progress,
+        units=units,
+    )
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module from images to logits, got {type(model).__name__}")
-    bounds = {"batch_size": (1, None), "checks": (0, None), **SETTINGS}
-    given = {"batch_size": batch_size, "checks": checks, "seed": seed, "chunk": chunk, "draws": draws}
-    for name, (least, most) in bounds.items():
-        if (value := given[name]) is None and name in ("chunk", "draws"):
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least or value > (most or value):
-            span = f"of at least {least}" if most is None else f"from {least} to {most}"
-            raise ValueError(f"{name} must be an integer {span}, got {value!r}")
-    if adversarial is not None:
-        check_writable(adversarial)
     model = _unwrapped(model)
-    planned: dict[str, tuple[Plan, list[float]]] = {}
-    for name, mine in attack.items():  # a protocol may be named with and without its version
-        _, radii = planned.setdefault((one := plan(name, model)).name, (one, []))
-        radii += [radius for radius in _radii(mine) if radius not in radii]
-    if not planned or not all(radii for _, radii in planned.values()):
-        raise ValueError("name at least one attack and one eps")
-    for member in (member for one, _ in planned.values() for member in one.members):
-        if str(member) in (taught or {}) and isinstance(member.attack, Adaptive):
-            member.attack.taught(taught[str(member)])
-    source = unconverted(model) if checks else None
-    device = next(model.parameters(), torch.zeros(())).device
+    plans = settings.plans(model)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(f"verdicts are those of a float32 network; {name} is {parameter.dtype}: use model.float()")
-    with _own_randomness(device, seed):
-        samples = Samples.of(data, model, device)
-        chunk = chunk or default_chunk(samples.images)
-        weights = digest(model)
-        try:
-            victim = ModelVictim(model, chunk, precision)
-        except RuntimeError as error:
-            raise ValueError(
-                "the model cannot be copied: does it hold tensors of an earlier forward pass, such as membranes? Reset "
-                "it at the end of its forward pass. Weights that a hook makes anew (weight_norm, spectral_norm, prune) "
-                "are such tensors too: use torch.nn.utils.parametrizations, or remove the hook"
-            ) from error
-        classes = victim.logits(samples.images[:1]).shape[1]
-        check_labels(samples.labels, classes)
-        plans = [(each.of_classes(classes), radii) for each, radii in planned.values()]
-        if Ranks.current().main:
-            for each, _ in plans:
-                for what, why in each.left_out.items():
-                    _log.warning("%s: left out %s: %s", each.name, what, why)
-        is_random = flags.random_model(victim, samples.images[:chunk], draws or DRAWS)
-        draws = draws or (DRAWS if is_random.raised else 1)
-        if draws > 1:
-            victim = ModelVictim(model, chunk, precision, draws)
-        settings = {"seed": seed, "precision": precision, "chunk": chunk, "draws": draws}
-        fingerprint = {
-            "version": __version__,
-            "model": weights,
-            "adversarial": adversarial is not None,
-            **settings,
-        }
-        hidden = not (progress and Ranks.current().main)
-        here = environment(device) | {"processes": Ranks.current().size}
-        kept = Ledger(state, fingerprint, here, samples.each())
-        with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
-            engine = Engine(samples, victim, ledger, bar, seed, batch_size, adversarial is not None, taught or {})
-            looked = [is_random, *_model_flags(engine, plans, is_random.raised)] if checks else []
-            clean = engine.clean()
-            correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
-            engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
-            runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
-            found: list[Flag] = []
-            if checks:
-                found = _run_flags(engine, [each for each, _ in plans], source, runs, correct, checks, classes)
-            called = str(
-                getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__)
-            )
-            if adversarial is not None:
-                examples = engine.examples(runs)
-                if ledger.ranks.main:
-                    how = {"model": called, "digest": weights, "chunk": chunk, "draws": draws}
-                    save_examples(adversarial, examples, victim, runs, **how)
+    device = next(model.parameters(), torch.zeros(())).device
+    with _own_randomness(device, seed), surrogate_units(units):
+        return _evaluate(model, Samples.of(data, model, device), plans, settings)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model under attack, ready.
+
+    Attributes:
+        victim: Attacked in its place.
+        plans: What runs, as far as it has classes for it, and the radii.
+        classes: K.
+        is_random: The flag of that.
+    """
+
+    victim: ModelVictim
+    plans: list[tuple[Plan, list[float]]]
+    classes: int
+    is_random: Flag
+
+
+def _prepared(
+    model: nn.Module, samples: Samples, plans: Sequence[tuple[Plan, list[float]]], settings: Settings
+) -> _Subject:
+    """Copies the model, and looks whether it can be attacked."""
+    chunk = settings.chunk or default_chunk(samples.images)
+    try:
+        victim = ModelVictim(model, chunk, settings.precision)
+    except RuntimeError as error:
+        raise ValueError(
+            "the model cannot be copied: does it hold tensors of an earlier forward pass, such as membranes? Reset "
+            "it at the end of its forward pass. Weights that a hook makes anew (weight_norm, spectral_norm, prune) "
+            "are such tensors too: use torch.nn.utils.parametrizations, or remove the hook"
+        ) from error
+    classes = victim.logits(samples.images[:1]).shape[1]
+    check_labels(samples.labels, classes)
+    possible = [(each.of_classes(classes), radii) for each, radii in plans]
+    if Ranks.current().main:
+        for each, _ in possible:
+            for what, why in each.left_out.items():
+                _log.warning("%s: left out %s: %s", each.name, what, why)
+    is_random = flags.random_model(victim, samples.images[:chunk], settings.draws or DRAWS)
+    draws = settings.draws or (DRAWS if is_random.raised else 1)
+    if draws > 1:
+        victim = ModelVictim(model, chunk, settings.precision, draws)
+    return _Subject(victim, possible, classes, is_random)
+
+
+def _evaluate(
+    model: nn.Module, samples: Samples, plans: Sequence[tuple[Plan, list[float]]], settings: Settings
+) -> Report:
+    """Looks, attacks, looks again, and reports."""
+    source = unconverted(model) if settings.checks else None
+    weights = digest(model)
+    subject = _prepared(model, samples, plans, settings)
+    victim, plans = subject.victim, subject.plans
+    followed = {"seed": settings.seed, "precision": settings.precision, "chunk": victim.chunk, "draws": victim.draws}
+    followed["units"] = settings.units
+    keep = settings.adversarial is not None
+    fingerprint = {"version": __version__, "model": weights, "adversarial": keep, **followed}
+    here = environment(samples.images.device) | {"processes": Ranks.current().size}
+    kept = Ledger(settings.state, fingerprint, here, samples.each())
+    hidden = not (settings.progress and Ranks.current().main)
+    with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
+        engine = Engine(samples, victim, ledger, bar, settings.seed, settings.batch_size, keep, settings.taught)
+        radius = max(radius for _, radii in plans for radius in radii)
+        asked = Consistency(model, victim, samples.images, radius) if settings.checks else None
+        found = [subject.is_random, *model_flags(engine, plans, subject.is_random.raised)] if settings.checks else []
+        clean = engine.clean()
+        correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
+        engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
+        runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
+        if asked:
+            each = [plan for plan, _ in plans]
+            found += run_flags(engine, each, source, runs, correct, settings.checks, subject.classes)
+            found.append(flags.inconsistent(asked.again(), subject.is_random.raised))
+        if settings.adversarial is not None:
+            examples = engine.examples(runs)
+            if ledger.ranks.main:
+                how = {"model": _called(model), "digest": weights, "chunk": victim.chunk, "draws": victim.draws}
+                save_examples(settings.adversarial, examples, victim, runs, **how)
+    resumed = {"resumed_from": ledger.sessions} if ledger.sessions else {}
+    told = followed | {"checks": settings.checks}
+    return _report(model, samples, clean, runs, settings=told, environment=here | resumed, flags=tuple(found))
+
+
+def _called(model: nn.Module) -> str:
+    return str(getattr(model, "pretrained_name", None) or getattr(model, "architecture", type(model).__name__))
+
+
+def _report(model: nn.Module, samples: Samples, clean: Sequence[int], runs: tuple[Run, ...], **more: Any) -> Report:
     sha256 = _weights_sha256(model)
+    spiking = isinstance(model, Temporal) and model.timesteps
     return Report(
-        model=called,
+        model=_called(model),
         weights_sha256=sha256,
         dataset=samples.dataset,
         split=samples.split,
@@ -252,14 +286,10 @@ def evaluate(
         index=tuple(samples.index),
         correct=tuple(verdict == STANDS for verdict in clean),
         runs=runs,
-        settings=settings | {"checks": checks},
-        environment=here | ({"resumed_from": ledger.sessions} if ledger.sessions else {}),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        flags=(*looked, *found),
-        network={key: getattr(model, key) for key in NETWORK}
-        if isinstance(model, Temporal) and model.timesteps
-        else {},
+        network={key: getattr(model, key) for key in NETWORK} if spiking else {},
         training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
+        **more,
     )
 
 
@@ -272,13 +302,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while inner := model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None):
         model = inner
     return model
-
-
-def _radii(eps: float | Sequence[float]) -> list[float]:
-    if getattr(eps, "ndim", 0) == 1:  # an array or a tensor
-        eps = eps.tolist()
-    several = isinstance(eps, Sequence) and not isinstance(eps, str)
-    return [check_eps(each) for each in (eps if several else [eps])]
 
 
 def _training(model: nn.Module) -> dict[str, Any]:
@@ -316,64 +339,3 @@ def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:
         {number: m.attack.to_json() for number, m in enumerate(members) if isinstance(m.attack, Adaptive)},
         plan.left_out,
     )
-
-
-def _model_flags(engine: Engine, plans: Sequence[tuple[Plan, list[float]]], is_random: bool) -> list[Flag]:
-    """What a look at the model shows."""
-    samples, victim = engine.samples, engine.victim
-    images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
-    modes = [member.mode for plan, _ in plans for member in plan.members]
-    logits = victim.logits(images)
-    return [
-        flags.ignores_input(logits),
-        flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
-        flags.zero_gradients(victim, images[:GRADIENT_CHECKS], labels[:GRADIENT_CHECKS], modes),
-        flags.depends_on_batch(victim, images[: victim.chunk], is_random),
-        flags.tied_logits(logits),
-    ]
-
-
-def _run_flags(
-    engine: Engine,
-    plans: Sequence[Plan],
-    source: nn.Module | None,
-    runs: Sequence[Run],
-    correct: Sequence[int],
-    n: int,
-    classes: int,
-) -> list[Flag]:
-    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients."""
-    plan = max(plans, key=lambda plan: len(plan.members))
-    index = engine.samples.index
-    probe = [position for position in correct if position < n]
-    radii = sorted(run.eps for run in runs if run.protocol == plan.name)
-
-    def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
-        engine.expect(len(positions), [member])
-        found, _ = engine.attack(f"check {what}", eps, [member], positions)
-        return [position for position in positions if found[index[position]] == STANDS]
-
-    seen = min(n, len(index))
-    last = [run for run in runs if run.eps == radii[-1]]
-    left = [position for position in probe if all(run.verdicts[position] == STANDS for run in last)]
-    far, enough = probe, min(seen / classes, len(left))
-    for number, member in enumerate(plan.members):
-        if len(far) > enough:  # else neither flag can be raised
-            member, _ = engine.learned(member, flags.FAR, correct)
-            far = standing(f"far {number}", flags.FAR, member, far)
-    few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
-    without = left  # what needs no gradient of the model is compared with attacks that followed it
-    if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
-        without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
-        if source is not None:
-            without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
-
-    def stands(standing: Sequence[int]) -> list[bool]:
-        return [position in standing for position in range(seen)]
-
-    return [
-        flags.above_chance(len(far), seen, classes),
-        flags.gradient_free(runs, also=len(left) - len(without)),
-        flags.more_eps(runs, also=[stands(left), stands(far)] if radii[-1] < flags.FAR else ()),
-        flags.more_steps(runs, also=[stands(few), stands(many)]),
-    ]

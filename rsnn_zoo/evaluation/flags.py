@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.gradients import LOSSES
 from rsnn_zoo.attacks.victim import passes_of
+from rsnn_zoo.evaluation.consistency import TOLERATED
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu
 from rsnn_zoo.report.report import STANDS, Flag, Run, by_steps, wilson
 
@@ -29,6 +30,7 @@ __all__ = [
     "depends_on_batch",
     "gradient_free",
     "ignores_input",
+    "inconsistent",
     "more_eps",
     "more_steps",
     "normalisation_outside",
@@ -64,6 +66,8 @@ MESSAGES = {
     "blind there. Attack a smooth stand-in of what stands in front, and trust gradient-free attacks only.",
     "depends_on_batch": "{:.0%} of the images get other logits in other company: the model computes across the batch, "
     "so verdicts depend on which images are attacked together. Let batch norms use running statistics.",
+    "inconsistent": "{:.0%} of the images get other logits {how}: the model is not a function of the image, so what an "
+    "attack learns of it does not hold. Let it keep nothing between calls, and look at nothing but the pixels.",
     "tied_logits": "{:.0%} of the images have several classes of the largest logit, of which verdicts take the first, "
     "and attacks on the margin find no slope. Return means over time of a linear layer, or membranes, and not counts "
     "of spikes.",
@@ -79,7 +83,7 @@ MESSAGES = {
 """What each flag says where it is raised, given its value."""
 
 
-def _flag(name: str, raised: bool, value: float, **more: float) -> Flag:
+def _flag(name: str, raised: bool, value: float, **more: float | str) -> Flag:
     return Flag(name, raised, value, MESSAGES[name].format(value, **more) if raised else "")
 
 
@@ -150,7 +154,18 @@ def depends_on_batch(victim: Victim, images: Tensor, is_random: bool = False) ->
     half = -(-len(images) // 2)
     company, alone = victim.logits(images)[:half], victim.logits(images[:half])
     share = (~torch.isclose(company, alone, rtol=1e-3, atol=1e-4, equal_nan=True).all(1)).double().mean().item()
-    return _flag("depends_on_batch", share > 0.25 and not is_random, share)
+    return _flag("depends_on_batch", share > TOLERATED and not is_random, share)
+
+
+def inconsistent(found: Mapping[str, float], is_random: bool = False) -> Flag:
+    """Whether images get other logits when they are asked about in other ways: see :mod:`.consistency`.
+
+    Args:
+        found: Share of images by way of asking.
+        is_random: The model is known to be; then this says nothing more.
+    """
+    ways = [way for way, share in found.items() if share > TOLERATED]
+    return _flag("inconsistent", bool(ways) and not is_random, max(found.values(), default=0.0), how=", ".join(ways))
 
 
 def tied_logits(logits: Tensor) -> Flag:

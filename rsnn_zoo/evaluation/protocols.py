@@ -18,6 +18,7 @@ from rsnn_zoo.attacks.adaptive import Adaptive, adaptive
 from rsnn_zoo.attacks.apgd import apgd
 from rsnn_zoo.attacks.base import Attack, GradientAttack
 from rsnn_zoo.attacks.fab import FAB
+from rsnn_zoo.attacks.flips import Flips
 from rsnn_zoo.attacks.foreign_spikes import follows_surrogates
 from rsnn_zoo.attacks.library import TorchAttack, torchattack
 from rsnn_zoo.attacks.queries import Noise, QueryAttack, RayS, Square
@@ -96,6 +97,11 @@ def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
     return Transfer(source, there, name) if there else None
 
 
+def _flips(model: nn.Module, queries: str) -> Attack:
+    spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
+    return Flips(int(queries), unconverted(model), spiking)
+
+
 _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "fgsm": lambda model: FGSM,
     "rfgsm": lambda model: RFGSM,
@@ -111,6 +117,7 @@ _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "gaussian-noiseK": lambda model, queries: Noise(int(queries), "gaussian"),
     "fabK-tK": lambda model, steps, target: FAB(int(steps), int(target)),
     "torchattacks.NAME": lambda model, name: torchattack(name),
+    "flipsK": _flips,
     "transfer-NAME": _transfer,
     "transfer[MODEL]-NAME": _transfer_from,
 }
@@ -148,7 +155,8 @@ class Member:
         """What its verdicts are kept under: its name, and what else they follow from."""
         if isinstance(self.attack, Adaptive):  # other first samples teach it something else
             return f"{self} {json.dumps(self.attack.to_json())}"
-        return f"{self} {digest(self.attack.source)}" if isinstance(self.attack, Transfer) else str(self)
+        source = getattr(self.attack, "source", None)  # of transfer, and of starts
+        return str(self) if source is None else f"{self} {digest(source)}"
 
     @property
     def cost(self) -> int:
@@ -242,11 +250,11 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
         name: A key of ``PROTOCOLS``, with its version or without, or terms, or several of these joined by ``+``.
             Attacks are ``fgsm``, ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th
             likely wrong class), ``sapgdK``, ``fabK-tN`` (FAB towards the N-th likely wrong class), ``adaptiveK``,
-            ``squareK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``torchattacks.NAME`` (a
-            class of that library with its default options), ``transfer-ATTACK`` (on the network that the model was
-            converted from) and ``transfer[NAME]-ATTACK`` (on any model that :func:`rsnn_zoo.create_model` has weights
-            for). Modes are a key of ``MODE_LISTS``, or what :func:`rsnn_zoo.neurons.modes.parse_mode` reads; the
-            model's own without any.
+            ``squareK``, ``flipsK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries),
+            ``torchattacks.NAME`` (a class of that library with its default options), ``transfer-ATTACK`` (on the
+            network that the model was converted from) and ``transfer[NAME]-ATTACK`` (on any model that
+            :func:`rsnn_zoo.create_model` has weights for). Modes are a key of ``MODE_LISTS``, or what
+            :func:`rsnn_zoo.neurons.modes.parse_mode` reads; the model's own without any.
         model: The model to attack. Neurons of other libraries follow the surrogates, see
             :mod:`rsnn_zoo.attacks.foreign_spikes`; in place of modes that a model does not follow it meets the attack
             once, under its own gradients.
@@ -280,8 +288,8 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]
     wanted = "ensemble" if match["ensemble"] else match["modes"]
     if runs is not attack and isinstance(runs, RayS | Noise):
         raise ValueError(f"{term}: {runs.name} learns nothing from another model: name it without transfer")
-    if wanted and isinstance(runs, QueryAttack | Adaptive):
-        what = "chooses its modes itself" if isinstance(runs, Adaptive) else "follows no gradient"
+    if wanted and isinstance(runs, QueryAttack | Adaptive | Flips):
+        what = "chooses its modes itself" if isinstance(runs, Adaptive | Flips) else "follows no gradient"
         raise ValueError(f"{term}: {runs.name} {what}: name it without a mode")
     modes: tuple[BackwardMode | None, ...] = (None,)
     if wanted:

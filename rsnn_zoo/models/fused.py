@@ -20,7 +20,7 @@ from rsnn_zoo.models.resnet import BasicBlock, ResNet
 from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, from_rows, is_channels_last, to_rows
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 from rsnn_zoo.neurons.kernels import run, transforming, wide
-from rsnn_zoo.neurons.modes import BackwardMode, Firing, Relu, ThroughRate, current_mode
+from rsnn_zoo.neurons.modes import BackwardMode, Firing, Relu, ThroughRate, current_mode, current_units
 
 __all__ = ["fuse"]
 
@@ -34,11 +34,18 @@ def _fire_sum(x: Tensor, shortcut: Tensor, alpha: Tensor, threshold: Tensor, neu
 
 
 def _back(
-    excess: Tensor, grad: Tensor, threshold: Tensor, width: Tensor, neuron: Dynamics, kind: str, averaged: bool
+    excess: Tensor,
+    grad: Tensor,
+    threshold: Tensor,
+    width: Tensor,
+    neuron: Dynamics,
+    kind: str,
+    units: str,
+    averaged: bool,
 ) -> Tensor:
     """Gradient of the currents, (T, N) or, where that of each step is the same, (1, N); likewise that of the spikes."""
     grad = grad.expand(neuron.timesteps, -1)
-    currents, _ = backward(grad, excess, threshold, width, neuron, kind, averaged, False)
+    currents, _ = backward(grad, excess, threshold, width, neuron, kind, units, averaged, False)
     return currents[:1] if averaged else currents
 
 
@@ -60,6 +67,7 @@ class _Fired:
     shape: tuple[int, ...]
     """Of the currents of one step, (B, C, H, W)."""
     channels_last: bool
+    units: str
 
     def back(self, grad: Tensor, other: Tensor | None, alpha: Tensor) -> Tensor:
         """Gradient of the currents, given that of the spikes as the sum grad + alpha * other; one step, or all."""
@@ -71,7 +79,7 @@ class _Fired:
             result = rows * self.kept[0]
         else:
             excess, *rest = self.kept
-            how = self.neuron, self.mode.kind, self.mode.averaged
+            how = self.neuron, self.mode.kind, self.units, self.mode.averaged
             if others is None:
                 result = run(_back, (excess, rows, *rest), how, steps=self.neuron.timesteps)
             else:
@@ -98,13 +106,13 @@ def _spikes(
             function, tensors = _fire_sum, (rows, others, alpha, threshold)
     spikes, excess = run(function, tensors, (neuron,), steps=neuron.timesteps)
     shape = (x.shape[0] // neuron.rows, *x.shape[1:])
-    firing = Firing(rows, excess, threshold, neuron.leak, shape, channels_last)
+    firing = Firing(rows, excess, threshold, neuron.leak, shape, channels_last, current_units())
     if isinstance(mode, ThroughRate):
         kept: tuple[Tensor, ...] = (mode.slope_of(firing),)
     else:
         kept = excess, threshold, mode.width_of(firing)
     spikes = from_rows(spikes, (neuron.timesteps * shape[0], *shape[1:]), channels_last)
-    return spikes, _Fired(mode, neuron, kept, shape, channels_last)
+    return spikes, _Fired(mode, neuron, kept, shape, channels_last, firing.units)
 
 
 # --- all blocks ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsnn_zoo.neurons.kernels import wide
-from rsnn_zoo.neurons.modes import DERIVATIVES
+from rsnn_zoo.neurons.surrogates import slope
 
 __all__ = ["Dynamics", "backward", "fire", "fire_only", "from_rows", "is_channels_last", "tangent", "to_rows"]
 
@@ -102,22 +102,22 @@ class _Spike(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(d: Tensor, width: Tensor, kind: str) -> Tensor:
+    def forward(d: Tensor, width: Tensor, threshold: Tensor, kind: str, units: str) -> Tensor:
         return (d >= 0).to(d.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        d, width, ctx.kind = inputs
-        ctx.save_for_backward(d, width)
-        ctx.save_for_forward(d, width)
+        *tensors, ctx.kind, ctx.units = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad * DERIVATIVES[ctx.kind](*ctx.saved_tensors), None, None
+        return grad * slope(*ctx.saved_tensors, ctx.kind, ctx.units), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, d: Tensor, *_: Any) -> Tensor:
-        return d * DERIVATIVES[ctx.kind](*ctx.saved_tensors)
+        return d * slope(*ctx.saved_tensors, ctx.kind, ctx.units)
 
 
 def _at(t: int, width: Tensor) -> Tensor:
@@ -126,12 +126,12 @@ def _at(t: int, width: Tensor) -> Tensor:
 
 
 def _select(
-    d: Tensor, silent: Tensor | float, fired: Tensor | float, width: Tensor, kind: str, differentiable: bool
+    d: Tensor, silent: Tensor | float, fired: Tensor | float, how: tuple[Any, ...], differentiable: bool
 ) -> Tensor:
     """``fired`` where d >= 0, else ``silent``; differentiable in d too where asked for."""
     if not differentiable:
         return torch.where(d >= 0, fired, silent)
-    spike = _Spike.apply(d, width, kind)
+    spike = _Spike.apply(d, *how)
     return spike * fired + (1 - spike) * silent
 
 
@@ -142,6 +142,7 @@ def backward(
     width: Tensor,
     neuron: Dynamics,
     kind: str,
+    units: str,
     averaged: bool,
     with_threshold: bool,
     grad_excess: Tensor | None = None,
@@ -150,7 +151,7 @@ def backward(
     """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold.
 
     The chain rule through the recursion of :func:`fire`, from the last step to the first, reset included, with
-    ``DERIVATIVES[kind]`` of u - threshold in place of the spike's derivative.
+    :func:`rsnn_zoo.neurons.surrogates.slope` in place of the spike's derivative.
 
     Args:
         grad: Of the spikes, (T, N).
@@ -159,6 +160,7 @@ def backward(
         width: Of the derivative: a scalar, (1, N) or (T, N).
         neuron: Constants.
         kind: A key of ``DERIVATIVES``.
+        units: Of the width.
         averaged: From step to step nothing is carried back, and each step's current gets the mean over the steps.
         with_threshold: The threshold wants a gradient.
         grad_excess: Of ``excess``, (T, N), where it was used: by a derivative that is differentiated.
@@ -171,19 +173,19 @@ def backward(
     carry: Tensor | None = None
     for t in range(neuron.timesteps - 1, -1, -1):
         d = excess[t].to(dtype)
-        slope = DERIVATIVES[kind](d, _at(t, width))
+        how = _at(t, width), threshold, kind, units
         g = grad[t].to(dtype)
         if carry is not None:
             g = g - (threshold if neuron.soft else d + threshold) * carry
-        lost = through = g * slope
+        lost = through = g * slope(d, *how)
         if grad_excess is not None:
             lost = through = through + grad_excess[t].to(dtype)
         du = through
         if carry is not None and neuron.soft:
             du = carry + through
-            lost = through + _select(d, 0.0, carry, _at(t, width), kind, again)
+            lost = through + _select(d, 0.0, carry, how, again)
         elif carry is not None:
-            du = _select(d, carry, 0.0, _at(t, width), kind, again) + through
+            du = _select(d, carry, 0.0, how, again) + through
         if neuron.repeated or averaged:
             total = du if total is None else total + du
         else:
@@ -211,6 +213,7 @@ def tangent(
     of_threshold: Tensor,
     neuron: Dynamics,
     kind: str,
+    units: str,
     averaged: bool,
 ) -> tuple[Tensor, Tensor]:
     """Tangents of the spikes and of u - threshold, (T, N) each: the linear map of which :func:`backward` is transposed.
@@ -223,6 +226,7 @@ def tangent(
         of_threshold: Tangent of the threshold, a scalar.
         neuron: Constants.
         kind: A key of ``DERIVATIVES``.
+        units: Of the width.
         averaged: See :func:`backward`.
     """
     dtype = wide(excess.dtype)
@@ -237,8 +241,9 @@ def tangent(
         if not averaged:
             of_u = neuron.leak * of_v + of_u
         of_d = of_u - of_threshold
-        of_spike = DERIVATIVES[kind](d, _at(t, width)) * of_d
-        fired = _Spike.apply(d, _at(t, width), kind)
+        how = _at(t, width), threshold, kind, units
+        of_spike = slope(d, *how) * of_d
+        fired = _Spike.apply(d, *how)
         if neuron.soft:
             of_v = of_u - threshold * of_spike - fired * of_threshold
         else:

@@ -32,8 +32,10 @@ from rsnn_zoo.neurons.modes import (
     ThroughTime,
     backward_mode,
     current_mode,
+    current_units,
     model_under,
 )
+from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = [
     "MIN_THRESHOLD",
@@ -71,13 +73,18 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, threshold: Tensor, neuron: Dynamics, mode: ThroughTime | ThroughRate, channels_last: bool
+        x: Tensor,
+        threshold: Tensor,
+        neuron: Dynamics,
+        mode: ThroughTime | ThroughRate,
+        units: str,
+        channels_last: bool,
     ) -> tuple[Tensor, ...]:
         rows = to_rows(x, neuron.rows, channels_last)
         compared = threshold.to(wide(x.dtype))
         spikes, excess = run(fire, (rows, compared), (neuron,), steps=neuron.timesteps)
         batch = x.shape[0] // neuron.rows
-        firing = Firing(rows, excess, compared, neuron.leak, (batch, *x.shape[1:]), channels_last)
+        firing = Firing(rows, excess, compared, neuron.leak, (batch, *x.shape[1:]), channels_last, units)
         spikes = from_rows(spikes, (neuron.timesteps * batch, *x.shape[1:]), channels_last)
         if isinstance(mode, ThroughRate):
             return spikes, mode.slope_of(firing)
@@ -85,7 +92,7 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, threshold, ctx.neuron, ctx.mode, ctx.channels_last = inputs
+        x, threshold, ctx.neuron, ctx.mode, ctx.units, ctx.channels_last = inputs
         ctx.shape = x.shape
         ctx.mark_non_differentiable(output[-1])  # the width or the slope: taken as given
         ctx.set_materialize_grads(False)
@@ -105,7 +112,7 @@ class _IntegrateAndFire(torch.autograd.Function):
             compared = threshold.to(wide(excess.dtype))
             of_excess = grads[0]
             grad = torch.zeros_like(excess) if grad is None else grad
-            static = neuron, mode.kind, mode.averaged, ctx.needs_input_grad[1]
+            static = neuron, mode.kind, ctx.units, mode.averaged, ctx.needs_input_grad[1]
             if of_excess is not None or torch.is_grad_enabled() or transforming():
                 of_x, of_threshold = backward(grad, excess, compared, width, *static, of_excess, again=True)
             else:
@@ -113,7 +120,7 @@ class _IntegrateAndFire(torch.autograd.Function):
                 of_x, of_threshold = run(backward, tensors, static, steps=neuron.timesteps)
             of_threshold = None if of_threshold is None else of_threshold.to(threshold.dtype)
         of_x = None if of_x is None else from_rows(of_x, ctx.shape, ctx.channels_last)
-        return of_x, of_threshold, None, None, None
+        return of_x, of_threshold, None, None, None, None
 
 
 class _WithTangent(_IntegrateAndFire):
@@ -136,7 +143,7 @@ class _WithTangent(_IntegrateAndFire):
             return from_rows(of_spikes, shape, ctx.channels_last), None
         compared = threshold.to(wide(kept[0].dtype))
         of_threshold = torch.zeros_like(compared) if of_threshold is None else of_threshold.to(compared.dtype)
-        how = neuron, mode.kind, mode.averaged
+        how = neuron, mode.kind, ctx.units, mode.averaged
         of_spikes, of_excess = tangent(kept[0], compared, kept[1], rows, of_threshold, *how)
         return from_rows(of_spikes, shape, ctx.channels_last), of_excess, None
 
@@ -195,7 +202,8 @@ def integrate_and_fire(
         initial: Membrane before the first step, as a part of the threshold, in [0, 1).
         repeated: ``x`` holds one step, shown at every step.
         mode: How to differentiate the spike; ``Surrogate("pcw", 1.0)`` by default. Under :class:`Rate` and the like the
-            threshold gets no gradient.
+            threshold gets no gradient. Widths are in units of the threshold, unless
+            :func:`rsnn_zoo.neurons.modes.surrogate_units` says otherwise.
 
     Returns:
         Spikes, (T * B, ...), zeros and ones in the dtype and layout of ``x``.
@@ -227,7 +235,7 @@ def integrate_and_fire(
         _check_transforms()
     if wanted or transformed:
         function = _WithTangent if transformed else _IntegrateAndFire
-        return function.apply(x, threshold, neuron, mode or Surrogate(), channels_last)[0]
+        return function.apply(x, threshold, neuron, mode or Surrogate(), current_units(), channels_last)[0]
     tensors = to_rows(x, neuron.rows, channels_last), threshold.to(wide(x.dtype))
     spikes = run(fire_only, tensors, (neuron,), steps=timesteps)
     shape = (timesteps * x.shape[0] // neuron.rows, *x.shape[1:])
@@ -285,11 +293,12 @@ class SpikingNeuron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of all steps: see the class."""
         mode = current_mode() or self.surrogate
+        threshold = self.threshold.clamp(min=MIN_THRESHOLD)
         if isinstance(mode, Relu):
-            return torch.relu(x)
+            return torch.relu(x / threshold if current_units() == RELATIVE else x)
         return integrate_and_fire(
             x,
-            self.threshold.clamp(min=MIN_THRESHOLD),
+            threshold,
             self.timesteps,
             leak=self.leak,
             reset=self.reset,

@@ -12,6 +12,7 @@ from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.report.report import FIRST, MISCLASSIFIED, STANDS, in_255, wilson
 from rsnn_zoo.spec.config import ModelConfig
 from rsnn_zoo.spec.schema import Section
+from rsnn_zoo.spec.units import ABSOLUTE, UNITS
 
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 
@@ -83,6 +84,7 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
     n = top.integer("n", 1, _MAX_IMAGES)
     settings = top.section("settings", optional=True)
     settings.one_of("precision", PRECISIONS, default=PRECISIONS[0])
+    settings.one_of("units", UNITS, default=ABSOLUTE)
     integers = [(top, key, (1, _MAX_PROCESSES)) for key in ("cores", "threads", "processes")]
     for section, key, bounds in [*integers, *((settings, key, bounds) for key, bounds in SETTINGS.items())]:
         if section.content.get(key) is not None:
@@ -121,6 +123,15 @@ def _accuracies(report: Section) -> list[Section]:
         section.number(key, 0.0, 1.0)
         section.numbers("ci95", 2, 0.0, 1.0)
     return runs
+
+
+def published_settings(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the verdicts depend on besides weights and images, as arguments of ``rsnn_zoo.evaluate``.
+
+    Evidence that says nothing of units was made when the widths of surrogates were absolute.
+    """
+    given = {"units": ABSOLUTE} | evidence.get("settings", {})
+    return {key: given[key] for key in (*SETTINGS, "precision", "units") if given.get(key) is not None}
 
 
 def published_index(evidence: Mapping[str, Any]) -> Sequence[int]:

@@ -27,6 +27,7 @@ from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, RESETS, Surrogate
 from rsnn_zoo.neurons.modes import parse_mode
 from rsnn_zoo.spec.datasets import Augmentation
 from rsnn_zoo.spec.names import near_matches
+from rsnn_zoo.spec.units import RELATIVE, UNITS
 from rsnn_zoo.training.objectives import OBJECTIVES, get_objective
 
 if sys.version_info >= (3, 11):
@@ -149,6 +150,7 @@ class Stage(_Checked):
         attack_pass: What the attacks in training meet: the network as in ``"evaluation"``, with running statistics and
             folded batch norms, or the very pass of ``"training"``, with the statistics of the batch. A few roundings
             flip the spikes of an SNN, so what fools the one may not fool the other.
+        units: Of the widths of surrogates: ``"threshold"``, or ``"absolute"``, as in the published research code.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
         batch_size: Images a weight update; what is left of an epoch is dropped.
@@ -186,6 +188,7 @@ class Stage(_Checked):
     attack_loss: str = _one_of("objective", ("objective", "ce", "kl"))
     attack_mode: str = "own"
     attack_pass: str = _one_of("evaluation", ("evaluation", "training"))
+    units: str = _one_of(RELATIVE, UNITS)
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
     batch_size: int = _number(128, 1, 2**20)

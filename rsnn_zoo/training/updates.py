@@ -20,7 +20,7 @@ from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, ascend, perturb, start_
 from rsnn_zoo.models.distributed import Ranks, parallel
 from rsnn_zoo.models.layers import batch_statistics
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, wide
-from rsnn_zoo.neurons.modes import parse_mode
+from rsnn_zoo.neurons.modes import parse_mode, surrogate_units
 from rsnn_zoo.training.constraints import hold_thresholds, retract
 from rsnn_zoo.training.objectives import get_objective
 from rsnn_zoo.training.recipe import Stage
@@ -118,6 +118,12 @@ class Updates:
                 before it have.
             OSError: If the stage wants the network compiled, and that fails.
         """
+        with surrogate_units(self.stage.units):
+            return self._update(images, labels, generator, done, step)
+
+    def _update(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, done: float, step: float
+    ) -> list[float]:
         stage, inner = self.stage, self.objective.inner
         eps = stage.eps * _grown(done, stage.eps_warmup)
         steps = self.attack_steps(done)
@@ -177,7 +183,8 @@ class Updates:
 
     def attack(self, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
         """Adversarial images, gradients in the stage's precision: see ``perturb``."""
-        return perturb(model, images, labels, **options, **self.attack_options)
+        with surrogate_units(self.stage.units):
+            return perturb(model, images, labels, **options, **self.attack_options)
 
     def _measure(self, images: Tensor, labels: Tensor, attacked: _Attacked) -> tuple[Tensor, list[float]]:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""

@@ -108,7 +108,9 @@ def by_hand(x, weights, mode, keep, gain, start, threshold, jump, target, detach
     grads, carry = [], torch.zeros_like(x[0])
     for h, s, w in reversed(list(zip(charged, spikes, weights, strict=True))):
         through_reset = 0.0 if detached else carry * (-jump if target is None else target - h)
-        dh = (w + through_reset) * mode.derivative(h - threshold) + carry * (1.0 if target is None else 1 - s)
+        dh = (w + through_reset) * mode.derivative((h - threshold) / threshold) / threshold + carry * (
+            1.0 if target is None else 1 - s
+        )
         grads.append(gain * dh)
         carry = keep * dh
     return torch.stack(spikes), torch.stack(grads[::-1])

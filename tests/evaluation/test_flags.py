@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rsnn_zoo.attacks.victim import ModelVictim
-from rsnn_zoo.evaluation import evaluation, flags
+from rsnn_zoo.evaluation import checks, evaluation, flags
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import protocol
 from rsnn_zoo.hub.resolve import published_names
@@ -295,7 +295,7 @@ def test_what_transfers_from_the_ann_and_no_gradient_found(monkeypatch):
     monkeypatch.setattr(evaluation, "unconverted", lambda model: network())
     hidden = Front(Hidden.apply, network())
     assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
-    monkeypatch.setattr(evaluation, "QUERY_CHECKS", 1)  # it is the transfer that finds it
+    monkeypatch.setattr(checks, "QUERY_CHECKS", 1)  # it is the transfer that finds it
     assert "gradient_free" in found(hidden, "fgsm", 24 / 255)[1]
 
 

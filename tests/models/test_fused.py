@@ -8,7 +8,7 @@ from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import FusedResNet, fuse
-from rsnn_zoo.neurons.modes import MODES, backward_mode, parse_mode
+from rsnn_zoo.neurons.modes import MODES, backward_mode, parse_mode, surrogate_units
 
 
 def network(architecture="resnet20", **neuron):
@@ -23,7 +23,7 @@ def network(architecture="resnet20", **neuron):
     return model
 
 
-def both(model, mode, images, passes=1):
+def both(model, mode, images, passes=1, units="threshold"):
     """Gradients and logits of the fused network and of the one that is folded alone, at the last of some passes."""
     found = []
     for prepare in (fuse, lambda plain: plain):
@@ -32,7 +32,8 @@ def both(model, mode, images, passes=1):
         gradient.model = prepared
         memory = {}
         for _ in range(passes):
-            result = gradient(images, torch.arange(len(images)), memory=memory)
+            with surrogate_units(units):
+                result = gradient(images, torch.arange(len(images)), memory=memory)
         found.append((type(prepared), *result))
     return found
 
@@ -48,6 +49,17 @@ def test_the_fused_network_has_the_gradients_of_the_folded_one(mode, reset, eage
     scale = plain[1].abs().max()
     assert scale > 0
     assert (fused[1] - plain[1]).abs().max() < 1e-9 * scale
+
+
+@pytest.mark.parametrize("mode", ["pcw-1", "rate", "rga", "assg", "hart-1", "pdsg"])
+def test_widths_are_in_the_units_that_are_set(mode, eager):
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    found = {units: both(network(), MODES[mode], images, 2, units) for units in ("threshold", "absolute")}
+    for fused, plain in found.values():
+        assert (fused[1] - plain[1]).abs().max() < 1e-9 * plain[1].abs().max()
+    if mode != "rga":  # as it is defined it goes by the threshold anyway
+        relative, absolute = (each[0][1] for each in found.values())
+        assert (relative - absolute).abs().max() > 1e-3 * absolute.abs().max()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from rsnn_zoo.neurons.modes import (
     backward_mode,
     model_under,
     parse_mode,
+    surrogate_units,
 )
 
 # --- the modes, written out -----------------------------------------------------------------------------------------
@@ -65,24 +66,26 @@ def through_time(x, threshold, leak, reset, slopes):
 
 def assg(x, threshold, leak, reset, m=1.0, d=0.0):
     """Spikes, and M and D after this pass."""
-    u = membranes(x, threshold, leak, reset)[0] - threshold.detach()
+    unit = threshold.detach()
+    u = membranes(x, threshold, leak, reset)[0] / unit - 1
     m = 0.9 * m + 0.1 * u.abs()
     d = 0.9 * d + 0.1 * (u.abs() - m).abs()
     alpha = 2 * math.tan(math.pi * 0.425) / math.pi / (m + 1.5 * d + 1e-4)
-    slopes = alpha / (2 * (1 + (math.pi / 2 * alpha * u) ** 2))
+    slopes = alpha / (2 * (1 + (math.pi / 2 * alpha * u) ** 2)) / unit
     return through_time(x, threshold, leak, reset, slopes), m, d
 
 
 def pdsg(x, threshold, leak, reset):
-    u = membranes(x, threshold, leak, reset)[0]
+    unit = threshold.detach()
+    u = membranes(x, threshold, leak, reset)[0] / unit
     s = torch.ones_like(u[0])
     for sample in range(u.shape[1]):
         for channel in range(u.shape[2]):
             values = u[:, sample, channel].flatten()
             if len(values) > 1 and values.std() > 0:
                 s[sample, channel] = values.std()
-    slopes = torch.exp(-(((u - threshold.detach() - s / 2) / (math.sqrt(2) * s)) ** 2)) / (math.sqrt(2 * math.pi) * s)
-    return through_time(x, threshold, leak, reset, slopes)
+    slopes = torch.exp(-(((u - 1 - s / 2) / (math.sqrt(2) * s)) ** 2)) / (math.sqrt(2 * math.pi) * s)
+    return through_time(x, threshold, leak, reset, slopes / unit)
 
 
 class Averaged(torch.autograd.Function):
@@ -101,8 +104,8 @@ def hart(x, threshold, leak, reset, width=0.7):
     v, spikes = torch.zeros_like(x[0]), []
     for current in Averaged.apply(x):
         u = leak * v.detach() + current
-        away = (u - threshold).detach()
-        s = Spike.apply(u - threshold, (width - away.abs()).clamp(min=0) / width**2)
+        away = (u / threshold - 1).detach()
+        s = Spike.apply(u - threshold, (width - away.abs()).clamp(min=0) / width**2 / threshold.detach())
         v = (1 - s) * u if reset == "hard" else u - threshold * s
         spikes.append(s)
     return torch.stack(spikes)
@@ -189,10 +192,12 @@ def test_any_shape_is_taken(mode, shape):
     assert torch.autograd.grad(out.sum(), x)[0].shape == shape
 
 
-def test_a_membrane_that_does_not_vary_is_as_wide_as_one():
+@pytest.mark.parametrize(("units", "unit"), [("threshold", 0.5), ("absolute", 1.0)])
+def test_a_membrane_that_does_not_vary_is_as_wide_as_one(units, unit):
     x = torch.full((1, 2), 0.6, requires_grad=True)
-    (grad,) = torch.autograd.grad(integrate_and_fire(x, torch.tensor(0.5), 1, mode=PDSG()).sum(), x)
-    expected = math.exp(-((0.1 - 0.5) ** 2) / 2) / math.sqrt(2 * math.pi)
+    with surrogate_units(units):
+        (grad,) = torch.autograd.grad(integrate_and_fire(x, torch.tensor(0.5), 1, mode=PDSG()).sum(), x)
+    expected = math.exp(-((0.1 / unit - 0.5) ** 2) / 2) / math.sqrt(2 * math.pi) / unit
     torch.testing.assert_close(grad, torch.full((1, 2), expected))
 
 

@@ -49,15 +49,15 @@ class Spike(torch.autograd.Function):
     """One spike with a surrogate derivative: all that autograd needs to be told."""
 
     @staticmethod
-    def forward(ctx, u, surrogate):
-        ctx.save_for_backward(u)
+    def forward(ctx, u, surrogate, threshold):
+        ctx.save_for_backward(u, threshold)
         ctx.surrogate = surrogate
         return (u >= 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        (u,) = ctx.saved_tensors
-        return grad * written_out_derivative(ctx.surrogate.kind, u, ctx.surrogate.width), None
+        u, unit = ctx.saved_tensors
+        return grad * written_out_derivative(ctx.surrogate.kind, u / unit, ctx.surrogate.width) / unit, None, None
 
 
 def written_out(x, threshold, timesteps, leak, reset, initial, surrogate):
@@ -65,7 +65,7 @@ def written_out(x, threshold, timesteps, leak, reset, initial, surrogate):
     v, spikes = initial * threshold.expand(x[0].shape), []
     for t in range(timesteps):
         u = leak * v + x[t]
-        s = Spike.apply(u - threshold, surrogate)
+        s = Spike.apply(u - threshold, surrogate, threshold)
         v = (1 - s) * u if reset == "hard" else u - threshold * s
         spikes.append(s)
     return torch.stack(spikes)

@@ -1,0 +1,83 @@
+"""What the sanity flags of an evaluation look at: the model itself, and short attacks beside the protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from rsnn_zoo.attacks.queries import Square
+from rsnn_zoo.attacks.signed import pgd
+from rsnn_zoo.evaluation import flags
+from rsnn_zoo.evaluation.engine import Engine
+from rsnn_zoo.evaluation.protocols import Member, Plan
+from rsnn_zoo.evaluation.transfer import Transfer
+from rsnn_zoo.report.report import STANDS, Flag, Run
+
+__all__ = ["model_flags", "run_flags"]
+
+CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
+"""Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
+STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
+"""Steps of the two PGD that are compared, and queries of the Square attack that gradient attacks are compared with."""
+
+
+def model_flags(engine: Engine, plans: Sequence[tuple[Plan, list[float]]], is_random: bool) -> list[Flag]:
+    """What a look at the model shows."""
+    samples, victim = engine.samples, engine.victim
+    images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
+    modes = [member.mode for plan, _ in plans for member in plan.members]
+    logits = victim.logits(images)
+    return [
+        flags.ignores_input(logits),
+        flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
+        flags.zero_gradients(victim, images[:GRADIENT_CHECKS], labels[:GRADIENT_CHECKS], modes),
+        flags.depends_on_batch(victim, images[: victim.chunk], is_random),
+        flags.tied_logits(logits),
+    ]
+
+
+def run_flags(
+    engine: Engine,
+    plans: Sequence[Plan],
+    source: nn.Module | None,
+    runs: Sequence[Run],
+    correct: Sequence[int],
+    n: int,
+    classes: int,
+) -> list[Flag]:
+    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients."""
+    plan = max(plans, key=lambda plan: len(plan.members))
+    index = engine.samples.index
+    probe = [position for position in correct if position < n]
+    radii = sorted(run.eps for run in runs if run.protocol == plan.name)
+
+    def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
+        engine.expect(len(positions), [member])
+        found, _ = engine.attack(f"check {what}", eps, [member], positions)
+        return [position for position in positions if found[index[position]] == STANDS]
+
+    seen = min(n, len(index))
+    last = [run for run in runs if run.eps == radii[-1]]
+    left = [position for position in probe if all(run.verdicts[position] == STANDS for run in last)]
+    far, enough = probe, min(seen / classes, len(left))
+    for number, member in enumerate(plan.members):
+        if len(far) > enough:  # else neither flag can be raised
+            member, _ = engine.learned(member, flags.FAR, correct)
+            far = standing(f"far {number}", flags.FAR, member, far)
+    few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
+    without = left  # what needs no gradient of the model is compared with attacks that followed it
+    if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
+        without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
+        if source is not None:
+            without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
+
+    def stands(standing: Sequence[int]) -> list[bool]:
+        return [position in standing for position in range(seen)]
+
+    return [
+        flags.above_chance(len(far), seen, classes),
+        flags.gradient_free(runs, also=len(left) - len(without)),
+        flags.more_eps(runs, also=[stands(left), stands(far)] if radii[-1] < flags.FAR else ()),
+        flags.more_steps(runs, also=[stands(few), stands(many)]),
+    ]

@@ -1,0 +1,82 @@
+"""Corner flips: what they find, that they keep to the ball and the budget, and treat each sample by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from rsnn_zoo.attacks.base import Batch
+from rsnn_zoo.attacks.flips import Flips
+from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.evaluation.evaluation import evaluate
+from rsnn_zoo.evaluation.protocols import protocol
+from tests import tiny
+
+EPS = 32 / 255
+
+
+class Steps(nn.Module):
+    """A model whose gradient is zero almost everywhere: each pixel counts as bright or dark."""
+
+    def __init__(self, pixels=16, level=0.5):
+        super().__init__()
+        self.level = level
+        self.linear = nn.Linear(pixels, 2)
+        with torch.no_grad():
+            weight = torch.randn(pixels, generator=torch.Generator().manual_seed(1))
+            self.linear.weight.copy_(torch.stack([weight, -weight]))
+            self.linear.bias.zero_()
+
+    def forward(self, x):
+        return self.linear((x.flatten(1) > self.level).float() + 0 * x.flatten(1))
+
+
+def digits_batch(n=6, eps=EPS):
+    model, data = tiny.network(), tiny.digits().select(40)
+    images, labels = data.pixels(), data.labels
+    right = ~ModelVictim(model, 16).fallen(images, labels)
+    return ModelVictim(model, 16), Batch(images[right][:n], labels[right][:n], eps, tuple(range(n)), 0, "flips")
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_it_finds_what_no_gradient_shows(side):
+    model = Steps(side * side)
+    images = 0.5 + 0.04 * (torch.rand(5, 1, side, side, generator=torch.Generator().manual_seed(0)) - 0.5)
+    labels = model(images).argmax(1)
+    victim = ModelVictim(model, 16)
+    fell, found = Flips(20_000, follows=False)(victim, Batch(images, labels, 0.1, tuple(range(5))))
+    assert fell.all() and victim.fallen(found, labels).all()
+    assert (found - images).abs().max() <= 0.1 + 1e-6 and found.min() >= 0 and found.max() <= 1
+
+
+def test_each_sample_by_itself_within_its_budget():
+    victim, batch = digits_batch()
+    attack = Flips(700)
+    fell, found = attack(victim, batch)
+    for row in (4, 1):
+        alone, image = attack(victim, batch.rows(torch.tensor([row])))
+        assert alone.item() == fell[row] and torch.equal(image[0], found[row])
+    asked = []
+
+    class Counting(ModelVictim):
+        def logits(self, x):
+            asked.append(len(x))
+            return super().logits(x)
+
+    counting = Counting(tiny.network(), 16)
+    few = Flips(300, follows=True)
+    _, near = digits_batch(1, eps=1e-4)
+    assert not few(counting, near)[0].any()
+    assert 100 < sum(asked) <= 300
+
+
+def test_it_is_a_member_as_others_are(tmp_path):
+    model, data = tiny.network(), tiny.digits().select(20)
+    (member,) = protocol("flips400", model)
+    assert str(member) == "flips400/own" and member.cost == 134
+    first = evaluate(model, data, "flips400", EPS, checks=0, state=tmp_path / "state", batch_size=3)
+    again = evaluate(model, data, "flips400", EPS, checks=0, batch_size=20)
+    assert first.runs[0].verdicts == again.runs[0].verdicts
+    with pytest.raises(ValueError, match="chooses its modes itself"):
+        protocol("flips400@pcw-1", model)
+    with pytest.raises(ValueError, match="at least 1 query"):
+        Flips(0)
