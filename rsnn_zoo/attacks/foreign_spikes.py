@@ -50,7 +50,8 @@ class _SpikeUnder:
         self.own, self.mode, self.threshold = own, mode, threshold
 
     def __call__(self, u: Tensor) -> Tensor:
-        unit = torch.as_tensor(1.0 if self.threshold is None else self.threshold).detach().to(u)
+        threshold = 1.0 if self.threshold is None else self.threshold
+        unit = threshold.detach().to(u) if isinstance(threshold, Tensor) else u.new_tensor(threshold)
         return _Fire.apply(u, torch.where(unit > 0, unit, 1.0), self.own, self.mode)
 
     def __getattr__(self, name: str) -> Any:

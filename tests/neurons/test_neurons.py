@@ -22,7 +22,7 @@ from rsnn_zoo.neurons.integrate_fire import (
     integrate_and_fire,
     model_under,
 )
-from rsnn_zoo.neurons.modes import ASSG
+from rsnn_zoo.neurons.modes import ASSG, surrogate_units
 
 SURROGATES = [
     *(Surrogate("pcw", g) for g in (1.0, 2.0, 3.0, 0.5, 0.25)),
@@ -169,11 +169,13 @@ def test_no_gradient_gives_the_same_spikes():
     assert not spikes.requires_grad and neuron(x).requires_grad
 
 
-def test_rate_passes_where_a_neuron_ever_fired():
+@pytest.mark.parametrize(("units", "unit"), [("threshold", 0.5), ("absolute", 1.0)])
+def test_rate_passes_where_a_neuron_ever_fired(units, unit):
     x = torch.tensor([[1.0, 0.1], [0.0, 0.2]], requires_grad=True)
-    out = integrate_and_fire(x, torch.tensor(0.8), 2, mode=Rate())
-    (grad,) = torch.autograd.grad((out * torch.tensor([[2.0, 3.0], [5.0, 7.0]])).sum(), x)
-    assert torch.equal(grad, torch.tensor([[2.0, 0.0], [5.0, 0.0]]))
+    with surrogate_units(units):
+        out = integrate_and_fire(x, torch.tensor(0.5), 2, mode=Rate())
+        (grad,) = torch.autograd.grad((out * torch.tensor([[2.0, 3.0], [5.0, 7.0]])).sum(), x)
+    assert torch.equal(grad, torch.tensor([[2.0, 0.0], [5.0, 0.0]]) / unit)
 
 
 @pytest.mark.parametrize("initial", [0.0, 0.5])

@@ -14,6 +14,7 @@ from rsnn_zoo.neurons.modes import MODES, Relu, backward_mode, current_mode, cur
 from rsnn_zoo.training.recipe import Stage
 from rsnn_zoo.training.updates import Updates
 
+pytestmark = pytest.mark.usefixtures("eager")
 T = 3
 SCALES = st.lists(st.floats(0.2, 50.0), min_size=2, max_size=2)
 
@@ -65,7 +66,7 @@ def test_no_rescaling_of_a_layer_changes_a_gradient_of_the_images(batch, scales,
 def fates(net, batch):
     """What an evaluation and a training step make of a network: verdicts, and losses by objective."""
     attack = "pgd2@ensemble+apgd3-ce@assg+pgd2@pdsg+pgd2@hart-1+pgd2@rga+pgd2"
-    verdicts = evaluate(net, batch, attack, 0.05, checks=0).runs[0].verdicts
+    verdicts = evaluate(net, batch, attack, 0.05, checks=0, chunk=12).runs[0].verdicts
     return verdicts, [update(net, batch, objective) for objective in ("natural", "at", "trades", "mart")]
 
 
