@@ -25,6 +25,7 @@ os.environ.setdefault("RSNN_ZOO_COMPILE", "0")
 
 import numpy as np
 import torch
+from _pages import put_into, table
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import replacing, to_json
@@ -222,26 +223,20 @@ def main() -> int:
                 with replacing(args.output) as temporary:
                     temporary.write_bytes(to_json({**found, **done}))
     if args.page:
-        put_into(args.page, done)
+        put_into(args.page, "fuzz", figures({**found, **done}))
     faults = sum(len(record["faults"]) for record in done.values())
     print(f"{sum(record['files'] for record in done.values()):,} files, {faults} faults: {args.output}")
     return int(faults > 0)
 
 
-def put_into(page: Path, done: dict) -> None:
-    """Put a table of the figures in place of the one that stands there."""
-    rows = ["| file | tried | loaded | refused | faults | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+def figures(done: dict) -> str:
+    """Return a table of what came of each kind of file."""
+    rows: list[list[object]] = []
     for kind, record in done.items():
         loaded, faults = record["endings"].get("loaded", 0), len(record["faults"])
-        cells = (kind, f"{record['files']:,}", f"{loaded:,}", f"{record['files'] - loaded - faults:,}", faults)
-        rows.append(
-            "| {} | {} | {} | {} | {} |".format(*cells)
-            + f" {record['slowest_s']} s | {record['most_bytes'] >> 20} MiB |"
-        )
-    head, _, rest = page.read_text(encoding="utf-8").partition("<!-- fuzz -->\n")
-    _, _, tail = rest.partition("<!-- end -->")
-    with replacing(page) as temporary:
-        temporary.write_text(f"{head}<!-- fuzz -->\n" + "\n".join(rows) + f"\n<!-- end -->{tail}", encoding="utf-8")
+        counts = [f"{count:,}" for count in (record["files"], loaded, record["files"] - loaded - faults)]
+        rows.append([kind, *counts, faults, f"{record['slowest_s']} s", f"{record['most_bytes'] >> 20} MiB"])
+    return table("file|tried|loaded|refused|faults|slowest|most memory", rows)
 
 
 def one(

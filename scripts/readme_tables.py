@@ -11,13 +11,13 @@ experiments from docs/ablation.json (by ablate.py).
 
 import argparse
 import json
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from _pages import replaced
 from _ratios import ratios_table
 
 from rsnn_zoo._utils.files import load_json, replacing
@@ -283,11 +283,7 @@ PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
 def filled(text: str, tables: Iterable[Callable[[], str]]) -> str:
     """A page with each table rewritten between its two markers."""
     for table in tables:
-        name = table.__name__
-        pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda m, table=table: f"{m[1]}{table()}\n{m[2]}", text)
-        if found != 1:
-            raise ValueError(f"the markers of the table {name!r} must be on its page once, and are there {found} times")
+        text = replaced(text, table.__name__, table())
     return text
 
 

@@ -82,7 +82,7 @@ def _check_examples(args: argparse.Namespace) -> Outcome:
     model = load_named(args.model, args.weights, args.neuron, args.key).to(args.device)
     where = {"root": args.data_root, "download": args.download}
     data = data_of(model, args.data, args.split, **where) if args.data else None
-    found = verify(model, args.name, data)
+    found = verify(model, args.name, data, allow_cost=args.allow_cost)
     lines = []
     for fault, samples in found.faults.items():
         shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")

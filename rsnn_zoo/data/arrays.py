@@ -1,6 +1,7 @@
 """Images and labels out of an ``.npz`` file, in the forms in which people keep them."""
 
 import logging
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rsnn_zoo._utils.archives import UNREADABLE, check_swelling
 from rsnn_zoo.data.checks import check_labels
 from rsnn_zoo.spec.datasets import Augmentation, DatasetInfo
 
@@ -21,6 +23,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ALIASES = dict(zip(NPZ_KEYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))  # Keras'
 _CHANNELS = (1, 3)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DARK = 64  # of pixels from 0 to 255, the largest in a whole data set is above
 
 
@@ -64,16 +67,41 @@ def _arrays(path: Path) -> list[np.ndarray]:
     try:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("no zip archive")
-        with np.load(path, allow_pickle=False) as archive:
-            names = [key if key in archive.files else _ALIASES[key] for key in NPZ_KEYS]
-            missing = [key for key, name in zip(NPZ_KEYS, names, strict=True) if name not in archive.files]
-            there = ", ".join(archive.files) or "nothing"
-            found = [] if missing else [archive[name] for name in names]
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            there = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = [key if key in there else _ALIASES[key] for key in NPZ_KEYS]
+            missing = [key for key, name in zip(NPZ_KEYS, names, strict=True) if name not in there]
+            members = [f"{name}.npy" for name in names]
+            check_swelling(archive, members)
+            found = [] if missing else [_read(archive, member) for member in members]
+    except (*UNREADABLE, zlib.error) as error:
         raise ValueError(f"{path} is damaged or not what numpy.savez writes: {error}") from error
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {there}. Keras' x_train, y_train, ... do as well")
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(there) or 'nothing'}. Keras' x_train, y_train, ... "
+            "do as well"
+        )
     return found
+
+
+def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """An array, once it is seen to be as large as it says.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member} is of version {version} of NumPy's format")
+        shape, _, dtype = _HEADERS[version](file)
+        held, said = archive.getinfo(member).file_size - file.tell(), math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{member} holds objects, which would be pickles: a pickle can run code")
+    if held != said:
+        raise ValueError(f"{member} says that it has {said:,} bytes of {dtype}, and has {held:,}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _channels_last(images: np.ndarray) -> np.ndarray:

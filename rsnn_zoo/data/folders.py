@@ -1,12 +1,14 @@
 """Images of the named data sets, out of scikit-learn or of the folders that torchvision, Keras and archives make."""
 
 import gzip
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from rsnn_zoo._utils.files import ConfigError, read_text
 from rsnn_zoo._utils.progress import bar
 from rsnn_zoo.data.arrays import Arrays
 from rsnn_zoo.spec.datasets import DatasetInfo
@@ -21,6 +23,8 @@ _MARKS = {  # what tells a data set in a folder: name of a file or folder in it
     "FashionMNIST": "fmnist",
 }
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_MOST_IDX = 2**26  # bytes: 60,000 images of 28 x 28 are three quarters of it
+_MOST_ANNOTATIONS = 2**24
 
 
 def data_set_in(path: Path, wanted: str | None) -> tuple[str, Path] | None:
@@ -101,12 +105,15 @@ def _read_fmnist(info: DatasetInfo, root: Path, train: bool, download: bool) -> 
 
 def _idx(path: Path, sides: tuple[int, ...]) -> np.ndarray:
     try:
-        raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            raw = file.read(_MOST_IDX + 1)
+        if len(raw) > _MOST_IDX:
+            raise ValueError(f"it unpacks to more than {_MOST_IDX:,} bytes")
         counts = np.frombuffer(raw, ">u4", 2 + len(sides))
         if counts[0] != 2049 + len(sides) or tuple(counts[2:]) != sides:
             raise ValueError("its first bytes are another file's")
         return np.frombuffer(raw, np.uint8, offset=counts.nbytes).reshape(counts[1], *sides).copy()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}; get it again") from error
 
 
@@ -128,6 +135,8 @@ def _read_tinyimagenet(info: DatasetInfo, root: Path, train: bool, download: boo
     for pixels, (path, _) in zip(images, shown, strict=True):
         try:
             with Image.open(path) as image:
+                if image.size != (info.img_size, info.img_size):  # before it is unpacked
+                    raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
                 pixels[:] = np.asarray(image.convert("RGB"))  # some are grey
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             size = f"{info.img_size} x {info.img_size}"
@@ -163,12 +172,12 @@ def _tinyimagenet_files(base: Path) -> list[tuple[Path, str]]:
 def _annotated(path: Path) -> dict[str, str]:
     """Class of each validation image."""
     try:
-        rows = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
+        rows = [line.split("\t") for line in read_text(path, _MOST_ANNOTATIONS).splitlines() if line.strip()]
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing, which says the class of each of {path.parent / 'images'}; unpack the archive again"
         ) from None
-    except UnicodeDecodeError as error:
+    except ConfigError as error:
         raise ValueError(f"{path} is damaged: {error}; unpack the archive again") from error
     if short := [row for row in rows if len(row) < 2]:
         raise ValueError(f"{path}: {short[0][0]!r:.80} names no class; unpack the archive again")

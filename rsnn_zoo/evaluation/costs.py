@@ -44,7 +44,15 @@ class Cost:
         return " and ".join(filter(None, (much, long)))
 
 
-def cost_of(step: nn.Module, image: Tensor, timesteps: int | None, gradients: int, settings: Mapping[str, Any]) -> Cost:
+def cost_of(
+    step: nn.Module,
+    image: Tensor,
+    timesteps: int | None,
+    gradients: int,
+    settings: Mapping[str, Any],
+    *,
+    backward: bool = True,
+) -> Cost:
     """Estimate it by one pass of one image through one time step.
 
     Args:
@@ -53,17 +61,19 @@ def cost_of(step: nn.Module, image: Tensor, timesteps: int | None, gradients: in
         timesteps: Of the network itself; None for an ANN.
         gradients: Gradient passes that the protocol's members take a verdict.
         settings: Of the evidence: ``chunk`` and ``draws``.
+        backward: Whether the passes go backward too, so that all that is computed is kept on the way.
     """
-    held = [0]
+    held: list[int] = []
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        held[0] += output.nbytes if isinstance(output, Tensor) else 0
+        held.append(output.nbytes if isinstance(output, Tensor) else 0)
 
     hooks = [one.register_forward_hook(count) for one in step.modules() if not any(one.children())]
     try:
         with torch.no_grad():
             step(image)
-            held[0], started = 0, time.perf_counter()
+            held.clear()
+            started = time.perf_counter()
             step(image)
             took = time.perf_counter() - started
     finally:
@@ -71,7 +81,8 @@ def cost_of(step: nn.Module, image: Tensor, timesteps: int | None, gradients: in
             hook.remove()
     times, chunk = timesteps or 1, settings.get("chunk") or 1
     passes = gradients * times * (settings.get("draws") or 1)
-    return Cost(2 * held[0] * times * chunk, passes, 3 * took * passes)
+    memory = 2 * sum(held) if backward else 4 * max(held, default=0)  # a block's input and shortcut, besides both ends
+    return Cost(memory * times * chunk, passes, (3 if backward else 1) * took * passes)
 
 
 def sources_of(protocol: str) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import save
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rsnn_zoo._utils.files import parse_json, replacing, write_through
 from rsnn_zoo._utils.provenance import digest
 from rsnn_zoo.attacks.base import Victim
-from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic
+from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic, passes_of
 from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.evaluation.costs import cost_of
 from rsnn_zoo.hub.weights import read_tensors
 from rsnn_zoo.report.evidence import SETTINGS
 from rsnn_zoo.report.report import Run
@@ -34,6 +35,7 @@ STANDING, CLEAN_WRONG, STANDING_8 = (
 )
 ROUNDED = {STANDING, CLEAN_WRONG, STANDING_8}
 """Faults that the roundings of another processor can bring about, in a few examples."""
+_PASSES = 3  # of each example: as it is, in 8 bits, and its clean image
 TENSORS = {
     "images": (torch.float32, 4),
     "images_uint8": (torch.uint8, 4),
@@ -153,7 +155,9 @@ class Verification:
     faults: dict[str, list[int]]
 
 
-def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | None = None) -> Verification:
+def verify(
+    model: nn.Module, path: str | os.PathLike[str], data: ImageData | None = None, *, allow_cost: bool = False
+) -> Verification:
     """Re-checks a file of adversarial examples with nothing but the model.
 
     Each is to lie in its ball and in [0, 1] and to be misclassified, its clean image to be classified correctly; what
@@ -163,10 +167,12 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
         model: The model that they are to fell; it is copied, not touched.
         path: What ``evaluate(..., adversarial=path)`` wrote.
         data: What the clean images and the labels of the file must be of.
+        allow_cost: Obey the file's chunk and draws at any cost; else what would take too much memory or time is
+            refused, as where an entry is verified.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file, damaged, or made against other weights.
+        ValueError: If it is not such a file, damaged, made against other weights, or too costly.
 
     Example:
         >>> verify(model, "adversarial.safetensors").faults  # doctest: +SKIP
@@ -186,8 +192,10 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
     pixels = tensors["images_uint8"].float() / 255
     claimed = tensors["uint8_fallen"]
     device = next(model.parameters(), torch.zeros(())).device
-    chunk, draws = (about.integer(key, *SETTINGS[key]) for key in ("chunk", "draws"))
-    victim = ModelVictim(model, chunk, draws=draws)
+    settings = {key: about.integer(key, *SETTINGS[key]) for key in ("chunk", "draws")}
+    victim = ModelVictim(model, settings["chunk"], draws=settings["draws"])
+    if len(x) and not allow_cost:
+        _check_cost(ModelVictim(model, 1).module, x[:1].to(device), settings, path)
     radii = torch.tensor([run.number("eps", 0.0, 1.0) for run in about.sections("runs")], dtype=torch.float64)
 
     def fallen(images: Tensor) -> Tensor:
@@ -212,6 +220,22 @@ def verify(model: nn.Module, path: str | os.PathLike[str], data: ImageData | Non
         wrong["not of this data set"] = (at < 0) | others
     faults = {name: index[rows].tolist() for name, rows in wrong.items() if rows.any()}
     return Verification(len(x), int(claimed.sum()), faults)
+
+
+def _check_cost(module: nn.Module, image: Tensor, settings: Mapping[str, int], path: str | os.PathLike[str]) -> None:
+    """Refuse a chunk and draws that would take more than anybody spends unasked.
+
+    Raises:
+        ValueError: If they would; says how much.
+    """
+    timesteps = getattr(module, "timesteps", None) or 1
+    asked = {**settings, "draws": passes_of(settings["draws"])}
+    cost = cost_of(module, image, None, _PASSES * timesteps, asked, backward=False)
+    if excess := replace(cost, seconds=cost.seconds / timesteps).excess:  # a pass is of all time steps
+        raise ValueError(
+            f"{path} with {dict(settings)} would take {excess}: allow it by allow_cost (--allow-cost), or have it made "
+            "anew with less"
+        )
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:

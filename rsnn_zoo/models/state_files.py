@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from rsnn_zoo._utils.archives import UNREADABLE, check_swelling
+from rsnn_zoo._utils.files import open_regular
 
 __all__ = ["read_state_dict"]
 
@@ -93,10 +97,24 @@ def read_state_dict(
     return _unprefixed(dict(found), names, trimmed, said)
 
 
+def _check_size(path: Path) -> None:
+    """Refuse what is small and would take much memory; what is no archive is left to ``torch.load``."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_swelling(archive)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except UNREADABLE:
+            pass
+
+
 def _read(path: Path) -> Any:
+    _check_size(path)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with open_regular(path) as file:  # load_file's tensors would change with the file
+                return safetensors.torch.load(file.read())
         with torch.serialization.safe_globals(_SAFE):  # else a checkpoint from elsewhere could run code
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rsnn_zoo._utils.archives import check_swelling
 from rsnn_zoo._utils.files import load_json, open_regular, replacing, to_json, write_through
 
 __all__ = ["CheckpointError", "OtherRunError", "RunFolder", "load_checkpoint", "save_checkpoint"]
@@ -205,13 +206,9 @@ def _state(data: bytes) -> dict[str, Any]:
     if hashlib.sha256(content).digest() != data[:_DIGEST]:
         raise CheckpointError("is damaged")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.save compresses nothing, so nothing can swell
-            parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size > len(data) for part in parts):
-            raise CheckpointError("is no state of a run: it is compressed")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            check_swelling(archive, small=0)  # torch.save compresses nothing
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except Exception as error:  # of the zip archive, of the pickle in it, of the tensors in that: anything
         cause = " ".join(str(error).split())[:200]
         raise CheckpointError(f"is no state of a run ({type(error).__name__}: {cause})") from error

@@ -1,9 +1,11 @@
 """Loading, checking and augmenting images: what `rsnn_zoo.data` and the table in `spec.datasets` promise."""
 
 import hashlib
+import io
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -300,6 +302,43 @@ def test_a_damaged_npz_is_refused_or_reads_the_same(whole_npz, position, bit, cu
         assert "damaged.npz" in str(error)
     else:  # the bit was in a date or the like
         assert found == load_dataset(whole_npz).sha256
+
+
+def lying_npz(path: Path, shape: tuple[int, ...]) -> None:
+    """An archive whose first array says that it has another shape than it has."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in digits_npz().items():
+            packed = io.BytesIO()
+            said = shape if name == "train_images" else array.shape
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": said}
+            np.lib.format.write_array_header_1_0(packed, header)
+            archive.writestr(f"{name}.npy", packed.getvalue() + array.tobytes())
+
+
+@pytest.mark.parametrize("shape", [(10**6, 32, 32), (2**60, 8), (-200, -8, 8), (199, 8, 8), ()])
+def test_an_array_that_is_not_as_large_as_it_says_is_not_allocated(tmp_path, shape):
+    lying_npz(tmp_path / "lies.npz", shape)
+    with pytest.raises(ValueError, match=r"lies\.npz is damaged or not what numpy.savez writes"):
+        load_dataset(tmp_path / "lies.npz")
+
+
+def test_an_archive_that_swells_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsnn_zoo._utils.archives.SMALL", 10_000)
+    monkeypatch.setattr("numpy.lib.format.read_array", lambda *_, **__: pytest.fail("it was unpacked"))
+    arrays = digits_npz(train_images=np.zeros((5000, 8, 8), np.uint8), train_labels=np.zeros(5000, np.uint8))
+    np.savez_compressed(tmp_path / "small.npz", **arrays)
+    with pytest.raises(ValueError, match=r"would unpack to .* more than 16 times as many: .* write it uncompressed"):
+        load_dataset(tmp_path / "small.npz")
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_is_packed_in_an_unusual_way_is_refused(tmp_path, packed):
+    np.savez(tmp_path / "plain.npz", **digits_npz())
+    with zipfile.ZipFile(tmp_path / "plain.npz") as plain, zipfile.ZipFile(tmp_path / "odd.npz", "w", packed) as odd:
+        for name in plain.namelist():
+            odd.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"packed in a way that is not read: write it uncompressed"):
+        load_dataset(tmp_path / "odd.npz")
 
 
 def test_an_array_renamed_to_npz_is_refused(tmp_path):

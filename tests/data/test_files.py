@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets as tv
 
 from rsnn_zoo.data.checks import check_images
@@ -140,6 +141,25 @@ def test_keras_s_fashion_mnist_is_read(tmp_path, monkeypatch):
         load_dataset(folder)
 
 
+def test_an_idx_file_that_swells_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsnn_zoo.data.folders._MOST_IDX", 10_000)
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        with gzip.open(tmp_path / f"{name}.gz", "wb") as packed:
+            packed.write(bytes(20_000))
+    with pytest.raises(ValueError, match="it unpacks to more than 10,000 bytes"):
+        load_dataset(tmp_path)
+
+
+def test_an_idx_file_with_a_flipped_bit_is_refused(tmp_path):
+    """The decompressor has errors of its own."""
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        data = bytearray(gzip.compress(bytes(range(256)) * 20))
+        data[10:14] = b"\xff" * 4
+        (tmp_path / f"{name}.gz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"images-idx3-ubyte\.gz is damaged"):
+        load_dataset(tmp_path)
+
+
 # Tiny ImageNet as it lies about on disks.
 
 
@@ -241,3 +261,10 @@ def test_nothing_is_said_of_a_good_file(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         load_dataset(tmp_path / "good.npz", dataset="cifar10")
     assert not caplog.text
+
+
+def test_an_image_of_another_size_is_refused_before_it_is_unpacked(tiny, monkeypatch):
+    monkeypatch.setattr("PIL.Image.Image.convert", lambda *_: pytest.fail("it was unpacked"))
+    Image.new("RGB", (65, 64)).save(tiny / "val" / "images" / "val_0.JPEG")
+    with pytest.raises(ValueError, match=r"val_0\.JPEG is no readable 64 x 64 image: it has 65 x 64 pixels"):
+        load_dataset(tiny)

@@ -2,10 +2,12 @@
 
 import argparse
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from rsnn_zoo.models.state_files import read_state_dict
@@ -139,3 +141,26 @@ def test_nothing_else_may(tmp_path, content, said):
     torch.save({"net": STATE, "more": content}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=f"odd.pth is damaged, or holds more than .*{said}.*a pickle can run code"):
         read_state_dict(tmp_path / "odd.pth")
+
+
+def test_the_tensors_stay_when_the_file_is_overwritten(tmp_path):
+    for suffix, write in ((".safetensors", save_file), (".pth", torch.save)):
+        path, other = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+        write(STATE, path)
+        write(OTHER, other)
+        found = read_state_dict(path)
+        with open(path, "r+b") as file:  # as cp does
+            file.write(other.read_bytes())
+        assert same({name: found[name] for name in STATE})
+
+
+def test_a_checkpoint_that_swells_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("rsnn_zoo._utils.archives.SMALL", 10_000)
+    torch.save({"x": torch.zeros(10**5)}, tmp_path / "plain.pth")
+    packed = zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert read_state_dict(tmp_path / "plain.pth")["x"].shape == (10**5,)
+    with pytest.raises(ValueError, match=r"small\.pth: its .* would unpack to .* write it uncompressed"):
+        read_state_dict(tmp_path / "small.pth")

@@ -388,6 +388,22 @@ def test_a_malformed_file_is_refused(examples, tmp_path, change, about, said):
         verify(tiny.network(True), forged(examples, tmp_path, change, **about))
 
 
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [({"chunk": "4096"}, "GiB of memory"), ({"draws": "1024"}, "passes or .* a verdict")],
+)
+def test_a_file_does_not_choose_what_is_spent_on_it(examples, tmp_path, monkeypatch, about, said):
+    """Chunk and draws within their bounds; what is too much is a small number here, so that nothing large is tried."""
+    monkeypatch.setattr("rsnn_zoo.evaluation.costs.MAX_MEMORY", 2**20)
+    monkeypatch.setattr("rsnn_zoo.evaluation.costs.MAX_PASSES", 10**4)
+    path = forged(examples, tmp_path, nothing, **about)
+    with pytest.raises(ValueError, match=f"would take .*{said}.*: allow it by allow_cost"):
+        verify(tiny.network(True), path)
+    assert verify(tiny.network(True), examples[1]).n  # as it was made
+    monkeypatch.setattr("rsnn_zoo.evaluation.examples.ModelVictim.fallen", lambda self, x, y: torch.ones(len(x)) > 0)
+    assert verify(tiny.network(True), path, allow_cost=True).n
+
+
 def test_images_of_another_size_are_refused(examples, tmp_path):
     def crop(tensors):
         tensors.update((key, tensors[key][..., 1:]) for key in ("images", "images_uint8", "clean"))
