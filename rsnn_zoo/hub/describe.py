@@ -1,6 +1,7 @@
 """What a network is, as its config says it; refused where a config could not."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rsnn_zoo._utils.files import ConfigError
@@ -34,6 +35,7 @@ def described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mode
             initial=model.initial,
             surrogate=model.surrogate,
             hidden_features=getattr(model, "hidden_features", None),
+            scaled=model.scaled,
             first_conv=model.default_cfg["first_conv"],
             classifier=model.default_cfg["classifier"],
             name=name,
@@ -61,7 +63,7 @@ _ORIGIN = ("ann", "ann_sha256")
 
 def _check_neurons(model: Any) -> None:
     """Refuse neurons that are not what the config will say of them all."""
-    said = model.spiking.activation()
+    said = replace(model.spiking, scaled=False).activation()
     for layer, neuron in model.neurons():
         for key in (*NETWORK, "surrogate"):
             if (found := getattr(neuron, key)) != (value := getattr(said, key)):

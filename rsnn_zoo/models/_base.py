@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.models._arguments import checked_integer, neuron_arguments
 from rsnn_zoo.models._stages import Stage, Staged
-from rsnn_zoo.models.layers import Normalize, Spiking, StaticBatchNorm2d
+from rsnn_zoo.models.layers import Normalize, PooledCounts, Spiking, StaticBatchNorm2d
 from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
-__all__ = ["Network", "Stage", "Temporal", "initialise"]
+__all__ = ["Junction", "Network", "Stage", "Temporal", "initialise"]
+
+
+class Junction(NamedTuple):
+    """A layer of activations between the weights that make its currents and those that its outputs are multiplied by.
+
+    Multiplying all ``before`` by c and all ``after`` by 1 / c leaves a ReLU network the function that it is.
+    """
+
+    activation: nn.Module
+    before: tuple[Tensor, ...]
+    after: tuple[Tensor, ...]
 
 
 class Temporal(nn.Module):
@@ -51,6 +62,11 @@ class Temporal(nn.Module):
         return None if surrogate in (None, Surrogate()) else str(surrogate)
 
     @property
+    def scaled(self) -> bool:
+        """Whether each layer of neurons has a gain beside it."""
+        return self.spiking.scaled
+
+    @property
     def timesteps(self) -> int | None:
         """T of the SNN, changeable at any time; None of the ANN."""
         return self.spiking.timesteps
@@ -62,7 +78,7 @@ class Temporal(nn.Module):
         timesteps = check_timesteps(timesteps)
         self.spiking = replace(self.spiking, timesteps=timesteps)
         for module in self.modules():
-            if isinstance(module, SpikingNeuron):
+            if isinstance(module, SpikingNeuron | PooledCounts):
                 module.timesteps = timesteps
             elif isinstance(module, StaticBatchNorm2d):
                 module.copies = timesteps
@@ -99,8 +115,9 @@ class Network(Temporal, Staged):
         global_pool: ``"avg"``, or ``""`` for unpooled features where there is no classifier.
         device: Of the parameters.
         dtype: Of the parameters.
-        **neuron: ``threshold``, ``leak``, ``reset``, ``initial``, ``surrogate`` of every neuron: see :class:`Spiking`.
-            Arguments of timm's that have no meaning here are taken at the value that changes nothing.
+        **neuron: ``threshold``, ``leak``, ``reset``, ``initial``, ``surrogate``, ``scaled`` of every neuron:
+            see :class:`Spiking`. Arguments of timm's that have no meaning here are taken at the value that changes
+            nothing.
 
     Raises:
         TypeError: For an unknown argument.
@@ -161,6 +178,10 @@ class Network(Temporal, Staged):
 
     def pool(self, x: Tensor) -> Tensor:
         """Feature map to what the classifier sees, (T * B, F)."""
+        raise NotImplementedError
+
+    def junctions(self) -> list[Junction]:
+        """Every activation between its weights, in the order of the forward pass."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:

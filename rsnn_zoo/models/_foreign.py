@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network
-from rsnn_zoo.models.surgery import find_activations, mark_stem, replace, split_shared
+from rsnn_zoo.models._base import Junction, Network
+from rsnn_zoo.models.surgery import mark_stem, prepared, replace
 
 __all__ = ["ForeignNetwork"]
 
@@ -37,7 +37,7 @@ class ForeignNetwork(Network):
         super().__init__(architecture, **kwargs)
         network = build(num_classes=self.num_classes, in_chans=self.in_chans).eval()
         images = torch.zeros(2, self.in_chans, self.img_size, self.img_size)
-        self.network = split_shared(network, find_activations(network, self.normalize(images), "spikes"))
+        self.network = prepared(network, self.normalize(images), "spikes")
         self.stem_once = True
         if self.timesteps is not None:
             replace(self.network, nn.ReLU, lambda _: self.spiking.activation())
@@ -57,6 +57,10 @@ class ForeignNetwork(Network):
         self.check(x)
         x = self.normalize(x)
         return self.over_time(self.network(x if self.stem_once else x.repeat(self.steps, 1, 1, 1)), per_step)
+
+    def junctions(self) -> list[Junction]:
+        """None: how its weights hang together is the builder's, so its neurons keep their gains."""
+        return []
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Refuses: the classifier is the builder's."""

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, Surrogate, check_timesteps
+from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
 __all__ = [
     "BATCH_NORMS",
     "Normalize",
+    "PooledCounts",
+    "Scaled",
     "Spiking",
     "StaticBatchNorm2d",
     "WeightedSum",
@@ -38,6 +40,7 @@ class Spiking:
         surrogate: How training differentiates the spike, or its name, as ``"pcw-1"``; None for the default of
             :class:`SpikingNeuron`.
         initial: Membrane before the first step, as a part of the threshold, in [0, 1).
+        scaled: Whether each layer has a gain beside it that its spikes stand for: see :class:`Scaled`.
     """
 
     timesteps: int | None = None
@@ -46,6 +49,7 @@ class Spiking:
     reset: str = "hard"
     surrogate: Surrogate | str | None = None
     initial: float = 0.0
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.surrogate, str):
@@ -58,7 +62,8 @@ class Spiking:
         """A new activation layer; ``repeated`` marks the first, which shows its one input at every step."""
         if self.timesteps is None:
             return nn.ReLU()
-        return self._neuron(self.timesteps, repeated)
+        neuron = self._neuron(self.timesteps, repeated)
+        return Scaled(neuron) if self.scaled else neuron
 
     def _neuron(self, timesteps: int, repeated: bool = False) -> SpikingNeuron:
         how = self.threshold, self.leak, self.reset, self.surrogate
@@ -67,6 +72,58 @@ class Spiking:
     def static_norm(self, num_features: int) -> StaticBatchNorm2d:
         """A batch norm before the first neuron, where the T steps are equal and are computed once."""
         return StaticBatchNorm2d(num_features, copies=self.timesteps or 1)
+
+
+class Scaled(nn.Module):
+    """A layer of neurons whose spikes stand for a number: gain * spikes(x / gain).
+
+    So the neuron is in units of its own threshold, its spikes are zeros and ones, and whatever follows sees the unit of
+    the currents. Under :class:`rsnn_zoo.neurons.integrate_fire.Relu` it is a plain ReLU, whatever the gain.
+
+    Args:
+        neuron: The layer.
+
+    Attributes:
+        gain: Positive scalar, not trained; 1 at first.
+    """
+
+    def __init__(self, neuron: SpikingNeuron):
+        super().__init__()
+        self.neuron = neuron
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Currents to spikes times the gain; shapes as the neuron's."""
+        return self.neuron(x / self.gain) * self.gain
+
+
+class PooledCounts(nn.Module):
+    """Max pooling of spikes over time: up to each step, it has given as many as the neuron of the window with the most.
+
+    So its rate is the largest rate, where pooling each step's spikes gives one whenever any neuron fires, and its
+    outputs are zeros and ones (or gains) all the same, since no count grows by more than one a step.
+
+    Args:
+        pool: The max pooling.
+        timesteps: T.
+
+    Source:
+        The idea of a pooling that follows the largest rate: Rueckauer et al., "Conversion of Continuous-Valued Deep
+        Networks to Efficient Event-Driven Networks", Frontiers in Neuroscience 2017.
+    """
+
+    def __init__(self, pool: nn.Module, timesteps: int):
+        super().__init__()
+        self.pool = pool
+        self.timesteps = timesteps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T * B, C, H, W) to (T * B, C, h, w), time-major; under the ReLU mode the plain pooling."""
+        if isinstance(current_mode(), Relu):
+            return self.pool(x)
+        counts = x.unflatten(0, (self.timesteps, -1)).cumsum(0).flatten(0, 1)
+        pooled = self.pool(counts).unflatten(0, (self.timesteps, -1))
+        return torch.cat((pooled[:1], pooled.diff(dim=0))).flatten(0, 1)
 
 
 class Normalize(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, Stage, initialise
+from rsnn_zoo.models._base import Junction, Network, Stage, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["BasicBlock", "ResNet", "resnet20", "resnet32"]
@@ -39,6 +39,12 @@ class BasicBlock(nn.Module):
         """(T * B, in_chs, H, W) to (T * B, out_chs, H / stride, W / stride)."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         return self.act2(self.sum(self.downsample(x), residual))
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The weights that the block's input is multiplied by."""
+        plain = isinstance(self.downsample, nn.Identity)
+        return self.conv1.weight, self.sum.weight[:1] if plain else self.downsample[0].weight
 
 
 class ResNet(Network):
@@ -73,6 +79,16 @@ class ResNet(Network):
     def _stage(in_chs: int, out_chs: int, stride: int, depth: int, spiking: Spiking) -> nn.Sequential:
         first = BasicBlock(in_chs, out_chs, stride, spiking)
         return nn.Sequential(first, *(BasicBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
+
+    def junctions(self) -> list[Junction]:
+        """Every activation between its weights, in the order of the forward pass."""
+        blocks = [*self.layer1, *self.layer2, *self.layer3]
+        after = [*(block.inputs for block in blocks), (self.get_classifier().weight,)]
+        found = [Junction(self.act1, (self.bn1.weight, self.bn1.bias), after[0])]
+        for block, following in zip(blocks, after[1:], strict=True):
+            found.append(Junction(block.act1, (block.bn1.weight, block.bn1.bias), (block.conv2.weight,)))
+            found.append(Junction(block.act2, (block.sum.weight,), following))
+        return found
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, 64, h, w) to (T * B, 64)."""

@@ -1,22 +1,18 @@
-"""Surgery on networks from elsewhere: their activations are found, told apart and replaced.
-
-A network is watched while it runs, operator by operator, since its modules do not say what it calls as a function.
-"""
+"""Surgery on networks from elsewhere: their activations are made modules, one for each use, and replaced."""
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsnn_zoo.neurons.modes import backward_mode
+from rsnn_zoo.models.rows import check_rows, hooked, mark_stem, undisturbed
+from rsnn_zoo.models.watch import POOLS, ClippedReLU, Uses, find_activations
 
 __all__ = [
     "POOLS",
@@ -25,6 +21,7 @@ __all__ = [
     "find_activations",
     "hooked",
     "mark_stem",
+    "prepared",
     "replace",
     "split_shared",
     "undisturbed",
@@ -32,214 +29,126 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# aten operators that bend their input, and so are activations that a spiking network does not have.
-_NONLINEAR = frozenset(
-    {
-        "relu",
-        "clamp",
-        "clamp_min",
-        "threshold",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "tanh",
-        "hardsigmoid",
-        "hardswish",
-        "softplus",
-        "log_sigmoid_forward",
-        "_softmax",
-        "_log_softmax",
-        "_prelu_kernel",
-        "glu",
-        "hardshrink",
-        "softshrink",
-        "maximum",
-        "minimum",
-        "abs",
-        "rrelu_with_noise",
-        "exp",
-        "erf",
-        "sin",
-        "cos",
-        "_safe_softmax",
-        "_native_multi_head_attention",
-        "_transformer_encoder_layer_fwd",
-    }
-)
-_POINTWISE = frozenset(
-    {"where", "pow", "sqrt", "rsqrt", "log", "log1p", "log2", "sign", "heaviside", "gt", "ge", "lt", "le"}
-)
-"""The same where they are called on a batch: norms of weights use them too."""
-_MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
-POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
+# --- kinds of ReLU --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def hooked(modules: Iterator[nn.Module] | list[nn.Module], pre: Any = None, post: Any = None) -> Iterator[None]:
-    """Forward hooks on all of these modules, while it lasts."""
-    with ExitStack() as stack:
-        for module in modules:
-            if pre is not None:
-                stack.callback(module.register_forward_pre_hook(pre).remove)
-            if post is not None:
-                stack.callback(module.register_forward_hook(post, always_call=True).remove)
-        yield
+def _relu_of(module: nn.Module) -> nn.Module:
+    """The ReLU, clipped or not, that an activation is; itself where it is none."""
+    same = (isinstance(module, nn.LeakyReLU) and module.negative_slope == 0) or (
+        isinstance(module, nn.Threshold) and module.threshold == module.value == 0
+    )
+    if same:
+        return nn.ReLU()
+    if isinstance(module, nn.Hardtanh) and module.min_val == 0 < module.max_val:
+        return ClippedReLU(module.max_val)
+    return module
 
 
-class _Recorder(TorchDispatchMode):
-    """Runs a network and notes which module each non-linear operator was called in."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.names = {module: name or "the network itself" for name, module in network.named_modules()}
-        self.stack: list[nn.Module] = [network]
-        self.calls: list[tuple[nn.Module, str]] = []
-        self.size = 0  # of the batch
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
-        attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
-        pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
-        if attends or pointwise or operator in _NONLINEAR or operator in _MAX_POOLS:
-            self.calls.append((self.stack[-1], operator))
-        return func(*args, **(kwargs or {}))
-
-    def is_batch(self, x: Any) -> bool:
-        return isinstance(x, Tensor) and x.ndim > 1 and len(x) == self.size
-
-    def record(self, network: nn.Module, x: Tensor) -> Any:
-        """What the network gives; its calls are noted."""
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self.stack.append(module)
-
-        def leave(module: nn.Module, *_: Any) -> None:
-            self.stack.pop()
-
-        self.size = len(x)
-        with torch.no_grad(), hooked(list(self.names), enter, leave), self:
-            return network(x)
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    """(min, max) of a call of clamp or hardtanh."""
+    named = dict(node.kwargs)
+    low, high = (*node.args[1:3], None, None)[:2]
+    return named.get("min", named.get("min_val", low)), named.get("max", named.get("max_val", high))
 
 
-def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Counter[str]:
-    """How often each ReLU module is called; any other operator that is known to bend its input is refused."""
-    _check_in_place(network, x)
-    recorder = _Recorder(network)
-    uses: Counter[str] = Counter()
-    output = recorder.record(network, x)
-    for module, operator in recorder.calls:
-        name, kind = recorder.names[module], type(module).__name__
-        if isinstance(module, nn.ReLU):
-            if not _is_relu(module, x):
-                raise ValueError(f"{name} ({kind}) computes something else than the nn.ReLU that it is a kind of")
-            uses[name] += 1
-        elif operator in _MAX_POOLS:
-            if max_pool == "average" and not isinstance(module, POOLS):
-                raise ValueError(f"{name} ({kind}) calls max pooling as a function: make it an nn.MaxPool2d module")
-        elif operator == "relu":
-            raise ValueError(
-                f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: "
-                "give it an nn.ReLU module (one for each use) and convert again"
-            )
-        elif operator in ("clamp_min", "clamp", "threshold"):
-            raise ValueError(
-                f"{name} ({kind}) calls {operator} as a function, where no neuron can be put: where it is a ReLU, give "
-                "it an nn.ReLU module (one for each use) and convert again (F.normalize calls it too: leave that out)"
-            )
-        elif operator in ("_softmax", "_log_softmax"):
-            raise ValueError(
-                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
-                "where it makes probabilities of the logits, return the logits, which training and attacks expect; "
-                "elsewhere replace it by nn.ReLU, and train again"
-            )
-        else:
-            raise ValueError(
-                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
-                "replace it by nn.ReLU, train again, and convert that network"
-            )
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ValueError(
-            f"the network gives no logits (B, K), but something {given}: wrap it in a module that returns the logits "
-            "alone, and convert that"
-        )
-    if not uses:
-        raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
-    return uses
+def _clipped(node: fx.Node) -> nn.Module | None:
+    low, high = _bounds(node)
+    if low == 0 and high is None:
+        return nn.ReLU()
+    return ClippedReLU(high) if low == 0 and isinstance(high, int | float) and high > 0 else None
 
 
-def _is_relu(module: nn.ReLU, x: Tensor) -> bool:
-    probe = torch.linspace(-2, 2, 9).to(x).reshape(1, 1, 3, 3)
-    return type(module) is nn.ReLU or torch.equal(module(probe.clone()), probe.relu())
+_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), lambda node: nn.ReLU()),
+    F.relu6: lambda node: ClippedReLU(6.0),
+    **dict.fromkeys((F.hardtanh, F.hardtanh_, torch.clamp, torch.clip, torch.clamp_min), _clipped),
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clamp_min", "clamp_min_"), _clipped),
+}
+"""Calls that are a ReLU, with what it is; None of what turns out to be none."""
 
 
-@torch.no_grad()
-def _check_in_place(network: nn.Module, x: Tensor) -> None:
-    """Refuses networks that mean the output of an in-place ReLU where they use its input again."""
-    relus = [module for module in network.modules() if isinstance(module, nn.ReLU) and module.inplace]
-
-    def output() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return network(x.clone())
-
-    if not relus or not isinstance(before := output(), Tensor):
-        return
-    try:
-        for relu in relus:
-            relu.inplace = False
-        same = torch.allclose(output(), before, rtol=1e-4, atol=1e-5)
-    finally:
-        for relu in relus:
-            relu.inplace = True
-    if not same:
-        raise ValueError(
-            "an nn.ReLU(inplace=True) changes a tensor that the network uses again, which a neuron does not: let the "
-            "network use the ReLU's result in both places, with inplace=False, and convert again"
-        )
+# --- tracing --------------------------------------------------------------------------------------------------------
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that hold a shared ReLU, and leaves all others as they are."""
+    """Goes into the modules that hold one of some modules, and leaves all others as they are."""
 
-    def __init__(self, shared: set[nn.Module]):
+    def __init__(self, opened: Collection[nn.Module] = ()):  # nothing, where torch unpickles what was traced
         super().__init__()
-        self.shared = shared
+        self.opened = set(opened)
 
     def is_leaf_module(self, module: nn.Module, _: str) -> bool:
-        return isinstance(module, nn.ReLU) or self.shared.isdisjoint(module.modules())
+        return isinstance(module, nn.ReLU) or self.opened.isdisjoint(module.modules())
 
 
-def _traced(network: nn.Module, shared: set[nn.Module]) -> fx.GraphModule:
-    tracer = _Tracer(shared)
+def _traced(network: nn.Module, opened: set[nn.Module]) -> fx.GraphModule:
+    tracer = _Tracer(opened)
     graph = tracer.trace(network)
     return fx.GraphModule(tracer.root, graph)
 
 
-def split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
-    """A network in which each use of a ReLU is a module of its own, through torch.fx."""
-    shared = {name for name, count in uses.items() if count > 1}
-    if not shared:
+def prepared(network: nn.Module, x: Tensor, max_pool: str, split: bool = True) -> nn.Module:
+    """A network whose activations are ReLU modules, each with one use, by whatever name they went.
+
+    Args:
+        network: In evaluation mode; its modules may be changed.
+        x: Two images, as it takes them.
+        max_pool: ``"average"`` if average pooling is to come in place of max pooling.
+        split: Whether uses of one module are to be split.
+
+    Raises:
+        ValueError: For anything else that is known to bend its input; names the layer and the remedy.
+    """
+    replace(network, (nn.LeakyReLU, nn.Threshold, nn.Hardtanh), _relu_of)
+    uses = find_activations(network, x, max_pool)
+    if not split:
         return network
-    relus = {network.get_submodule(name) for name in shared}
+    network = split_shared(network, uses)
+    if uses.functions and find_activations(network, x, max_pool).functions:
+        raise ValueError(
+            f"{', '.join(sorted(name or 'the network itself' for name in uses.functions))} calls relu, clamp or "
+            "threshold as a function, where no neuron can be put, since it is no ReLU or torch.fx does not show it: "
+            "where it is a ReLU, give it an nn.ReLU module (one for each use) and convert again (F.normalize calls "
+            "clamp too: leave that out)"
+        )
+    return network
+
+
+def split_shared(network: nn.Module, uses: Uses) -> nn.Module:
+    """A network in which each use of a ReLU is a module of its own, through torch.fx.
+
+    Raises:
+        ValueError: If it cannot be traced.
+    """
+    shared = {name for name, count in uses.modules.items() if count > 1}
+    opened = {network.get_submodule(name) for name in shared | uses.functions}
+    if not opened:
+        return network
+    named = ", ".join(sorted(name or "the network itself" for name in shared | uses.functions))
+    what = "calls a ReLU as a function" if uses.functions else "used in several places"
+    remedy = "give each use an nn.ReLU of its own"
     try:
-        graph_module = _traced(network, relus)
+        graph_module = _traced(network, opened)
     except Exception as error:
         raise ValueError(
-            f"{', '.join(sorted(shared))}: used in several places, and torch.fx cannot trace the network to split it "
-            f"({error}): give each use an nn.ReLU of its own"
+            f"{named}: {what}, and torch.fx cannot trace the network to split it ({error}): {remedy}"
         ) from error
-    if _training_code(network, relus) != graph_module.code:
+    if _training_code(network, opened) != graph_module.code:
         _log.warning(
-            "%s: used in several places, so the network is traced; what it does in training alone without a module "
-            "for it (F.dropout, stochastic depth) gets lost: give each use an nn.ReLU of its own",
-            ", ".join(sorted(shared)),
+            "%s: %s, so the network is traced; what it does in training alone without a module "
+            "for it (F.dropout, stochastic depth) gets lost: %s",
+            *(named, what, remedy),
         )
+    _split(graph_module)
+    if uses.functions:
+        _make_modules(graph_module)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+def _split(graph_module: fx.GraphModule) -> None:
     modules = dict(graph_module.named_modules(remove_duplicate=False))  # one module may bear several names
     seen: Counter[nn.Module] = Counter()
     for node in graph_module.graph.nodes:
@@ -247,16 +156,34 @@ def split_shared(network: nn.Module, uses: Counter[str]) -> nn.Module:
             seen[relu] += 1
             if seen[relu] > 1:
                 node.target = f"{node.target}_use{seen[relu]}"
-                graph_module.add_submodule(node.target, nn.ReLU())
-    graph_module.recompile()
-    return graph_module
+                graph_module.add_submodule(node.target, _copy(relu))
 
 
-def _training_code(network: nn.Module, shared: set[nn.Module]) -> str | None:
+def _copy(relu: nn.ReLU) -> nn.ReLU:
+    return ClippedReLU(relu.limit) if isinstance(relu, ClippedReLU) else nn.ReLU()
+
+
+def _make_modules(graph_module: fx.GraphModule) -> None:
+    """Puts a module in place of each call that is a ReLU."""
+    number = 0
+    for node in list(graph_module.graph.nodes):
+        if node.op not in ("call_function", "call_method") or (make := _CALLS.get(node.target)) is None:
+            continue
+        if (relu := make(node)) is None:
+            continue
+        number += 1
+        graph_module.add_submodule(name := f"functional_relu{number}", relu)
+        with graph_module.graph.inserting_after(node):
+            new = graph_module.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+        node.replace_all_uses_with(new)
+        graph_module.graph.erase_node(node)
+
+
+def _training_code(network: nn.Module, opened: set[nn.Module]) -> str | None:
     """What torch.fx makes of a network in training mode; None where it cannot."""
     before = [(module, module.training) for module in network.modules()]
     try:
-        return _traced(network.train(), shared).code
+        return _traced(network.train(), opened).code
     except Exception:
         return None
     finally:
@@ -281,119 +208,3 @@ def average_pool(pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> nn.Module:
     if pool.dilation not in (1, (1, 1)):
         raise ValueError(f"a max pooling with dilation {pool.dilation} has no average pooling to become")
     return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Without gradients, and whatever backward mode or autocast the caller has in force."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(backward_mode(None))
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
-
-
-@contextmanager
-def _at(snn: nn.Module, timesteps: int) -> Iterator[None]:
-    before, snn.timesteps = snn.timesteps, timesteps
-    try:
-        yield
-    finally:
-        snn.timesteps = before
-
-
-def _two(x: Tensor) -> Tensor:
-    return (x if len(x) > 1 else x.repeat(2, 1, 1, 1))[:2]
-
-
-@undisturbed()
-def mark_stem(snn: nn.Module, x: Tensor) -> None:
-    """Marks the neurons that see the same current at every step, by trial runs over 2 images and 3 steps.
-
-    Those are shown 2 rows, and the same ones whatever other neurons fire.
-    """
-    neurons = [neuron for _, neuron in snn.neurons()]
-
-    def mark(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        neuron.repeated = inputs[0].shape[0] == 2
-
-    def currents(seed: int) -> list[Tensor]:
-        """Those of the marked neurons, where all fire at random."""
-        draws, found = torch.Generator().manual_seed(seed), list[Tensor]()
-
-        def fire(neuron: nn.Module, inputs: tuple[Tensor, ...], spikes: Tensor) -> Tensor:
-            if neuron.repeated:
-                found.append(inputs[0].clone())
-            return torch.rand(spikes.shape, generator=draws).to(spikes)
-
-        with hooked(neurons, post=fire):
-            snn(x)
-        return found
-
-    x = _two(x)
-    with _at(snn, 3):
-        try:
-            with hooked(neurons, pre=mark):
-                snn(x)
-            if all(map(torch.equal, currents(0), currents(1))):
-                return
-        except (RuntimeError, ValueError):  # a path around the first neuron meets one through it
-            if not hasattr(snn, "stem_once"):
-                raise
-    snn.stem_once = False
-    for neuron in neurons:
-        neuron.repeated = False
-
-
-@undisturbed()
-def check_rows(snn: nn.Module, x: Tensor) -> None:
-    """Refuses a network that takes its rows for something else than images, step after step.
-
-    It would mix steps or images without any error, such as where it takes the number of images from its input, or puts
-    patches first. So two images are shown for three steps, for two, and each alone: all has to be the same. That is
-    seen in float64, where no rounding flips a spike; what does not run in it is not checked.
-
-    Raises:
-        ValueError: If something differs; names the first neuron that is shown something else.
-    """
-    snn, x = copy.deepcopy(snn).double(), _two(x).double()
-    try:
-        several = _watched(snn, x, 3)
-    except RuntimeError:
-        return
-    cause = ""
-    try:
-        parts = [(_watched(snn, x, 2), slice(2), slice(2))]
-        parts += [(_watched(snn, x[i : i + 1], 3), slice(3), slice(i, i + 1)) for i in range(2)]
-    except (RuntimeError, ValueError) as error:
-        parts, cause = [], f" ({error})"
-    differing = [key for key in several if not all(_same(several[key], part.get(key), *at) for part, *at in parts)]
-    if cause or "" in differing:
-        named = differing[0] if differing and not cause else ""
-        raise ValueError(
-            f"{f'{named} is shown' if named else 'the network makes'} something else of two images over three steps "
-            f"than of fewer images or steps{cause}: its first dimension has to be that of the images all along, which "
-            "are T times as many after the first neuron. Take no sizes from the input (x.flatten(1), x.mean((2, 3))), "
-            "and keep patches or tokens behind the images"
-        )
-
-
-def _watched(snn: nn.Module, x: Tensor, timesteps: int) -> dict[str, Tensor]:
-    """Currents of the neurons by name, in the order of the pass, and under ``""`` the logits; (T or 1, B, N) each."""
-    found: dict[str, Tensor] = {}
-    names = {neuron: name for name, neuron in snn.neurons()}
-
-    def note(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        steps = 1 if neuron.repeated else timesteps
-        if inputs[0].numel() % (steps * len(x)) == 0:
-            found.setdefault(names[neuron], inputs[0].reshape(steps, len(x), -1))
-
-    with _at(snn, timesteps), hooked(list(names), pre=note):
-        logits = snn(x, per_step=True)
-    return {**found, "": logits}
-
-
-def _same(whole: Tensor, part: Tensor | None, steps: slice, images: slice) -> bool:
-    expected = whole[steps, images]
-    return part is not None and expected.shape == part.shape and torch.allclose(expected, part, rtol=1e-6, atol=1e-9)

@@ -7,11 +7,12 @@ VGG-11 of 64x64 images (Tiny ImageNet) other convolutions, a global average pool
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, Stage, initialise
+from rsnn_zoo.models._base import Junction, Network, Stage, initialise
 
 __all__ = ["VGG", "vgg11", "vgg16"]
 
@@ -98,6 +99,17 @@ class VGG(Network):
     def head_features(self) -> int:
         """Width of the hidden linear layers."""
         return self.hidden_features
+
+    def junctions(self) -> list[Junction]:
+        """Every activation between its weights, in the order of the forward pass."""
+        layers = [*self.features, *self.pre_logits, self.get_classifier()]
+        weighted = [layer for layer in layers if getattr(layer, "weight", None) is not None]
+        found = []
+        for before, activation in pairwise(layers):
+            if isinstance(before, nn.BatchNorm2d) or (isinstance(before, nn.Linear) and before is not layers[-1]):
+                after = weighted[weighted.index(before) + 1]
+                found.append(Junction(activation, (before.weight, before.bias), (after.weight,)))
+        return found
 
     def pool(self, x: Tensor) -> Tensor:
         """The hidden linear layers: (T * B, 512, h, w) to (T * B, hidden_features)."""

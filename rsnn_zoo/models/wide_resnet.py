@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Network, Stage, initialise
+from rsnn_zoo.models._base import Junction, Network, Stage, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["PreActBlock", "WideResNet", "wrn16_4", "wrn28_4"]
@@ -79,6 +79,15 @@ class WideResNet(Network):
     ) -> nn.Sequential:
         head = PreActBlock(in_chs, out_chs, stride, spiking, first)
         return nn.Sequential(head, *(PreActBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
+
+    def junctions(self) -> list[Junction]:
+        """Every activation between its weights, in the order of the forward pass."""
+        found = []
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            inputs = [conv.weight for conv in (block.conv1, block.downsample) if conv is not None]
+            found.append(Junction(block.act1, (block.bn1.weight, block.bn1.bias), tuple(inputs)))
+            found.append(Junction(block.act2, (block.bn2.weight, block.bn2.bias), (block.conv2.weight,)))
+        return [*found, Junction(self.act, (self.bn.weight, self.bn.bias), (self.get_classifier().weight,))]
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, C, h, w) to (T * B, C)."""

@@ -27,7 +27,8 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
-_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None}  # what is meant where an argument is absent
+# what is meant where an argument is absent
+_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "scaled": False}
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
@@ -65,6 +66,7 @@ class ModelConfig:
         surrogate: Name of the derivative by which training goes on, as ``"rect-0.5"``; None for ``"pcw-1"``.
         hidden_features: Width of the hidden linear layers of a VGG, 1 to 16,384; None for the other networks, and for
             a VGG of the usual width.
+        scaled: Whether each layer of neurons has a gain beside it that its spikes stand for.
         first_conv: Name of the first convolution, for timm.
         classifier: Name of the classifier layer, for timm.
         name: Name of the entry; None in configs that ``rsnn_zoo`` did not write.
@@ -87,6 +89,7 @@ class ModelConfig:
     initial: float = 0.0
     surrogate: str | None = None
     hidden_features: int | None = None
+    scaled: bool = False
     first_conv: str = "conv1"
     classifier: str = "fc"
     name: str | None = None
@@ -162,7 +165,8 @@ def parse_config(content: Any, source: str) -> ModelConfig:
             "registered first (--plugin FILE.py)"
         )
     architecture = top.one_of("architecture", known).removeprefix(_PREFIX)
-    known = {*_MODEL_ARGS, "initial", "surrogate", *(["hidden_features"] if architecture.startswith("vgg") else [])}
+    known = {*_MODEL_ARGS, "initial", "surrogate", "scaled"}
+    known |= {"hidden_features"} if architecture.startswith("vgg") else set()
     if unknown := set(args.content) - known:
         raise args.error(min(unknown), f"is not an argument of {architecture}")
 
@@ -181,6 +185,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
         initial=args.number("initial", 0.0, 1 - 1e-6, 0.0),
         surrogate=args.text("surrogate", _SURROGATE, None),
         hidden_features=args.integer("hidden_features", 1, 16_384) if "hidden_features" in args.content else None,
+        scaled=args.flag("scaled"),
         first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
         classifier=cfg.text("classifier", _MODULE_PATH, "fc"),
         name=ours.text("name", _FILE_NAME, None),

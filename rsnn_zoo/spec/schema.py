@@ -54,6 +54,12 @@ class Section:
             raise self.error(key, f"is {reprlib.repr(value)}, must be {wanted} from {low:,} to {high:,}")
         return value
 
+    def flag(self, key: str) -> bool:
+        """True or false, and false where it is absent."""
+        if not isinstance(found := self.value(key, False), bool):
+            raise self.error(key, f"is {found!r:.100}, must be true or false")
+        return found
+
     def integer(self, key: str, low: int, high: int) -> int:
         """Return an integer from ``low`` to ``high``."""
         return self.number(key, low, high, kind=int)

@@ -284,6 +284,8 @@ class Conversion(_Checked):
     """How thresholds are found: see ``rsnn_zoo.convert``.
 
     Attributes:
+        method: ``"published"``, which recipes have meant all along, or ``"absorb"``, which reads ``images`` and
+            ``max_pool`` alone.
         images: Training images to find thresholds with.
         percentile: Of each layer's currents that becomes its threshold.
         scale: Factor on the thresholds found.
@@ -291,6 +293,7 @@ class Conversion(_Checked):
         max_pool: ``"spikes"`` or ``"average"``.
     """
 
+    method: str = _one_of("published", ("published", "absorb"))
     images: int = _number(128, 1, 2**20)
     percentile: float = _number(99.7, 0.001, 100.0)
     scale: float = _number(0.3, 0.001, 100.0)

@@ -124,6 +124,6 @@ def test_networks_of_the_zoo_with_other_neurons_are_others(eager, change):
 
 def test_a_converted_network_is_the_same_once_saved_and_loaded(eager, tmp_path):
     ann = rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True)
-    snn = rsnn_zoo.convert(ann, 3, tiny.digits().pixels(slice(0, 8)), calibration_timesteps=4)
+    snn = rsnn_zoo.convert(ann, 3, tiny.digits().pixels(slice(0, 8)), calibration_timesteps=4, method="published")
     rsnn_zoo.save_pretrained(snn, tmp_path, name="resnet20_digits_trades_t3")
     assert digest(rsnn_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)) == digest(snn)

@@ -342,7 +342,7 @@ def test_the_unconverted_network_is_found(snn, ann):
     other = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
     other.training_record = other.training_record | {"ann_sha256": "0" * 64}  # by somebody else, from another ANN
     assert unconverted(other) is None
-    converted = rsnn_zoo.convert(ann, 2, digits_images(), calibration_timesteps=4)
+    converted = rsnn_zoo.convert(ann, 2, digits_images(), calibration_timesteps=4, method="published")
     assert unconverted(converted).weights_sha256 == ann.weights_sha256
     assert (converted.pretrained_name, converted.weights_sha256) == (None, None)  # it is not its ANN
     assert rsnn_zoo.evaluate(converted, rsnn_zoo.load_dataset("digits").select(2), "fgsm", checks=0).model == "resnet20"

@@ -84,7 +84,7 @@ class Around(nn.Module):
 
 def test_the_image_counts_once_even_where_it_is_repeated_in_time():
     images = torch.rand(4, 1, 4, 4) / 2 + 0.25
-    snn = convert(Around(), 3, images, calibration_timesteps=5)
+    snn = convert(Around(), 3, images, calibration_timesteps=5, method="published")
     assert not snn.stem_once
     result = energy(snn, images)
     fired = result["spikes"]["rates"]["network.act1"] * 2 * 16  # a step
@@ -109,7 +109,7 @@ class Patches(nn.Module):
 def test_patches_count_each():
     torch.manual_seed(0)
     ann, images = Patches(), torch.rand(3, 1, 8, 8)
-    snn = convert(ann, 4, images, calibration_timesteps=5)
+    snn = convert(ann, 4, images, calibration_timesteps=5, method="published")
     dense = 4 * 16 * 4 + 4 * 4 * 4 + 4 * 5  # patches times products of each layer, and the head
     for model in (ann, snn):
         assert energy(model, images)["energy"]["ann_macs"] == dense
@@ -117,7 +117,7 @@ def test_patches_count_each():
 
 def test_the_operations_of_resnet20_are_those_of_its_layers():
     images = torch.rand(2, 3, 32, 32)
-    snn = convert(resnet20(), 2, images, calibration_timesteps=5)
+    snn = convert(resnet20(), 2, images, calibration_timesteps=5, method="published")
 
     def conv(inputs, outputs, size, stride=1):  # the pixels that a 3x3 convolution meets; the padding is none
         return inputs * outputs * (3 * size - 2 if stride == 1 else 3 * size - 1) ** 2

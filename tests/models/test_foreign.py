@@ -77,7 +77,9 @@ def images():
 def test_a_converted_one_comes_back_from_its_folder_as_it_was(registered, tmp_path, images, name):
     torch.manual_seed(0)
     ann = rsnn_zoo.create_model(f"{name}_cifar10_at_ann")
-    snn = rsnn_zoo.convert(ann, 3, images, calibration_timesteps=10, reset="soft", leak=0.9, initial=0.5)
+    snn = rsnn_zoo.convert(
+        ann, 3, images, calibration_timesteps=10, method="published", reset="soft", leak=0.9, initial=0.5
+    )
     rsnn_zoo.save_pretrained(snn, tmp_path, name=f"{name}_cifar10_at_t3")
     loaded = rsnn_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert (loaded.timesteps, loaded.reset, loaded.leak, loaded.initial) == (3, "soft", 0.9, 0.5)

@@ -1,0 +1,230 @@
+"""Networks from elsewhere, watched while they run, operator by operator: what bends their data, and where.
+
+Their modules do not say what they call as a function.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rsnn_zoo.models.rows import hooked
+
+__all__ = ["POOLS", "ClippedReLU", "Uses", "find_activations"]
+
+# aten operators that bend their input, and so are activations that a spiking network does not have.
+_NONLINEAR = frozenset(
+    {
+        "relu",
+        "clamp",
+        "clamp_min",
+        "threshold",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "sigmoid",
+        "tanh",
+        "hardsigmoid",
+        "hardswish",
+        "softplus",
+        "log_sigmoid_forward",
+        "_softmax",
+        "_log_softmax",
+        "_prelu_kernel",
+        "glu",
+        "hardshrink",
+        "softshrink",
+        "maximum",
+        "minimum",
+        "abs",
+        "rrelu_with_noise",
+        "exp",
+        "erf",
+        "sin",
+        "cos",
+        "_safe_softmax",
+        "_native_multi_head_attention",
+        "_transformer_encoder_layer_fwd",
+    }
+)
+_POINTWISE = frozenset(
+    {"where", "pow", "sqrt", "rsqrt", "log", "log1p", "log2", "sign", "heaviside", "gt", "ge", "lt", "le"}
+)
+"""The same where they are called on a batch: norms of weights use them too."""
+_MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
+_MAXIMA = {"amax", "max"}
+_PRODUCTS = {"mul", "bmm", "mm", "addmm", "baddbmm", "convolution", "dot", "mv"}
+POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
+
+class ClippedReLU(nn.ReLU):
+    """min(max(x, 0), limit), as a kind of ReLU: a spiking layer, which gives a spike a step at most, is clipped too.
+
+    Args:
+        limit: The largest output, positive.
+    """
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = float(limit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x.clamp(0.0, self.limit)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"limit={self.limit:g}"
+
+
+@dataclass
+class Uses:
+    """Where a network has its ReLUs.
+
+    Attributes:
+        modules: How often each ReLU module is called, by name.
+        functions: Names of the modules that call one as a function; ``""`` is the network itself.
+    """
+
+    modules: Counter[str] = field(default_factory=Counter)
+    functions: set[str] = field(default_factory=set)
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs a network and notes which module each non-linear operator was called in."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.names = {module: name or "the network itself" for name, module in network.named_modules()}
+        self.stack: list[nn.Module] = [network]
+        self.calls: list[tuple[nn.Module, str]] = []
+        self.size = 0  # of the batch
+        self.bent: dict[int, Tensor] = {}  # what hangs on an activation; kept, so that no other gets its id
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        bent = [x for x in given if id(x) in self.bent]
+        if (operator in _PRODUCTS and len(bent) > 1) or (
+            operator == "div" and len(given) > 1 and id(given[1]) in self.bent
+        ):
+            self.calls.append((self.stack[-1], "product"))
+        attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
+        pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
+        if attends or pointwise or operator in _NONLINEAR or operator in _MAX_POOLS:
+            self.calls.append((self.stack[-1], operator))
+        elif operator in _MAXIMA and given and given[0].ndim > 2:
+            self.calls.append((self.stack[-1], "amax"))
+        output = func(*args, **(kwargs or {}))
+        if bent or operator in _NONLINEAR:
+            self.bent |= {id(x): x for x in tree_leaves(output) if isinstance(x, Tensor)}
+        return output
+
+    def is_batch(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim > 1 and len(x) == self.size
+
+    def record(self, network: nn.Module, x: Tensor) -> Any:
+        """What the network gives; its calls are noted."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self.stack.append(module)
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            self.stack.pop()
+
+        self.size = len(x)
+        with torch.no_grad(), hooked(list(self.names), enter, leave), self:
+            return network(x)
+
+
+_FUNCTIONS = {"relu", "hardtanh", "clamp", "clamp_min", "threshold"}
+"""Operators that may be a ReLU called as a function, which torch.fx can put a module in place of."""
+
+_MESSAGES = {
+    "product": "multiplies activations by activations, and the product of two rates is not the rate of a product: take "
+    "the gate or the product out, or convert what comes before it",
+    "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
+    "nn.AdaptiveMaxPool2d(1) module",
+    "max_pool": "calls max pooling as a function: make it an nn.MaxPool2d module",
+    "softmax": "applies softmax, which integrate-and-fire neurons do not approximate: where it makes probabilities "
+    "of the logits, return the logits, which training and attacks expect; elsewhere replace it by nn.ReLU, and "
+    "train again",
+}
+
+
+def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
+    """Where the network has its ReLUs; any other operator that is known to bend its input is refused."""
+    _check_in_place(network, x)
+    recorder = _Recorder(network)
+    uses = Uses()
+    output = recorder.record(network, x)
+    for module, operator in recorder.calls:
+        name, kind = recorder.names[module], type(module).__name__
+        if operator == "product":
+            raise ValueError(f"{name} ({kind}) {_MESSAGES['product']}")
+        if isinstance(module, nn.ReLU):
+            if not _is_relu(module, x):
+                raise ValueError(f"{name} ({kind}) computes something else than the nn.ReLU that it is a kind of")
+            uses.modules[name] += 1
+        elif operator in _MAX_POOLS or operator == "amax":
+            if max_pool == "average" and not isinstance(module, POOLS):
+                raise ValueError(f"{name} ({kind}) {_MESSAGES['amax' if operator == 'amax' else 'max_pool']}")
+        elif operator in _FUNCTIONS and not isinstance(module, nn.Hardtanh | nn.Threshold):
+            uses.functions.add("" if module is network else name)
+        elif operator in ("_softmax", "_log_softmax"):
+            raise ValueError(f"{name} ({kind}) {_MESSAGES['softmax'].replace('softmax', operator.strip('_'), 1)}")
+        else:
+            raise ValueError(
+                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
+                "replace it by nn.ReLU, train again, and convert that network"
+            )
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ValueError(
+            f"the network gives no logits (B, K), but something {given}: wrap it in a module that returns the logits "
+            "alone, and convert that"
+        )
+    if not uses.modules and not uses.functions:
+        raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
+    return uses
+
+
+def _is_relu(module: nn.ReLU, x: Tensor) -> bool:
+    probe = torch.linspace(-2, 2, 9).to(x).reshape(1, 1, 3, 3)
+    return type(module) in (nn.ReLU, ClippedReLU) or torch.equal(module(probe.clone()), probe.relu())
+
+
+@torch.no_grad()
+def _check_in_place(network: nn.Module, x: Tensor) -> None:
+    """Refuses networks that mean the output of an in-place ReLU where they use its input again."""
+    relus = [module for module in network.modules() if isinstance(module, nn.ReLU) and module.inplace]
+
+    def output() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return network(x.clone())
+
+    if not relus or not isinstance(before := output(), Tensor):
+        return
+    try:
+        for relu in relus:
+            relu.inplace = False
+        same = torch.allclose(output(), before, rtol=1e-4, atol=1e-5)
+    finally:
+        for relu in relus:
+            relu.inplace = True
+    if not same:
+        raise ValueError(
+            "an nn.ReLU(inplace=True) changes a tensor that the network uses again, which a neuron does not: let the "
+            "network use the ReLU's result in both places, with inplace=False, and convert again"
+        )

@@ -1,0 +1,354 @@
+"""Conversion that keeps what the ANN knows: it approaches the ANN, in bounded memory, and takes more networks."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import rsnn_zoo.conversion.absorb as absorbing
+from rsnn_zoo.conversion.conversion import convert
+from rsnn_zoo.conversion.staircase import Histogram, best_threshold, staircase
+from rsnn_zoo.data.images import load_dataset
+from rsnn_zoo.hub.registry import create_model
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.models.layers import PooledCounts, Scaled, Spiking
+from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Relu, SpikingNeuron, backward_mode, integrate_and_fire
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def images(batch=8, channels=3, size=8, seed=0):
+    return torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(build, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def around(*layers, width=6):
+    """conv, ``layers``, conv, ReLU, linear."""
+    return seeded(
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, width, 3, padding=1), *layers, nn.Conv2d(width, width, 3), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 5)),
+        )
+    )
+
+
+class Function(nn.Module):
+    """Calls a function; opaque to no tracer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def error(snn, ann, x):
+    """Of the logits, as a share of their deviation over the images."""
+    with torch.no_grad():
+        return ((snn(x) - ann(x)).norm() / (ann(x) - ann(x).mean(0)).norm()).item()
+
+
+# --- thresholds -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    reset=st.sampled_from(["hard", "soft"]),
+    leak=st.sampled_from([1.0, 0.5]),
+    initial=st.sampled_from([0.0, 0.5]),
+    steps=st.integers(1, 9),
+)
+@settings(max_examples=20, deadline=None)
+def test_the_staircase_is_what_a_neuron_makes_of_a_constant_current(reset, leak, initial, steps):
+    values, how = torch.linspace(-1, 3, 101, dtype=torch.float64), {"reset": reset, "leak": leak, "initial": initial}
+    spikes = integrate_and_fire(values[None], torch.ones((), dtype=torch.float64), steps, repeated=True, **how)
+    torch.testing.assert_close(staircase(values, Spiking(steps, **how)), spikes.reshape(steps, -1).mean(0))
+
+
+def test_no_other_threshold_errs_less():
+    spiking, histogram = Spiking(4, reset="soft", initial=0.5), Histogram()
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3 * 7
+    for part in (values - 1).split(700):
+        histogram.add(part)
+    values = (values - 1).relu()
+    found = best_threshold(histogram, spiking)
+    errors = {t: (values - t * staircase(values / t, spiking)).square().sum() for t in [0.1 * i for i in range(1, 70)]}
+    assert (values - found * staircase(values / found, spiking)).square().sum() < 1.01 * min(errors.values())
+
+
+# --- the limit ------------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """An identity shortcut, two uses of one ReLU, a max pool, with or without batch norms."""
+
+    def __init__(self, normed):
+        super().__init__()
+        norm = nn.BatchNorm2d if normed else nn.Identity
+        self.stem, self.first, self.pool = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), norm(6)), nn.ReLU(), None
+        self.conv1, self.norm1 = nn.Conv2d(6, 6, 3, padding=1), norm(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 6, 3, padding=1), norm(6)
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.first(self.stem(x))
+        y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        return self.fc(self.relu(x + y).mean((2, 3)))
+
+
+def small(architecture):
+    kwargs = {"hidden_features": 16} if architecture == "vgg11" else {}
+    return ARCHITECTURES[architecture](img_size=8, num_classes=5, mean=(0.4,) * 3, std=(0.3,) * 3, **kwargs)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_random_networks_are_approached_as_steps_grow(normed):
+    x, ann = images(16), seeded(lambda: Residual(normed))
+    for module in ann.modules():  # statistics and weights of its own
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.weight.data += 0.3 * torch.linspace(-1, 1, len(module.weight))
+    with torch.no_grad():
+        ann.train()(x)
+    ann.eval()
+    errors = [error(convert(ann, timesteps, x), ann, x) for timesteps in (4, 64)]
+    assert errors[1] < 0.5 * errors[0] and errors[1] < 0.3
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network without batch norms, with max pooling, trained to some 90 % in a second."""
+    train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
+        )
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(80):
+            batch = torch.randint(len(train), (64,))
+            F.cross_entropy(net(train.pixels(batch)), train.labels[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return net.eval(), train.pixels()[:128], test
+
+
+def accuracy(model, data):
+    with torch.no_grad():
+        return (model(data.pixels()).argmax(1) == data.labels).double().mean().item()
+
+
+def test_without_batch_norm_accuracy_is_kept(trained):
+    net, calibration, test = trained
+    expected = accuracy(net, test)
+    assert expected > 0.8
+    assert accuracy(convert(net, 128, calibration), test) > expected - 0.01
+    assert accuracy(convert(net, 8, calibration), test) > expected - 0.05
+    assert accuracy(convert(net, 8, calibration, method="published", calibration_timesteps=20), test) < expected - 0.05
+
+
+@given(st.integers(1, 7), st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_counts_are_pooled_to_the_largest_rate_in_spikes(steps, seed):
+    rates = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    spikes = integrate_and_fire(rates, torch.ones(()), steps, repeated=True)
+    pooled = PooledCounts(nn.MaxPool2d(2), steps)(spikes)
+    assert set(pooled.unique().tolist()) <= {0.0, 1.0}
+    largest = F.max_pool2d(spikes.unflatten(0, (steps, -1)).sum(0), 2)
+    assert torch.equal(pooled.unflatten(0, (steps, -1)).sum(0), largest)
+
+
+def test_the_accuracy_of_our_networks_is_approached():
+    ann = create_model("resnet20_digits_natural_ann", pretrained=True)
+    test = load_dataset("digits", "test").select(200)
+    snn = convert(ann, 64, load_dataset("digits", "train").pixels()[:64])
+    assert accuracy(snn, test) > accuracy(ann, test) - 0.01
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_ours_end_with_thresholds_of_1_and_no_other_parameter():
+    ann, x = seeded(lambda: small("resnet20")), images(16)
+    snn = convert(ann, 4, x)
+    assert {neuron.threshold.item() for _, neuron in snn.neurons()} == {1.0}
+    assert not any(isinstance(module, Scaled) for module in snn.modules())
+    assert (snn.reset, snn.initial) == ("soft", 0.5)
+    twin = ARCHITECTURES["resnet20"](
+        timesteps=4, img_size=8, num_classes=5, mean=(0.4,) * 3, std=(0.3,) * 3, reset="soft", initial=0.5
+    )
+    twin.load_state_dict(snn.state_dict())
+    assert torch.equal(twin.eval()(x), snn(x))
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "wrn16_4", "vgg11"])
+def test_weights_between_activations_scale_as_junctions_say(architecture):
+    ann, x = seeded(lambda: small(architecture)), images()
+    with torch.no_grad():
+        before = ann(x)
+        assert {j.activation for j in ann.junctions()} == {m for m in ann.modules() if isinstance(m, nn.ReLU)}
+        for factor, junction in enumerate(ann.junctions(), 2):
+            for tensor in junction.before:
+                tensor *= factor
+            for tensor in junction.after:
+                tensor /= factor
+        torch.testing.assert_close(ann(x), before, rtol=1e-3, atol=1e-4)
+
+
+def test_spikes_of_others_are_zeros_and_ones_and_stand_for_gains():
+    ann, x = seeded(lambda: Residual(True)), images()
+    snn, seen = convert(ann, 4, x), []
+    for _, neuron in snn.neurons():
+        neuron.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    snn(x)
+    assert len(seen) == 3 and all(set(spikes.unique().tolist()) <= {0.0, 1.0} for spikes in seen)
+    assert {neuron.threshold.item() for _, neuron in snn.neurons()} == {1.0}
+    assert all(module.gain.item() > 0 for module in snn.modules() if isinstance(module, Scaled))
+
+
+def test_the_caller_network_is_left_as_it_was():
+    ann, x = seeded(lambda: Residual(True)), images()
+    before = copy.deepcopy(ann.state_dict())
+    convert(ann, 4, x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ann.state_dict().items())
+
+
+def test_chunks_of_images_change_next_to_nothing(monkeypatch):
+    ann, x = seeded(lambda: Residual(True)), images(12)
+    whole, seen = convert(ann, 4, x), []
+    monkeypatch.setattr(absorbing, "BUDGET", 1)
+    watched = copy.deepcopy(ann)
+    watched.conv1.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    parts = convert(watched, 4, x)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0.5, atol=0.3)
+        if name.endswith("gain"):
+            torch.testing.assert_close(parts.state_dict()[name], tensor)
+
+
+# --- which networks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "limit"),
+    [
+        (nn.ReLU6(), 6.0),
+        (nn.LeakyReLU(0.0), None),
+        (nn.Threshold(0, 0), None),
+        (nn.Hardtanh(0, 0.2), 0.2),
+        (Function(F.relu), None),
+        (Function(torch.relu), None),
+        (Function(lambda x: x.relu()), None),
+        (Function(lambda x: F.relu(x, inplace=True)), None),
+        (Function(lambda x: x.clamp(min=0)), None),
+        (Function(lambda x: torch.clamp(x, 0, 0.2)), 0.2),
+        (Function(F.relu6), 6.0),
+    ],
+)
+def test_relus_by_other_names_become_neurons(layer, limit):
+    ann, x = around(layer), images(16)
+    snn = convert(ann, 64, x)
+    gains = [module.gain.item() for module in snn.modules() if isinstance(module, Scaled)]
+    assert len(gains) == 2
+    if limit is not None:
+        assert min(gains) <= limit + 1e-6
+    assert error(snn, ann, x) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "mobilenet_v2"])
+def test_torchvision_networks_with_functional_and_clipped_relus_convert(name):
+    kwargs = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    ann, x = seeded(lambda: getattr(torchvision.models, name)(num_classes=5, **kwargs)), images(4, 3, 64)
+    snn = convert(ann, 2, x)
+    assert snn(x).shape == (4, 5)
+    with torch.no_grad():
+        for module in snn.modules():  # without corrections it is the ANN, where no spikes are
+            if isinstance(module, SpikingNeuron):
+                assert module.threshold.item() == 1.0
+
+
+class Product(nn.Module):
+    """One ReLU gates another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu1, self.relu2 = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu1(self.a(x)) * self.relu2(self.b(x))
+
+
+@pytest.mark.parametrize(
+    ("ann", "kwargs", "said"),
+    [
+        (around(Product()), {}, r"1 \(Product\) multiplies activations by activations"),
+        (
+            around(nn.ReLU(), Function(lambda x: x.amax((2, 3), keepdim=True).expand(-1, -1, 8, 8))),
+            {"max_pool": "average"},
+            r"2 \(Function\) takes a maximum over space as a function",
+        ),
+        (around(nn.ReLU()).half(), {}, r"16 bits"),
+        (around(nn.ReLU()), {"method": "absorbed"}, r"method is 'absorbed'.*absorb"),
+        (around(Function(lambda x: F.normalize(x))), {}, r"clamp.*F\.normalize"),
+        (
+            nn.Sequential(
+                *(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5)),
+            ).eval(),
+            {"method": "published", "images": images(1)},
+            "takes more than one image",
+        ),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused(ann, kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        convert(ann, 2, **{"images": images(), **kwargs})
+
+
+def dead():
+    ann = around(nn.ReLU())
+    with torch.no_grad():
+        ann[0].bias -= 100
+    return ann
+
+
+def test_a_dead_layer_stays_silent_or_is_refused(caplog):
+    ann, x = dead(), images()
+    assert error(convert(ann, 8, x), ann, x + 0) >= 0 and "1 is dead" in caplog.text
+    with torch.no_grad():
+        torch.testing.assert_close(convert(ann, 64, x)(x), ann(x), atol=0.02, rtol=0.1)
+    caplog.clear()
+    snn = convert(ann, 8, x, method="published")
+    assert "1 is dead" in caplog.text and snn.network[1].threshold.item() == pytest.approx(MIN_THRESHOLD)
+
+
+def test_one_image_is_enough_for_batch_norms():
+    ann = seeded(lambda: Residual(True))
+    assert convert(ann, 4, images(1))(images(2)).shape == (2, 5)
+
+
+# --- kept -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_convert_makes_of_a_user_network_is_saved_loaded_and_pickled():
+    ann, x = seeded(lambda: Residual(True)), images()  # with a split ReLU
+    snn, file = convert(ann, 4, x), io.BytesIO()
+    torch.save(snn, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(snn)), copy.deepcopy(snn)):
+        assert torch.equal(other(x), snn(x))
+        with backward_mode(Relu()):
+            assert torch.equal(other(x), snn(x))
