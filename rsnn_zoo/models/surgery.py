@@ -109,8 +109,7 @@ def prepared(network: nn.Module, x: Tensor, max_pool: str, split: bool = True) -
         raise ValueError(
             f"{', '.join(sorted(name or 'the network itself' for name in uses.functions))} calls relu, clamp or "
             "threshold as a function, where no neuron can be put, since it is no ReLU or torch.fx does not show it: "
-            "where it is a ReLU, give it an nn.ReLU module (one for each use) and convert again (F.normalize calls "
-            "clamp too: leave that out)"
+            "where it is a ReLU, give it an nn.ReLU module (one for each use) and convert again"
         )
     return network
 

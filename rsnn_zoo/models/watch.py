@@ -115,10 +115,10 @@ class _Recorder(TorchDispatchMode):
         operator = func.overloadpacket.__name__.removesuffix("_")  # in place or not
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         bent = [x for x in given if id(x) in self.bent]
-        if (operator in _PRODUCTS and len(bent) > 1) or (
-            operator == "div" and len(given) > 1 and id(given[1]) in self.bent
-        ):
+        if operator in _PRODUCTS and len(bent) > 1:
             self.calls.append((self.stack[-1], "product"))
+        elif operator == "div" and len(given) > 1 and id(given[1]) in self.bent:
+            self.calls.append((self.stack[-1], "quotient"))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
         if attends or pointwise or operator in _NONLINEAR or operator in _MAX_POOLS:
@@ -153,6 +153,8 @@ _FUNCTIONS = {"relu", "hardtanh", "clamp", "clamp_min", "threshold"}
 _MESSAGES = {
     "product": "multiplies activations by activations, and the product of two rates is not the rate of a product: take "
     "the gate or the product out, or convert what comes before it",
+    "quotient": "divides by activations, or by a clamped norm as F.normalize does, and no rate is that of a quotient: "
+    "leave the division out, or convert what comes before it",
     "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
     "nn.AdaptiveMaxPool2d(1) module",
     "max_pool": "calls max pooling as a function: make it an nn.MaxPool2d module",
@@ -170,8 +172,8 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
     output = recorder.record(network, x)
     for module, operator in recorder.calls:
         name, kind = recorder.names[module], type(module).__name__
-        if operator == "product":
-            raise ValueError(f"{name} ({kind}) {_MESSAGES['product']}")
+        if operator in ("product", "quotient"):
+            raise ValueError(f"{name} ({kind}) {_MESSAGES[operator]}")
         if isinstance(module, nn.ReLU):
             if not _is_relu(module, x):
                 raise ValueError(f"{name} ({kind}) computes something else than the nn.ReLU that it is a kind of")
