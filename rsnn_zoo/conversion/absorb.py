@@ -116,8 +116,15 @@ def thresholds_of(observed: Observed, spiking: Spiking, bounds: dict[str, float]
 
 @contextmanager
 def _standing_for(thresholds: dict[nn.Module, float]) -> Iterator[None]:
-    """Spikes are numbers of the size of their thresholds, while it lasts."""
-    with hooked(list(thresholds), post=lambda neuron, inputs, spikes: spikes * thresholds[neuron]):
+    """Neurons are as in :class:`Scaled`, while it lasts: a threshold itself may be below what acts as one."""
+
+    def divide(neuron: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] / thresholds[neuron],)
+
+    def multiply(neuron: nn.Module, inputs: tuple[Tensor, ...], spikes: Tensor) -> Tensor:
+        return spikes * thresholds[neuron]
+
+    with hooked(list(thresholds), divide, multiply):
         yield
 
 
@@ -170,10 +177,7 @@ def absorb(
     """
     layers = {root.get_submodule(name): value for name, value in thresholds.items()}
     for layer, value in layers.items():
-        if isinstance(layer, Scaled):
-            layer.gain.fill_(value)
-        else:
-            layer.threshold.fill_(value)
+        (layer.gain.fill_(value) if isinstance(layer, Scaled) else layer.threshold.fill_(1.0))
     plain = {layer: value for layer, value in layers.items() if not isinstance(layer, Scaled)}
     with _standing_for(plain):
         _correct(snn, root, observed, progress)
@@ -185,4 +189,3 @@ def absorb(
             tensor /= plain[neuron]
         for tensor in after:
             tensor *= plain[neuron]
-        neuron.threshold.fill_(1.0)

@@ -124,7 +124,16 @@ def test_random_networks_are_approached_as_steps_grow(normed):
         ann.train()(x)
     ann.eval()
     errors = [error(convert(ann, timesteps, x), ann, x) for timesteps in (4, 64)]
-    assert errors[1] < 0.5 * errors[0] and errors[1] < 0.3
+    assert errors[1] < 0.25 * errors[0] and errors[1] < 0.1
+
+
+def test_layers_below_the_least_threshold_are_approached_too():
+    """Of a random ResNet-20 the last activations are below 0.02, where no threshold acts as such."""
+    ann, x, seen = seeded(lambda: small("resnet20")), images(4), []
+    ann.layer3[2].act2.register_forward_hook(lambda module, inputs, output: seen.append(output.max()))
+    errors = [error(convert(ann, timesteps, x), ann, x) for timesteps in (4, 64)]
+    assert 0 < max(seen[:1]) < MIN_THRESHOLD
+    assert errors[1] < 0.5 * errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,7 @@ def trained():
             F.cross_entropy(net(train.pixels(batch)), train.labels[batch]).backward()
             optimizer.step()
             optimizer.zero_grad()
-    return net.eval(), train.pixels()[:128], test
+    return net.eval(), train.pixels()[:48], test.select(200)
 
 
 def accuracy(model, data):
@@ -155,7 +164,7 @@ def test_without_batch_norm_accuracy_is_kept(trained):
     net, calibration, test = trained
     expected = accuracy(net, test)
     assert expected > 0.8
-    assert accuracy(convert(net, 128, calibration), test) > expected - 0.01
+    assert accuracy(convert(net, 64, calibration), test) > expected - 0.01
     assert accuracy(convert(net, 8, calibration), test) > expected - 0.05
     assert accuracy(convert(net, 8, calibration, method="published", calibration_timesteps=20), test) < expected - 0.05
 
@@ -173,9 +182,9 @@ def test_counts_are_pooled_to_the_largest_rate_in_spikes(steps, seed):
 
 def test_the_accuracy_of_our_networks_is_approached():
     ann = create_model("resnet20_digits_natural_ann", pretrained=True)
-    test = load_dataset("digits", "test").select(200)
-    snn = convert(ann, 64, load_dataset("digits", "train").pixels()[:64])
-    assert accuracy(snn, test) > accuracy(ann, test) - 0.01
+    test = load_dataset("digits", "test").select(100)
+    snn = convert(ann, 32, load_dataset("digits", "train").pixels()[:24])
+    assert accuracy(snn, test) > accuracy(ann, test) - 0.011
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------
@@ -227,16 +236,18 @@ def test_the_caller_network_is_left_as_it_was():
 
 
 def test_chunks_of_images_change_next_to_nothing(monkeypatch):
-    ann, x = seeded(lambda: Residual(True)), images(12)
-    whole, seen = convert(ann, 4, x), []
+    ann, x, sizes = seeded(lambda: Residual(True)), images(12), []
+    ann.conv1.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    whole = convert(ann, 4, x)
+    assert max(sizes) == 4 * 12
+    sizes.clear()
     monkeypatch.setattr(absorbing, "BUDGET", 1)
-    watched = copy.deepcopy(ann)
-    watched.conv1.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    parts = convert(watched, 4, x)
+    parts = convert(ann, 4, x)
+    assert max(sizes) == 2 * 3  # of trial runs; for all else one image at a time
     for name, tensor in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=0.5, atol=0.3)
         if name.endswith("gain"):
             torch.testing.assert_close(parts.state_dict()[name], tensor)
+    assert error(parts, ann, x) < 1.3 * error(whole, ann, x) + 0.02
 
 
 # --- which networks -------------------------------------------------------------------------------------------------
