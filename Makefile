@@ -1,10 +1,11 @@
 # make demo: set up, attack a published robust SNN, and compare the result with the published evidence
 # make test: set up, then run the tests
+# make docs: build the site into site/, with an environment of its own, without PyTorch
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow test-older lint benchmark clean
+.PHONY: setup demo test test-slow test-older lint docs benchmark clean
 
 setup: $(VENV)/.installed
 
@@ -37,9 +38,20 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+$(VENV)/docs/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)/docs/bin/python -m pip install --quiet --group docs
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING = 1  # an advertisement
+docs: $(VENV)/docs/.installed
+	$(VENV)/docs/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 benchmark: setup
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python scripts/benchmark.py --output results/benchmark.json
 
 clean:
-	rm -rf $(VENV) results build dist
+	rm -rf $(VENV) results build dist site

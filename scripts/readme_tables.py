@@ -274,7 +274,8 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (results, evaluation, costs, benchmark, training),
+    ROOT / "README.md": (results,),
+    DOCS / "speed.md": (costs, evaluation, benchmark, training),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
 }
 """Tables by page; each stands between markers with the name of its function."""

@@ -1,0 +1,84 @@
+"""Pages of docs/: those that promise it run block by block, and the commands and links of all of them hold."""
+
+import ast
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from rsnn_zoo.cli import commands, main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# (\w+\.py)\n")
+
+
+def commands_of(text):
+    """The lines of a block of a shell, without what they are continued by and remarked with."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("page", ["start.md", "submit.md"])
+def test_the_page_runs_from_its_first_block_to_its_last(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    names, ran = {}, []
+    for language, text in BLOCK.findall(PAGES[page]):
+        if found := FILE.match(text):
+            Path(found[1]).write_text(text, encoding="utf-8")
+        elif language == "python":
+            exec(compile(text, page, "exec"), names)
+        elif language == "bash":
+            for program, *words in commands_of(text):
+                assert program == "rsnn-zoo" and main(words) == 0, capsys.readouterr()
+        else:
+            continue
+        ran.append(language)
+    assert {"python", "bash"} <= set(ran) and (tmp_path / "leaderboard.html").is_file()
+    for name in set(sys.modules) - before:
+        if name == "their_network":
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_its_commands_are_understood_and_its_python_is_python(page):
+    parser = commands._parser()
+    for language, text in BLOCK.findall(PAGES[page]):
+        if language == "python":
+            ast.parse(text)
+        for words in commands_of(text) if language in ("", "bash") else ():
+            if words[0] == "torchrun" and "rsnn_zoo.cli" in words:
+                words = words[words.index("rsnn_zoo.cli") :]
+            elif words[0] != "rsnn-zoo":
+                continue
+            parser.parse_args(words[1:])
+
+
+def anchors(text):
+    """Those that GitHub and MkDocs give to the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(BLOCK, "", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_its_links_lead_somewhere(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(BLOCK, "", PAGES[page])):
+        path, _, anchor = target.partition("#")
+        if "://" in target or path.startswith("api/"):  # the latter, `make docs` makes and checks
+            continue
+        there = (folder / path).resolve() if path else folder / page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(PAGES.keys() - {"README.md"} | {"index.md"})
