@@ -20,7 +20,7 @@ MOVED = {
     "checkpoints": "training.checkpoints",
     "config": "spec.config",
     "constraints": "training.constraints",
-    "curves": "report.curves",
+    "curves": "report.plots",
     "datasets": "spec.datasets",
     "distributed": "models.distributed",
     "energy": "evaluation.energy",

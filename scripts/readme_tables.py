@@ -24,7 +24,7 @@ from rsnn_zoo._utils.files import load_json, replacing
 from rsnn_zoo.hub.publish import EVIDENCE
 from rsnn_zoo.hub.resolve import CONFIG, entries_folder, published_names
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.report.plots import plot_accuracy
+from rsnn_zoo.report.overview import plot_overview
 from rsnn_zoo.report.report import in_255
 from rsnn_zoo.spec.config import load_config
 from rsnn_zoo.spec.names import ModelName
@@ -41,7 +41,7 @@ EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 def results() -> str:
     """A table for each data set: accuracy without attack, and under attack with its interval."""
-    reports = {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in published_names()}
+    reports = evidence()
     datasets = dict.fromkeys(report["dataset"] for report in reports.values())
     return "\n\n".join(
         results_on({name: report for name, report in reports.items() if report["dataset"] == dataset})
@@ -210,10 +210,14 @@ def made(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return load_json(folder / "run.json"), [json.loads(epoch) for epoch in epochs]
 
 
+def evidence() -> dict[str, Any]:
+    """Evidence of the published entries, by name."""
+    return {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in published_names()}
+
+
 def published() -> dict[str, Any]:
     """Evidence of the published entries for CIFAR-10, by name."""
-    names = [name for name in published_names() if ModelName.parse(name).dataset == "cifar10"]
-    return {name: load_json(entries_folder() / name / EVIDENCE, MAX_EVIDENCE_BYTES) for name in names}
+    return {name: report for name, report in evidence().items() if ModelName.parse(name).dataset == "cifar10"}
 
 
 def kept() -> str:
@@ -301,7 +305,7 @@ def main() -> None:
             with replacing(path) as temporary:
                 temporary.write_text(after, encoding="utf-8")
     if not args.check:
-        plot_accuracy(list(published().values()), DOCS / "published.png")
+        plot_overview(list(evidence().values()), DOCS / "published.png")
 
 
 if __name__ == "__main__":

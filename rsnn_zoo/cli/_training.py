@@ -134,7 +134,7 @@ def _estimated(
 
 def _draw(history: list[dict[str, Any]], path: Path) -> None:
     """Draw the curves of a training, where matplotlib is there."""
-    from rsnn_zoo.report.curves import plot_curves
+    from rsnn_zoo.report.plots import plot_curves
 
     try:
         plot_curves(history, path)

@@ -35,7 +35,7 @@ def read_entry(folder: str | os.PathLike[str], seen_from: str | os.PathLike[str]
         4
     """
     folder = Path(folder)
-    config = load_config(folder / _CONFIG)
+    config = load_config(folder / _CONFIG, registered=False)  # nothing of the network is built here
     evidence = load_evidence(folder / _EVIDENCE, config)
     published_runs(evidence)  # refuses accuracies that the verdicts do not give
     energy = evidence.get("energy", {})

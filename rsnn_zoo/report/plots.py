@@ -1,4 +1,4 @@
-"""Figures of evaluations, and a page that shows a whole report: nothing in it is loaded from elsewhere."""
+"""Figures of evaluations and trainings, and a page that shows a report: nothing in it is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_accuracy", "save_page"]
+__all__ = ["new_figure", "plot_accuracy", "plot_curves", "save_figure", "save_page"]
 
 Evidence = Mapping[str, Any]
 
 
 def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) -> Path:
-    """Draws robust accuracy with 95 % Wilson intervals: by radius, by attack, and by steps where runs differ in them.
+    """Draw robust accuracy with 95 % Wilson intervals: by radius, by attack, and by steps where runs differ in them.
 
     Args:
         evidence: Reports as JSON (``Report.to_json()``, or the content of ``evaluation.json``).
@@ -39,15 +39,68 @@ def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) ->
         ImportError: If matplotlib is not installed.
         ValueError: If no report holds a run.
     """
+    return save_figure(_figure(evidence), path)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Give an empty figure of so many inches.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure; the ending of the path (``.png``, ``.svg``, ``.pdf``) tells the format."""
     path = Path(path)
-    figure = _figure(evidence)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
     return path
 
 
+_ACCURACIES = {
+    "train_clean": "training, clean",
+    "train_robust": "training, attacked",
+    "validation": "validation, clean",
+    "validation_robust": "validation, attacked",
+}
+
+
+def plot_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Draw the loss and the accuracies of a training run against the epoch.
+
+    Args:
+        history: ``RunResult.history``, or the records of ``log.jsonl``.
+        path: Of the figure; its ending (``.png``, ``.svg``, ``.pdf``) tells the format.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = new_figure(9.6, 4.0)
+    left, right = figure.subplots(1, 2)
+    left.plot([record["epoch"] for record in history], [record["train_loss"] for record in history])
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, label in _ACCURACIES.items():
+        points = [(record["epoch"], 100 * record[key]) for record in history if record.get(key) is not None]
+        if points:
+            right.plot(*zip(*points, strict=True), label=label, linestyle="--" if "train" in key else "-")
+    right.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
+    right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return save_figure(figure, path)
+
+
 def save_page(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
-    """Writes one report as an HTML page with its figure inside, readable without a network.
+    """Write one report as an HTML page with its figure inside, readable without a network.
 
     Args:
         evidence: A report as JSON.
@@ -68,15 +121,12 @@ def save_page(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
 
 
 def _figure(evidence: Sequence[Evidence]) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib") from error
     panels = [panel for panel in _PANELS if any(True for report in evidence for _ in panel(report))]
     if not panels:
         raise ValueError("nothing to draw: no report holds what an attack achieved")
-    figure = Figure(figsize=(6.4 * len(panels), 5.4), layout="constrained")
+    figure = new_figure(6.4 * len(panels), 5.4)
+    from matplotlib.lines import Line2D
+
     several, kinds = len(evidence) > 1, {}  # numbered over all panels
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         curves = [(i, label, points) for i, report in enumerate(evidence) for label, points in panel(report)]

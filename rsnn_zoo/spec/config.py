@@ -32,6 +32,7 @@ _USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "scaled": 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
+_ARCHITECTURE = re.compile(_PREFIX + r"(?=.{1,64}$)[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile(r"(?:pcw|exp|exp_d|rect)-\d{1,4}(?:\.\d{1,20})?(?:e-\d{1,2})?|ste")
 
@@ -131,22 +132,27 @@ class ModelConfig:
         }
 
 
-def load_config(path: str | os.PathLike[str]) -> ModelConfig:
+def load_config(path: str | os.PathLike[str], *, registered: bool = True) -> ModelConfig:
     """Read and check a ``config.json``.
+
+    Args:
+        path: Of the file.
+        registered: As of :func:`parse_config`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ConfigError: If it is not a usable config; names the key, the cause and the remedy.
     """
-    return parse_config(load_json(path), str(path))
+    return parse_config(load_json(path), str(path), registered=registered)
 
 
-def parse_config(content: Any, source: str) -> ModelConfig:
+def parse_config(content: Any, source: str, *, registered: bool = True) -> ModelConfig:
     """Check the content of a ``config.json``.
 
     Args:
         content: The parsed JSON.
         source: Where it came from, for the error message.
+        registered: Whether the architecture has to be known here; not where the network is only to be described.
 
     Raises:
         ConfigError: If a key is missing, unknown, of the wrong type or out of bounds, or two keys disagree.
@@ -158,13 +164,7 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     weights = ours.section("weights", optional=True)
     if ours.value("schema", SCHEMA) != SCHEMA:
         raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
-    known = tuple(_PREFIX + a for a in ARCHITECTURES)
-    if str(named := top.value("architecture")).startswith(_PREFIX) and named not in known:
-        raise ConfigError(
-            f"{source}: architecture is {named!r:.100}{near_matches(named, known)}; one of its author's own is to be "
-            "registered first (--plugin FILE.py)"
-        )
-    architecture = top.one_of("architecture", known).removeprefix(_PREFIX)
+    architecture = _architecture(top, source, registered)
     known = {*_MODEL_ARGS, "initial", "surrogate", "scaled"}
     known |= {"hidden_features"} if architecture.startswith("vgg") else set()
     if unknown := set(args.content) - known:
@@ -205,6 +205,18 @@ def parse_config(content: Any, source: str) -> ModelConfig:
     _check_name(config, ours)
     _check_neuron(config, args)
     return config
+
+
+def _architecture(top: Section, source: str, registered: bool) -> str:
+    known, named = tuple(_PREFIX + a for a in ARCHITECTURES), str(top.value("architecture"))
+    if not registered and _ARCHITECTURE.fullmatch(named):
+        return named.removeprefix(_PREFIX)
+    if named.startswith(_PREFIX) and named not in known:
+        raise ConfigError(
+            f"{source}: architecture is {named!r:.100}{near_matches(named, known)}; one of its author's own is to be "
+            "registered first (--plugin FILE.py)"
+        )
+    return top.one_of("architecture", known).removeprefix(_PREFIX)
 
 
 def _check_neuron(config: ModelConfig, args: Section) -> None:

@@ -196,3 +196,14 @@ def test_any_one_value_changed_gives_a_config_within_bounds_or_a_refusal(data):
     assert config.in_chans <= 16 and config.img_size <= 128 and config.num_classes <= 10_000
     assert config.weights is None or Path(config.weights.file).name == config.weights.file
     json.dumps(config.to_json())
+
+
+def test_an_architecture_that_nobody_registered_here_is_read_where_nothing_is_built():
+    content = replace(CONFIG, name=None).to_json() | {"architecture": "rsnn_their_net"}
+    with pytest.raises(ConfigError, match="to be registered first"):
+        parse_config(content, "x")
+    for name in ("rsnn_their_net", "rsnn_resnet20"):
+        parse_config(content | {"architecture": name}, "x", registered=False)
+    for name in ("rsnn_Bad", "rsnn_" + "a" * 65, "os.system", 3):
+        with pytest.raises(ConfigError, match="architecture is"):
+            parse_config(content | {"architecture": name}, "x", registered=False)

@@ -28,7 +28,7 @@ from rsnn_zoo.models import resnet20
 from rsnn_zoo.models.distributed import Ranks
 from rsnn_zoo.models.layers import WeightedSum
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Rate, Surrogate
-from rsnn_zoo.report.curves import plot_curves
+from rsnn_zoo.report.plots import plot_curves
 from rsnn_zoo.spec.datasets import Augmentation
 from rsnn_zoo.training import checkpoints, updates
 from rsnn_zoo.training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
