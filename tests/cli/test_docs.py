@@ -91,8 +91,3 @@ def test_its_links_lead_somewhere(page):
         there = (folder / path).resolve() if path else folder / page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
-
-
-def test_every_page_is_in_the_navigation():
-    listed = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(listed) == sorted(PAGES.keys() - {"README.md"} | {"index.md"})
