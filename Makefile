@@ -22,7 +22,7 @@ test: setup
 	$(BIN)/python -m pytest -n logical
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n logical
 
 # the oldest huggingface_hub and torchattacks that are allowed are overlaid on the same environment, so that torch is not
 # installed twice

@@ -99,4 +99,4 @@ def test_a_reader_waits_for_a_writer(tmp_path):
         reader = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             reader.wait(2)
-    assert reader.communicate(timeout=60)[0] == b"1\n"
+    assert reader.communicate(timeout=300)[0] == b"1\n"

@@ -492,7 +492,7 @@ def process(published, packaged, hub, tmp_path):
 def test_two_processes_may_fill_the_cache_at_once(process, hub, find):
     hub.seconds_per_block = 0.05
     both = [process(), process()]
-    ends = [one.communicate(timeout=60) for one in both]
+    ends = [one.communicate(timeout=300) for one in both]
     assert [one.returncode for one in both] == [0, 0], ends
     assert ends[0][0] == ends[1][0] != ""
     assert_loads(find(local_files_only=True))
@@ -516,7 +516,7 @@ def test_a_kill_in_the_middle_of_a_download_is_survived(process, hub, find):
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(process, find, tmp_path):
     ended = process("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))")
-    _, said = ended.communicate(timeout=60)
+    _, said = ended.communicate(timeout=300)
     assert ended.returncode == 1 and "HubError" in said and "the download failed" in said and "File too large" in said
     assert not list((tmp_path / "cache").rglob("*.incomplete"))
     assert_loads(find())
@@ -525,11 +525,11 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(process, find, 
 def test_a_read_only_cache_serves_what_it_holds_and_says_what_it_cannot_take(process, find, tmp_path):
     (tmp_path / "cache").mkdir()
     with read_only(tmp_path / "cache") as drop_rights:
-        _, said = process(drop_rights).communicate(timeout=60)
+        _, said = process(drop_rights).communicate(timeout=300)
     assert "HubError" in said and "see that the cache (HF_HOME, cache_dir) can be written" in said
     assert_loads(find())
     with read_only(tmp_path / "cache") as drop_rights:
-        out, said = process(drop_rights).communicate(timeout=60)
+        out, said = process(drop_rights).communicate(timeout=300)
     assert out and not said
 
 
@@ -542,7 +542,7 @@ def test_the_environment_names_hub_and_offline_mode(process, published, hub):
         process(HF_ENDPOINT="http://127.0.0.1:9"),
     ]
     for one, said in zip(ends, ("unset HF_HUB_OFFLINE", "cannot be reached"), strict=True):
-        assert said in one.communicate(timeout=60)[1]
-    first = process(HF_ENDPOINT=url).communicate(timeout=60)
-    again = process(HF_HUB_OFFLINE="1").communicate(timeout=60)
+        assert said in one.communicate(timeout=300)[1]
+    first = process(HF_ENDPOINT=url).communicate(timeout=300)
+    again = process(HF_HUB_OFFLINE="1").communicate(timeout=300)
     assert first[0] == again[0] != ""

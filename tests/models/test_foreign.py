@@ -165,7 +165,7 @@ def test_from_ones_own_weights_to_a_robust_snn_by_the_scripts(tmp_path):
 
     def script(name, *arguments):
         command = [sys.executable, str(ROOT / "scripts" / name), *arguments, "--plugin", "mine.py"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -831,7 +831,7 @@ def script(name, *arguments, cwd, **options):
 
 
 def finished(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -907,7 +907,7 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_weights(tm
                 break
             time.sleep(0.001)
         try:
-            process.communicate(timeout=torch.rand((), generator=random).item() if kills < 3 else 120)
+            process.communicate(timeout=torch.rand((), generator=random).item() if kills < 3 else 900)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -953,7 +953,7 @@ def test_an_snn_is_trained_from_scratch_by_two_processes(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RSNN_ZOO_COMPILE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(ROOT / "scripts" / "train.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0 and done.stdout.count(f"{name}: epoch 1") == 1, done.stderr
     training = json.loads((tmp_path / "runs" / name / "config.json").read_text())["rsnn_zoo"]["training"]
     assert training["environment"]["processes"] == 2 and training["stage"]["retraction"] == 0.004
