@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from rsnn_zoo.exports.graph import ExportError
 from rsnn_zoo.models import Network
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
-__all__ = ["Comparison", "Pass", "compare", "default_images", "recorded_spikes", "reference_pass"]
+__all__ = ["Comparison", "Judged", "Pass", "compare", "default_images", "recorded_spikes", "reference_pass"]
 
 CHUNK = 32
 
@@ -96,38 +96,60 @@ def reference_pass(model: Network, dtype: torch.dtype) -> Pass:
     return run
 
 
-def compare(
-    ours: Pass,
-    theirs: Pass,
-    images: Tensor,
-    package: str,
-    precision: str,
-    *,
-    spikes_within: float = 0.0,
-    predictions_within: float = 0.0,
-) -> Comparison:
-    """Shows the images to both.
+@dataclass(frozen=True)
+class Judged:
+    """A runtime and what is asked of it.
 
-    Args:
-        ours: :func:`reference_pass`.
-        theirs: What is judged.
-        images: (N, C, H, W) in [0, 1].
-        package: That runs theirs, to name its version.
+    Attributes:
+        run: Its pass over a file.
+        package: That runs it, to name its version.
         precision: What is said of the precision.
         spikes_within: Share of the spikes that may differ.
         predictions_within: Share of the predictions that may.
     """
-    total = wrong = flipped = 0
-    largest = 0.0
+
+    run: Pass
+    package: str
+    precision: str
+    spikes_within: float = 0.0
+    predictions_within: float = 0.0
+
+
+@dataclass
+class _Counts:
+    spikes: int = 0
+    flipped: int = 0
+    wrong: int = 0
+    largest: float = 0.0
+
+
+def compare(ours: Pass, judged: Sequence[Judged], images: Tensor) -> list[Comparison]:
+    """Shows the images to the network, once, and to each runtime.
+
+    Args:
+        ours: :func:`reference_pass`.
+        judged: The runtimes.
+        images: (N, C, H, W) in [0, 1].
+
+    Raises:
+        ExportError: If logits have another shape, or are not finite.
+    """
+    counts = [_Counts() for _ in judged]
     for chunk in images.split(CHUNK):
-        (logits, spikes), (other, others) = ours(chunk), theirs(chunk)
-        if other.shape != logits.shape or not bool(other.isfinite().all()):
-            raise ExportError(f"{package} gives {tuple(other.shape)} or values that are not finite for logits")
-        wrong += int((logits.argmax(1) != other.argmax(1)).sum())
-        largest = max(largest, (logits.double() - other.double()).abs().max().item())
-        for name, fired in others.items():
-            total += fired.numel()
-            flipped += int((fired.flatten() != spikes[name].flatten()).sum())
-    within = flipped <= spikes_within * total and wrong <= predictions_within * len(images)
-    runtime = f"{package} {version(package)}"
-    return Comparison(runtime, precision, len(images), total, flipped, wrong, largest, within)
+        logits, spikes = ours(chunk)
+        for one, count in zip(judged, counts, strict=True):
+            other, others = one.run(chunk)
+            if other.shape != logits.shape or not bool(other.isfinite().all()):
+                raise ExportError(f"{one.package} gives {tuple(other.shape)} or values that are not finite for logits")
+            count.wrong += int((logits.argmax(1) != other.argmax(1)).sum())
+            count.largest = max(count.largest, (logits.double() - other.double()).abs().max().item())
+            for name, fired in others.items():
+                count.spikes += fired.numel()
+                count.flipped += int((fired.flatten() != spikes[name].flatten()).sum())
+    return [_comparison(one, count, len(images)) for one, count in zip(judged, counts, strict=True)]
+
+
+def _comparison(one: Judged, count: _Counts, images: int) -> Comparison:
+    within = count.flipped <= one.spikes_within * count.spikes and count.wrong <= one.predictions_within * images
+    runtime = f"{one.package} {version(one.package)}"
+    return Comparison(runtime, one.precision, images, count.spikes, count.flipped, count.wrong, count.largest, within)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo._utils.files import check_writable, replacing, to_json
 from rsnn_zoo._utils.provenance import digest, environment
-from rsnn_zoo.exports.check import Comparison, Pass, compare, default_images, recorded_spikes, reference_pass
+from rsnn_zoo.exports.check import Comparison, Judged, Pass, compare, default_images, recorded_spikes, reference_pass
 from rsnn_zoo.exports.graph import ExportError, checked_network
 from rsnn_zoo.exports.lower import spiking_graph
 from rsnn_zoo.exports.nir import interpret, neuron_names, read_nir, to_nir
@@ -120,14 +120,14 @@ def _export_nir(model: Network, path: Path, batch: int | None, images: Tensor) -
         logits, spikes = interpret(graph, images)
         return logits, {layers[name]: fired for name, fired in spikes.items()}
 
-    checks = [compare(ours, by_layer, images, "rsnn_zoo", "float64")]
+    judged = [Judged(by_layer, "rsnn_zoo", "float64")]
     for simulator in installed_simulators():
         try:
             theirs = _simulator_pass(path, simulator, layers)
         except ExportError:  # this library has no such neuron
             continue
-        checks.append(compare(ours, theirs, images, simulator, "float64", spikes_within=SIMULATOR_SPIKES))
-    return checks
+        judged.append(Judged(theirs, simulator, "float64", spikes_within=SIMULATOR_SPIKES))
+    return compare(ours, judged, images)
 
 
 def _simulator_pass(path: Path, simulator: str, layers: dict[str, str]) -> Pass:
@@ -147,15 +147,15 @@ def _simulator_pass(path: Path, simulator: str, layers: dict[str, str]) -> Pass:
 def _export_onnx(model: Network, path: Path, batch: int | None, images: Tensor) -> list[Comparison]:
     write_onnx(model, path, batch)
     ours = reference_pass(model, torch.float32)
-    within = {"predictions_within": RUNTIME_PREDICTIONS}
-    return [compare(ours, onnx_pass(path), images, "onnxruntime", "float32", **within)]
+    theirs = Judged(onnx_pass(path), "onnxruntime", "float32", predictions_within=RUNTIME_PREDICTIONS)
+    return compare(ours, [theirs], images)
 
 
 def _export_torch(model: Network, path: Path, batch: int | None, images: Tensor) -> list[Comparison]:
     write_torch(model, path, batch)
     ours = reference_pass(model, torch.float32)
-    within = {"predictions_within": RUNTIME_PREDICTIONS}
-    return [compare(ours, torch_pass(path, batch), images, "torch", "float32", **within)]
+    theirs = Judged(torch_pass(path, batch), "torch", "float32", predictions_within=RUNTIME_PREDICTIONS)
+    return compare(ours, [theirs], images)
 
 
 FORMATS = {"nir": _export_nir, "onnx": _export_onnx, "torch": _export_torch}
