@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 
 SWEEPS = 3
 """Of corrections: with each, layers are corrected behind those that the one before corrected."""
-BUDGET = 2**26
-"""Bytes that the largest current of a layer may take: some ten of its size are alive at once."""
+BUDGET = 2**24
+"""Bytes that the largest current of a layer may take: some ten of its size are alive at once, and chunks that fit a
+cache are faster."""
 AFFINE = (nn.Conv2d, nn.Conv1d, nn.Linear, BATCH_NORMS)
 
 

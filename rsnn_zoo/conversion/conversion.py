@@ -56,9 +56,9 @@ def convert(
     images: Tensor | None = None,
     *,
     method: str = "absorb",
-    percentile: float = 99.7,
-    scale: float = 0.3,
-    calibration_timesteps: int = 100,
+    percentile: float | None = None,
+    scale: float | None = None,
+    calibration_timesteps: int | None = None,
     reset: str | None = None,
     leak: float = 1.0,
     initial: float | None = None,
@@ -87,9 +87,10 @@ def convert(
         timesteps: T of the SNN.
         images: Calibration images (B, C, H, W) in [0, 1], some hundreds of the training set.
         method: A key of ``METHODS``.
-        percentile: Of each layer's currents that becomes its threshold, in (0, 100]; of the published method.
-        scale: Factor on the thresholds found; of the published method.
-        calibration_timesteps: Steps over which thresholds are found; of the published method.
+        percentile: Of each layer's currents that becomes its threshold, in (0, 100]; of the published method alone,
+            where None means 99.7.
+        scale: Factor on the thresholds found; likewise, 0.3.
+        calibration_timesteps: Steps over which thresholds are found; likewise, 100.
         reset: ``"hard"`` or ``"soft"``; None for that of the method, soft for ``"absorb"``.
         leak: Membrane leak in [0, 1].
         initial: Membrane before the first step, as a part of the threshold, in [0, 1); None for that of the method: 0.5
@@ -111,7 +112,7 @@ def convert(
         TypeError: If the images are no tensor of floating point, or timesteps no integer.
         ValueError: For a network with another activation, a product of activations, or one that would mix images or
             time steps (the message names the layer and the remedy), for one that spikes already, gives no logits or
-            computes in 16 bits, and for images that are none.
+            computes in 16 bits, for images that are none, and for an argument of the other method.
 
     Example:
         >>> snn = convert(timm.create_model("resnet18"), 8, images, mean=mean, std=std)  # doctest: +SKIP
@@ -124,6 +125,11 @@ def convert(
     counted = method == "absorb" and not isinstance(ann, ForeignNetwork)
     max_pool = max_pool or ("counts" if counted else "spikes")
     _check(ann, images, method, max_pool, mean, std)
+    given = {"timesteps": calibration_timesteps, "percentile": percentile, "scale": scale}
+    published = {key: value for key, value in given.items() if value is not None}
+    if method == "absorb" and published:
+        names = ", ".join(key.replace("timesteps", "calibration_timesteps") for key in published)
+        raise ValueError(f"{names}: of method='published' alone; 'absorb' finds thresholds without, so leave it out")
     reset, initial = (
         usual if given is None else given for given, usual in zip((reset, initial), METHODS[method], strict=True)
     )
@@ -155,7 +161,7 @@ def convert(
         check_rows(snn, images)
         return snn
     try:
-        calibrate(snn, images, timesteps=calibration_timesteps, percentile=percentile, scale=scale)
+        calibrate(snn, images, **published)
         check_rows(snn, images)
         relearn_statistics(snn, images)
     except ValueError as error:

@@ -302,7 +302,8 @@ class Conversion(_Checked):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``rsnn_zoo.convert``, besides the images."""
-        return {key: value for key, value in asdict(self).items() if key != "images"}
+        used = {"method", "max_pool"} if self.method == "absorb" else {item.name for item in fields(self)} - {"images"}
+        return {key: value for key, value in asdict(self).items() if key in used}
 
 
 @dataclass(frozen=True)

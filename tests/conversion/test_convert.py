@@ -57,7 +57,7 @@ def with_statistics_of(ann, snn):
 
 def assert_same_function(ann, snn, x):
     """Under the ReLU mode, without spikes, the SNN is the ANN: every layer is where it was."""
-    with torch.no_grad(), backward_mode(Relu()):
+    with torch.no_grad(), backward_mode(Relu(), units="absolute"):
         torch.testing.assert_close(snn(x), with_statistics_of(ann, snn)(x), rtol=1e-4, atol=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_max_pooling_stays_or_becomes_average_pooling():
         ann.pooled = with_statistics_of(ann, snn)
         for i in (2, 3):
             ann.pooled[i] = snn.network[i]
-        with backward_mode(Relu()):
+        with backward_mode(Relu(), units="absolute"):
             torch.testing.assert_close(snn(x), ann.pooled(x))
         del ann.pooled
 
