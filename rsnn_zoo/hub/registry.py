@@ -104,7 +104,10 @@ class _NoInitialisation(TorchFunctionMode):
     """Draws no weights, since loaded ones replace them at once; on the meta device drawing costs seconds of imports."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in (Tensor.uniform_, Tensor.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def build(config: ModelConfig, **kwargs: Any) -> Network:
@@ -122,7 +125,10 @@ def build(config: ModelConfig, **kwargs: Any) -> Network:
     else:
         with torch.device("meta"), _NoInitialisation():
             network = builder(**arguments)
-    return network.to(getattr(torch, config.weights.dtype)) if config.weights else network
+    dtype = getattr(torch, config.weights.dtype) if config.weights else None
+    if dtype and any(one.dtype != dtype for one in network.parameters()):
+        network.to(dtype)
+    return network
 
 
 def _load(name: str, kwargs: dict[str, Any], *where: Any) -> Network:
@@ -166,7 +172,7 @@ def load_entry(entry: Entry, name: str, **kwargs: Any) -> Network:
         network.reset_classifier(classes, kwargs.get("global_pool"))
     if changed or new_head:
         network.pretrained_name, network.weights_sha256, network.training_record = None, None, {}
-    return network.to(**place).eval()
+    return (network.to(**place) if place else network).eval()
 
 
 def _renormalise(network: Network, own: dict[str, tuple[float, ...]]) -> bool:

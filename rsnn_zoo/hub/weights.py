@@ -9,8 +9,10 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import safetensors.torch
@@ -29,6 +31,7 @@ _DTYPES = {
 }
 _BESIDES = {"U8": torch.uint8, "BOOL": torch.bool}  # no weights, but of other files of tensors
 _MAX_DIMS = 8
+_LARGE = 2**23  # bytes from which whole large pages are filled
 _PIECE = 2**20  # bytes that are hashed while they are still in the cache
 _REMEDY = (
     "Delete it and get it again: a file of the download cache is downloaded anew when the model is next loaded, "
@@ -104,11 +107,21 @@ def _read(path: str | os.PathLike[str], sha256: str | None, size: int | None) ->
         length = os.fstat(file.fileno()).st_size
         if not 8 <= length <= MAX_WEIGHTS_BYTES or (size is not None and length != size):
             raise _refused(path, f"has {length:,} bytes, not {size or 'a header'}")
-        buffer = torch.empty(length, dtype=torch.uint8)
+        buffer = _memory(length)
         found = _read_into(file, buffer)
     if sha256 is not None and found != sha256:
         raise _refused(path, f"has SHA-256 {found}, not {sha256}")
     return buffer
+
+
+def _memory(length: int) -> Tensor:
+    """So many bytes, in pages of 2 MiB where there are such: to map small ones takes as long as to hash them."""
+    if length < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(length, dtype=torch.uint8)
+    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _read_into(file: BinaryIO, buffer: Tensor) -> str:

@@ -266,7 +266,8 @@ class Network(Temporal, Staged):
 
     def ready(self) -> None:
         """Puts a network that has been built where it was asked for."""
-        self.to(*(place for place in self._placed_at if place is not None))
+        if place := [place for place in self._placed_at if place is not None]:
+            self.to(*place)
         del self._placed_at
 
 
