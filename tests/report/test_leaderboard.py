@@ -109,8 +109,13 @@ def column(opened, number):
 @pytest.mark.slow
 def test_sorting_and_filtering(page, visit):
     opened, said = visit(page)
+    runs = [run["protocol"] for entry in entries_of(page.read_text(encoding="utf-8")) for run in entry["runs"]]
+    assert len(column(opened, 1)) == sum(protocol.startswith("worst-case") for protocol in runs)  # what is to be quoted
+    assert opened.locator("#curves svg").first.locator("polyline").count() > 3  # a curve needs several radii
+    assert opened.locator("#curves svg path").count() == len(column(opened, 1))
+    opened.locator("#protocol").select_option("")
     total = len(column(opened, 1))
-    assert total == sum(len(entry["runs"]) for entry in entries_of(page.read_text(encoding="utf-8")))
+    assert total == len(runs)
     robust = [float(text.split()[0]) for text in column(opened, 6)]
     assert robust == sorted(robust, reverse=True) and len(set(robust)) > 5
     opened.get_by_role("button", name="entry").click()
@@ -134,6 +139,7 @@ def test_text_of_a_stranger_stays_text(tmp_path, visit):
     entry["flags"] = {EVIL: EVIL}
     (tmp_path / "page.html").write_text(leaderboard_page([entry]), encoding="utf-8")
     opened, said = visit(tmp_path / "page.html")
+    opened.locator("#protocol").select_option("")
     assert EVIL in column(opened, 1)[0] and opened.evaluate("window.broken") is None and not said
     assert opened.locator("#board a").all_inner_texts() == ["evidence"] * len(entry["runs"])
 
