@@ -8,7 +8,8 @@ Each runtime gets the same ONNX file, or an int8 one made of it, and the same im
 - verdicts: saved adversarial examples (those of ``evaluate(..., adversarial=...)``; made here without ``--examples``)
   that the runtime classifies correctly, so that its robust accuracy reads higher, and clean images of another class;
 - images/s: the median over repetitions of one batch, all runtimes side by side in each repetition, so that another load
-  of the machine falls on all alike.
+  of the machine falls on all alike; with one thread seconds of the processor, which are those of an idle machine;
+- profile: where the network's own forward pass spends its time, with batch norms folded, by the kind of layer.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +25,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import replacing, to_json
 from rsnn_zoo._utils.provenance import digest, environment
 from rsnn_zoo.exports.runtimes import onnx_pass
+from rsnn_zoo.models.fold import FoldedSum, fold
+from rsnn_zoo.models.frozen import freeze
+from rsnn_zoo.models.fused import fuse
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
 Logits = Callable[[Tensor], Tensor]
 BATCHES = (1, 64)
@@ -64,12 +70,14 @@ def openvino(path: Path, threads: int, precision: str | None) -> tuple[Logits, s
 
 def runtimes(model: torch.nn.Module, path: Path, small: Path, threads: int) -> dict[str, Logits]:
     """Images to logits, by what computes them."""
-    ours, theirs = torch.no_grad()(model), onnx_pass(path, threads)
+    ours, folded = torch.no_grad()(model), torch.no_grad()(fuse(freeze(fold(model))))
+    theirs = onnx_pass(path, threads)
     int8 = onnx_pass(small, threads)
     exact, _ = openvino(path, threads, "f32")
     usual, taken = openvino(path, threads, None)
     return {
         "rsnn_zoo": lambda x: ours(x),
+        "rsnn_zoo folded": lambda x: folded(x),
         "onnxruntime float32": lambda x: theirs(x)[0],
         "onnxruntime int8": lambda x: int8(x)[0],
         "OpenVINO float32": exact,
@@ -104,19 +112,56 @@ def verdicts(run: dict[str, Logits], clean: Tensor, labels: Tensor, fallen: dict
 
 def speeds(run: dict[str, Logits], images: Tensor, threads: int, repetitions: int) -> list[dict[str, Any]]:
     """One row a runtime and batch size."""
-    rows = []
+    rows, clock = [], time.process_time if threads == 1 else time.perf_counter
     for size in BATCHES:
         batch = images[:size].contiguous()
         seconds: dict[str, list[float]] = {name: [] for name in run}
         for repetition in range(repetitions + 2):
             for name, one in run.items():
-                start = time.perf_counter()
+                start = clock()
                 one(batch)
                 if repetition > 1:  # the first ones compile
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(clock() - start)
         for name, times in seconds.items():
             rate = size / statistics.median(times)
             rows.append({"runtime": name, "batch": size, "threads": threads, "images_per_second": rate})
+    return rows
+
+
+KINDS = {nn.Conv2d: "convolutions", SpikingNeuron: "neurons", FoldedSum: "residual sums", nn.Linear: "classifier"}
+
+
+@torch.no_grad()
+def profile(model: nn.Module, images: Tensor, repetitions: int) -> list[dict[str, Any]]:
+    """One row a kind of layer and batch size: calls, and milliseconds of the processor in all of them."""
+    network, rows = freeze(fold(model)), []
+    spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    started: list[float] = []
+
+    def stop(kind: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            spent[kind] += time.process_time() - started.pop()
+            calls[kind] += 1
+
+        return hook
+
+    for module in network.modules():
+        kind = next((name for layer, name in KINDS.items() if isinstance(module, layer)), None)
+        if kind:
+            module.register_forward_pre_hook(lambda *_: started.append(time.process_time()))
+            module.register_forward_hook(stop(kind))
+    for size in BATCHES:
+        network(images[:size])  # which compiles
+        spent.clear()
+        calls.clear()
+        start = time.process_time()
+        for _ in range(repetitions):
+            network(images[:size])
+        spent["all"], calls["all"] = time.process_time() - start, repetitions
+        for kind in ("all", *KINDS.values()):
+            each = 1000 * spent[kind] / repetitions
+            rows.append({"batch": size, "part": kind, "calls": calls[kind] // repetitions, "milliseconds": each})
     return rows
 
 
@@ -139,6 +184,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if threads == args.threads[0]:
                 judged = verdicts(run, data.pixels(), data.labels, fallen)
             rates += speeds(run, data.pixels(), threads, args.repetitions)
+        torch.set_num_threads(1)
+        parts = profile(model, data.pixels(), args.repetitions)
     return {
         "schema": 1,
         "model": args.name,
@@ -147,6 +194,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "attack": "saved examples" if args.examples else f"pgd10 at {args.eps:g}/255",
         "verdicts": judged,
         "speeds": rates,
+        "profile": parts,
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "openvino")},
         "environment": environment(),
     }
@@ -169,6 +217,13 @@ def table(results: dict[str, Any]) -> str:
     lines += ["|---" * (len(columns) + 1) + "|"]
     for name in dict.fromkeys(key[0] for key in rates):
         lines.append(f"| {name} | " + " | ".join(f"{rates[(name, *column)]:.0f}" for column in columns) + " |")
+    parts = {(row["part"], row["batch"]): row for row in results.get("profile", [])}
+    if parts:
+        lines += ["", "| part of our forward pass, folded | " + " | ".join(f"batch {size}" for size in BATCHES) + " |"]
+        lines += ["|---" * (len(BATCHES) + 1) + "|"]
+    for name in dict.fromkeys(key[0] for key in parts):
+        cells = [f"{parts[name, size]['milliseconds']:.2f} ms" for size in BATCHES]
+        lines.append(f"| {name} ({parts[name, BATCHES[0]]['calls']}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -100,17 +100,23 @@ class _SnnTorch(_Step):
         return spikes
 
 
+def _subtract(spikes: Tensor, state: dict[str, Tensor], threshold: Tensor) -> dict[str, Tensor]:
+    """A reset that Sinabs calls; its own would subtract a threshold that float32 spikes round to float32."""
+    membrane = state["v_mem"]
+    return {**state, "v_mem": membrane - spikes.to(membrane.dtype) * threshold}
+
+
 class _Sinabs(_Step):
     """``SingleSpike`` at >= threshold; by default it would fire many times a step. No lower bound of the membrane."""
 
     def __init__(self, how: _Neurons):
-        from sinabs.activation import MembraneReset, MembraneSubtract, SingleSpike
+        from sinabs.activation import MembraneReset, SingleSpike
         from sinabs.layers import IAF
 
         neuron = IAF(
             spike_threshold=torch.tensor(how.threshold, dtype=how.initial.dtype),
             spike_fn=SingleSpike,
-            reset_fn=MembraneSubtract() if how.soft else MembraneReset(),
+            reset_fn=_subtract if how.soft else MembraneReset(),
             min_v_mem=None,
         )
         super().__init__(neuron, how.initial)

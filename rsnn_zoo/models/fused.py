@@ -1,4 +1,4 @@
-"""The input gradient of a folded residual network in fewer passes over memory.
+"""The forward pass and the input gradient of a folded residual network in fewer passes over memory.
 
 A neuron adds the shortcut as it fires, its backward pass adds the gradients of both ways behind it, and convolutions
 keep nothing. Under a mode that gives every step the same gradient (through the rate, or averaged over the steps) one
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from rsnn_zoo.models.fold import FoldedSum
 from rsnn_zoo.models.frozen import FrozenConv2d
 from rsnn_zoo.models.resnet import BasicBlock, ResNet
-from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, from_rows, is_channels_last, to_rows
+from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, to_rows
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 from rsnn_zoo.neurons.kernels import run, transforming, wide
 from rsnn_zoo.neurons.modes import BackwardMode, Firing, Relu, ThroughRate, current_mode, current_units
@@ -31,6 +31,11 @@ __all__ = ["fuse"]
 def _fire_sum(x: Tensor, shortcut: Tensor, alpha: Tensor, threshold: Tensor, neuron: Dynamics) -> tuple[Tensor, Tensor]:
     """:func:`fire` at the currents x + alpha * shortcut."""
     return fire(x + alpha * shortcut, threshold, neuron)
+
+
+def _fire_sum_only(x: Tensor, shortcut: Tensor, alpha: Tensor, threshold: Tensor, neuron: Dynamics) -> Tensor:
+    """Spikes of :func:`_fire_sum` alone."""
+    return fire_only(x + alpha * shortcut, threshold, neuron)
 
 
 def _back(
@@ -87,13 +92,29 @@ class _Fired:
         return from_rows(result, (result.shape[0] * self.shape[0], *self.shape[1:]), self.channels_last)
 
 
+def _dynamics(layer: SpikingNeuron) -> Dynamics:
+    return Dynamics(layer.timesteps, layer.leak, layer.reset == "soft", layer.initial, layer.repeated)
+
+
+def _spikes_only(layer: SpikingNeuron, x: Tensor, shortcut: Tensor | None = None, alpha: Any = None) -> Tensor:
+    """What a layer fires at the currents x, or x + alpha * shortcut, (T * B, ...); nothing is remembered."""
+    neuron, channels_last = _dynamics(layer), is_channels_last(x)
+    tensors: tuple[Tensor, ...] = (to_rows(x, neuron.rows, channels_last),)
+    if shortcut is not None:
+        tensors = *tensors, to_rows(shortcut, neuron.rows, channels_last), alpha
+    threshold = layer.threshold.clamp(min=MIN_THRESHOLD).to(wide(x.dtype))
+    function = fire_only if shortcut is None else _fire_sum_only
+    spikes = run(function, (*tensors, threshold), (neuron,), steps=neuron.timesteps)
+    shape = (neuron.timesteps * x.shape[0] // neuron.rows, *x.shape[1:])
+    return from_rows(spikes, shape, channels_last)
+
+
 def _spikes(
     layer: SpikingNeuron, x: Tensor, shortcut: Tensor | None = None, alpha: Tensor | None = None
 ) -> tuple[Tensor, _Fired]:
     """What a layer fires at the currents x, or x + alpha * shortcut, (T * B, ...), and what it has to remember."""
     mode = current_mode() or layer.surrogate
-    neuron = Dynamics(layer.timesteps, layer.leak, layer.reset == "soft", layer.initial, layer.repeated)
-    channels_last = is_channels_last(x)
+    neuron, channels_last = _dynamics(layer), is_channels_last(x)
     rows = to_rows(x, neuron.rows, channels_last)
     threshold = layer.threshold.clamp(min=MIN_THRESHOLD).to(wide(x.dtype))
     tensors: tuple[Tensor, ...] = (rows, threshold)
@@ -173,11 +194,17 @@ class FusedResNet(ResNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to (T * B, 64, H / 4, W / 4)."""
-        mode = current_mode()
-        plain = torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not transforming()
-        if isinstance(mode, Relu) or not plain or self.grad_checkpointing:
+        special = torch.is_autocast_enabled("cpu") or transforming() or torch.compiler.is_compiling()
+        if isinstance(current_mode(), Relu) or special or self.grad_checkpointing:
             return super().forward_features(x)
-        return _Blocks.apply(self.conv1(self.normalize(x)), self)
+        x = self.conv1(self.normalize(x))
+        if torch.is_grad_enabled():
+            return _Blocks.apply(x, self)
+        x = _spikes_only(self.act1, x)
+        for block in self.blocks():
+            residual = block.conv2(_spikes_only(block.act1, block.conv1(x)))
+            x = _spikes_only(block.act2, residual, block.downsample(x), block.sum.shortcut_weight)
+        return x
 
 
 def _fusible(model: nn.Module) -> bool:

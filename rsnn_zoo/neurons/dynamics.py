@@ -89,8 +89,17 @@ def fire(x: Tensor, threshold: Tensor, neuron: Dynamics) -> tuple[Tensor, Tensor
 
 
 def fire_only(x: Tensor, threshold: Tensor, neuron: Dynamics) -> Tensor:
-    """Spikes of :func:`fire` alone."""
-    return fire(x, threshold, neuron)[0]
+    """Spikes of :func:`fire` alone, to the bit; eager, at small sizes, in a third of the calls."""
+    if torch.compiler.is_compiling():
+        return fire(x, threshold, neuron)[0]
+    fired = []
+    v = neuron.initial * threshold if neuron.initial else None
+    for current in x.to(wide(x.dtype)).expand(neuron.timesteps, -1).unbind():
+        u = current if v is None else (v if neuron.leak == 1.0 else neuron.leak * v) + current
+        spikes = u >= threshold
+        v = torch.where(spikes, u - threshold, u) if neuron.soft else u.masked_fill(spikes, 0.0)
+        fired.append(spikes)
+    return torch.stack(fired).to(x.dtype)
 
 
 # --- derivatives ----------------------------------------------------------------------------------------------------

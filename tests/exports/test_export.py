@@ -14,7 +14,7 @@ from rsnn_zoo.exports.graph import Conv, ExportError
 from rsnn_zoo.exports.lower import spiking_graph
 from rsnn_zoo.exports.nir import interpret, read_nir, to_nir
 from rsnn_zoo.exports.runtimes import onnx_pass
-from rsnn_zoo.exports.simulators import SIMULATORS, Simulated, installed_simulators, load_nir
+from rsnn_zoo.exports.simulators import SIMULATORS, Simulated, _Neurons, installed_simulators, load_nir
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.models.layers import WeightedSum
 from tests.conftest import small_network
@@ -211,6 +211,16 @@ def test_what_cannot_be_exported_is_refused(model, kwargs, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         rsnn_zoo.export(model(), tmp_path / "a", **kwargs)
     assert not list(tmp_path.iterdir())
+
+
+def test_sinabs_subtracts_the_threshold_in_full_precision():
+    """Rounded to float32 it flips single spikes of millions, and those after them."""
+    pytest.importorskip("sinabs")
+    how = _Neurons(0.1, soft=True, initial=torch.full((1,), 0.05, dtype=torch.float64))
+    layer = SIMULATORS["sinabs"](how)
+    layer.start(1)
+    assert [layer(torch.full((1, 1), 0.06, dtype=torch.float64)).item() for _ in range(3)] == [1, 0, 1]
+    assert layer.neuron.v_mem.item() == pytest.approx(0.05 + 3 * 0.06 - 2 * 0.1, abs=1e-15)
 
 
 def test_norse_has_no_soft_reset(tmp_path):

@@ -62,6 +62,17 @@ def test_widths_are_in_the_units_that_are_set(mode, eager):
         assert (relative - absolute).abs().max() > 1e-3 * absolute.abs().max()
 
 
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_without_gradients_it_fires_the_same(reset, eager):
+    folded = freeze(fold(network(reset=reset, leak=0.9, initial=0.3)))
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = folded(images)
+        torch.testing.assert_close(fuse(folded)(images), expected, rtol=1e-12, atol=1e-12)
+    assert type(folded) is FusedResNet and expected.std() > 0
+    torch.testing.assert_close(folded(images), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pcw-1", "rate", "hart-1", "assg"])
 def test_compiled_too(mode):

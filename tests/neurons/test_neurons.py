@@ -160,12 +160,15 @@ def test_the_hundred_steps_of_a_calibration_are_not_unrolled_by_a_compiler(monke
     assert compiled == [32]
 
 
-def test_no_gradient_gives_the_same_spikes():
-    x = torch.randn(8, 5)
-    neuron = SpikingNeuron(4, threshold=0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("reset, leak, initial", [("hard", 1.0, 0.0), ("soft", 1.0, 0.5), ("soft", 0.9, 0.0)])
+def test_no_gradient_gives_the_same_spikes(reset, leak, initial, repeated, dtype):
+    x = torch.randn(8, 50, dtype=dtype)
+    neuron = SpikingNeuron(4, 0.5, leak, reset, initial=initial, repeated=repeated)
     with torch.no_grad():
         spikes = neuron(x)
-    assert torch.equal(spikes, neuron(x).detach())
+    assert torch.equal(spikes, neuron(x).detach()) and spikes.dtype == dtype
     assert not spikes.requires_grad and neuron(x).requires_grad
 
 
