@@ -23,13 +23,32 @@ def _keep_normalisation(state: dict[str, Any], model: Any) -> dict[str, Any]:
     return state
 
 
+_PLACE = ("source", "file", "hf_hub_id")
+
+
+def _of_shards(source: dict[str, Any], cache_dir: Any) -> dict[str, Any] | None:
+    """The verified weights of an entry that has them in shards, which timm cannot read; None for any other."""
+    from rsnn_zoo.hub.resolve import resolve
+
+    names = {"local-dir": f"local-dir:{source.get('file')}", "hf-hub": f"hf-hub:{source.get('hf_hub_id')}"}
+    try:
+        entry = resolve(names[source.get("source", "")], cache_dir=cache_dir)
+    except (KeyError, OSError, ValueError):  # timm's own, or somebody else's: timm says what is wrong with it
+        return None
+    return entry.load_weights() if entry.config.weights and entry.config.weights.shards else None
+
+
 def _entry_point(architecture: str) -> Callable[..., Any]:
     def build(pretrained: bool = False, **kwargs: Any) -> Any:
         from timm.models import build_model_with_cfg
 
         from rsnn_zoo import models
 
-        return build_model_with_cfg(
+        source = kwargs.get("pretrained_cfg")
+        state = _of_shards(source, kwargs.get("cache_dir")) if pretrained and isinstance(source, dict) else None
+        if state is not None:
+            kwargs["pretrained_cfg"] = {**source, "source": "", "file": None, "hf_hub_id": None, "state_dict": state}
+        model = build_model_with_cfg(
             models.ARCHITECTURES[architecture],
             f"rsnn_{architecture}",
             pretrained,
@@ -37,6 +56,10 @@ def _entry_point(architecture: str) -> Callable[..., Any]:
             pretrained_filter_fn=_keep_normalisation,
             **kwargs,
         )
+        if state is not None:
+            model.pretrained_cfg.pop("state_dict", None)
+            model.pretrained_cfg.update({key: source[key] for key in _PLACE if key in source})
+        return model
 
     build.__name__ = build.__qualname__ = f"rsnn_{architecture}"
     build.__doc__ = f"{architecture} of rsnn_zoo: an ANN, or with ``timesteps=T`` an SNN."

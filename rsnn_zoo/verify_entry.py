@@ -153,7 +153,8 @@ def _evidence(entry: Entry) -> dict[str, Any]:
 
 def _check_weights(entry: Entry) -> str:
     entry.load_weights()
-    return f"SHA-256 {entry.sha256}"
+    shards = len(entry.config.weights.shards) if entry.config.weights else 0
+    return f"SHA-256 {entry.sha256}" + (f", of an index and {shards} shards" if shards else "")
 
 
 def _check_evidence(entry: Entry) -> str:

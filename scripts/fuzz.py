@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("RSNN_ZOO_COMPILE", "0")
@@ -32,10 +33,11 @@ from rsnn_zoo._utils.files import replacing, to_json
 from rsnn_zoo.evaluation import examples
 from rsnn_zoo.evaluation.ledger import Ledger
 from rsnn_zoo.hub.resolve import entries_folder
+from rsnn_zoo.hub.shards import load_files
 from rsnn_zoo.hub.weights import load_weights
 from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import load_evidence, published_runs
-from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.config import FileInfo, load_config
 from rsnn_zoo.training.checkpoints import load_checkpoint, save_checkpoint
 from rsnn_zoo.training.recipe import FOLDER, load_recipe
 
@@ -105,8 +107,27 @@ def checks(folder: Path) -> dict[str, tuple[bytes, str, Check, Callable[[bytes],
     data = rsnn_zoo.load_dataset("digits", "test").select(6)
     rsnn_zoo.evaluate(model, data, "fgsm", 32 / 255, checks=0, adversarial=adversarial)
 
+    shards = folder / ENTRY.name
+    rsnn_zoo.save_pretrained(model, shards, name=ENTRY.name, dtype="bfloat16", shard_bytes=250_000)
+    info = load_config(shards / "config.json").weights
+
     def weights(path: Path) -> object:
         return load_weights(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def index(path: Path) -> object:
+        return load_files(replace(info, **_said(path)), lambda file: shards / file.file if file.file in own else path)
+
+    def shard(path: Path) -> object:
+        """Behind its checksum in the config, and in the index."""
+        changed = tuple(FileInfo(one.file, **_said(path)) if one.file == path.name else one for one in info.shards)
+        said = json.loads((shards / info.file).read_bytes())
+        said["metadata"]["sha256"] = {one.file: one.sha256 for one in changed}
+        (named := folder / "index.json").write_bytes(to_json(said))
+        places = {path.name: path, info.file: named}
+        config = replace(info, **_said(named), shards=changed)
+        return load_files(config, lambda file: places.get(file.file, shards / file.file))
+
+    own = {one.file for one in info.shards}
 
     return {
         "config": ((ENTRY / "config.json").read_bytes(), "config.json", load_config, same),
@@ -122,6 +143,8 @@ def checks(folder: Path) -> dict[str, tuple[bytes, str, Check, Callable[[bytes],
             lambda path: check_card(_text(path), config, evidence),
             same,
         ),
+        "index": ((shards / info.file).read_bytes(), info.file, index, same),
+        "shard": ((shards / info.shards[1].file).read_bytes(), info.shards[1].file, shard, same),
         "weights": ((ENTRY / "model.safetensors").read_bytes(), "model.safetensors", weights, same),
         "recipe": ((FOLDER / "digits.toml").read_bytes(), "mine.toml", lambda path: load_recipe(path, "trades"), same),
         "npz": (arrays.getvalue(), "data.npz", lambda path: rsnn_zoo.load_dataset(path, "test"), same),
@@ -134,6 +157,12 @@ def checks(folder: Path) -> dict[str, tuple[bytes, str, Check, Callable[[bytes],
         ),
         "examples": (adversarial.read_bytes(), "a.safetensors", lambda path: examples._read(path), same),
     }
+
+
+def _said(path: Path) -> dict[str, object]:
+    """What a config says of this file."""
+    data = path.read_bytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def _text(path: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["digest"]
 
-_LABELS = {"training", "training_record", "pretrained_name", "weights_sha256"}
+_LABELS = {"training", "training_record", "pretrained_name", "weights_sha256", "stored_as"}
 """Attributes that say nothing about what a model computes."""
 _DEPTH = 12
 """Containers and objects inside of each other that are looked into."""

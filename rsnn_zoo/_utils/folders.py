@@ -54,13 +54,13 @@ def current(folder: str | os.PathLike[str], name: str) -> Path:
     return folder / staged if staged and (folder / staged).is_file() else folder / name
 
 
-def commit(folder: str | os.PathLike[str], make: Callable[[], Mapping[str, bytes]]) -> None:
+def commit(folder: str | os.PathLike[str], make: Callable[[], Mapping[str, bytes | None]]) -> None:
     """Give files of a folder new content, all or none, whatever happens on the way.
 
     Args:
         folder: Made if absent.
-        make: Gives the content by name, from what the folder holds: no other writer comes between. What is there
-            already is not written again.
+        make: Gives the content by name, from what the folder holds: no other writer comes between. None removes a
+            file; what is there already is not written again.
 
     Raises:
         OSError: If they cannot be written; the folder's files are then the old ones.
@@ -73,14 +73,15 @@ def commit(folder: str | os.PathLike[str], make: Callable[[], Mapping[str, bytes
         changed = {name: data for name, data in make().items() if not _holds(folder / name, data)}
         if not changed:
             return
-        staged = {name: temporary_name(name, "new") for name in changed}
+        staged = {name: None if data is None else temporary_name(name, "new") for name, data in changed.items()}
         try:
-            for name, data in changed.items():
-                write_through(folder / staged[name], data)
+            for name, new in staged.items():
+                if new:
+                    write_through(folder / new, changed[name])
             with replacing(folder / JOURNAL) as temporary:
                 write_through(temporary, to_json(staged))
         except BaseException:
-            for new in staged.values():
+            for new in filter(None, staged.values()):
                 (folder / new).unlink(missing_ok=True)
             raise
         try:
@@ -92,24 +93,30 @@ def commit(folder: str | os.PathLike[str], make: Callable[[], Mapping[str, bytes
 def _finish(folder: Path) -> None:
     """Do what is left of a commit that was cut short."""
     for name, staged in _journal(folder).items():
-        if (folder / staged).is_file():
+        if staged is None:
+            (folder / name).unlink(missing_ok=True)
+        elif (folder / staged).is_file():
             os.replace(folder / staged, folder / name)
     (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def _journal(folder: Path) -> dict[str, str]:
-    """What a journal says of names in this folder, whoever wrote it; nothing where there is none."""
+def _journal(folder: Path) -> dict[str, str | None]:
+    """By name what a file was staged as, None for one that goes, whoever wrote it; empty where there is no journal."""
     try:
         found = load_json(folder / JOURNAL)
     except (OSError, ConfigError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
-    return {name: staged for name, staged in pairs if isinstance(staged, str) and _is_staged(name, staged)}
+    return {name: staged for name, staged in pairs if Path(name).name == name and _is_staged(name, staged)}
 
 
-def _is_staged(name: str, staged: str) -> bool:
-    return Path(name).name == name and Path(staged).name == staged and staged.startswith(f".{name}.")
+def _is_staged(name: str, staged: object) -> bool:
+    if staged is None:
+        return True
+    return isinstance(staged, str) and Path(staged).name == staged and staged.startswith(f".{name}.")
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _holds(path: Path, data: bytes | None) -> bool:
+    if data is None:
+        return not path.exists()
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data

@@ -12,7 +12,7 @@ from rsnn_zoo.conversion.conversion import convert
 from rsnn_zoo.data.images import ImageData
 from rsnn_zoo.hub.registry import create_model
 from rsnn_zoo.hub.resolve import CONFIG, NotPublishedError
-from rsnn_zoo.hub.weights import serialize
+from rsnn_zoo.hub.shards import packed
 from rsnn_zoo.models import Network
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import ModelName, is_model
@@ -66,7 +66,7 @@ def trained_ann(name: ModelName, source: str | None, key: str | None = None) -> 
         return ann
     ann = create_model(own)
     load_file(ann, source, key)
-    ann.pretrained_name, ann.weights_sha256 = Path(source).name, serialize(ann, "")[1].sha256
+    ann.pretrained_name, ann.weights_sha256 = Path(source).name, packed(ann)[1].sha256
     return ann
 
 

@@ -82,7 +82,8 @@ def run_stage(
     teacher: Network | None = None,
 ) -> Outcome:
     """Train and save the entry, or tell what that would take."""
-    from rsnn_zoo.hub.publish import check_saveable, save_pretrained
+    from rsnn_zoo.hub.saving import check_saveable, save_pretrained
+    from rsnn_zoo.hub.shards import published_dtype
     from rsnn_zoo.models.distributed import Ranks
     from rsnn_zoo.training.train import TrainingInterrupted, train
 
@@ -98,7 +99,8 @@ def run_stage(
             raise CommandFailed(str(stop)) from None
     if not Ranks.current().main:
         return "", None, 0
-    save_pretrained(model.cpu(), args.output, name=str(args.name), training=result.record)
+    entry = {"name": str(args.name), "training": result.record, "dtype": published_dtype(model)}
+    save_pretrained(model.cpu(), args.output, **entry)
     _draw(result.history, args.output / "curves.png")
     robust = "" if result.robust_accuracy is None else f", robust {100 * result.robust_accuracy:.1f} %"
     said = (

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> Outcome:
     """Convert what is named."""
     from rsnn_zoo._utils.provenance import peak_memory
     from rsnn_zoo.cli._ann import converted
-    from rsnn_zoo.hub.publish import save_pretrained
+    from rsnn_zoo.hub.saving import save_pretrained
+    from rsnn_zoo.hub.shards import published_dtype
 
     recipe, data, _ = planned(args)
     if not args.dry_run and (args.output / "run.json").exists():
@@ -55,5 +56,5 @@ def run(args: argparse.Namespace) -> Outcome:
         content = {**about, "thresholds": thresholds}
         spent = f"{time.monotonic() - started:.1f} s, {peak_memory(args.device) / 2**20:.0f} MiB"
         return f"{json.dumps(content, indent=2)}\n{spent}", content, 0
-    save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about)
+    save_pretrained(snn.cpu(), args.output, name=str(args.name), training=about, dtype=published_dtype(snn))
     return f"{args.name}: saved in {args.output}", {"name": str(args.name), "folder": str(args.output)}, 0

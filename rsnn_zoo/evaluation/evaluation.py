@@ -36,7 +36,8 @@ from rsnn_zoo.evaluation.ledger import Ledger
 from rsnn_zoo.evaluation.protocols import Plan
 from rsnn_zoo.evaluation.settings import Settings
 from rsnn_zoo.evaluation.transfer import unconverted
-from rsnn_zoo.hub.weights import WeightsError, serialize
+from rsnn_zoo.hub.shards import packed
+from rsnn_zoo.hub.weights import WeightsError
 from rsnn_zoo.models import Temporal
 from rsnn_zoo.models.distributed import Ranks
 from rsnn_zoo.neurons.modes import surrogate_units
@@ -59,8 +60,8 @@ _TOLD = ("objective", "eps", "attack", "attack_steps")
 
 def _weights_sha256(model: nn.Module) -> str | None:
     try:
-        return serialize(model, "")[1].sha256
-    except (WeightsError, IndexError):  # a module that no entry can hold
+        return packed(model)[1].sha256
+    except (WeightsError, IndexError, StopIteration):  # a module that no entry can hold
         return None
 
 

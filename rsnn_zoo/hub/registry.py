@@ -160,18 +160,19 @@ def load_entry(entry: Entry, name: str, **kwargs: Any) -> Network:
     new_head = classes != config.num_classes
     apart = ("device", "dtype", "num_classes", *(["global_pool"] if new_head else []))
     network = build(config, **{key: value for key, value in kwargs.items() if key not in apart})
-    state = entry.load_weights()
+    state, form = entry.load()
     check_state_dict(state, network.state_dict(), str(entry.weights_path))
     # The loaded tensors are views of one buffer; torch.save cannot write one storage under two dtypes.
     state = {key: tensor if tensor.is_floating_point() else tensor.clone() for key, tensor in state.items()}
     network.load_state_dict(state, strict=True, assign=True)
     network.pretrained_name, network.weights_sha256 = config.name or name, entry.sha256
-    network.training_record = config.training
+    network.training_record, network.stored_as = config.training, form
     changed = _renormalise(network, own)
     if new_head:
         network.reset_classifier(classes, kwargs.get("global_pool"))
     if changed or new_head:
         network.pretrained_name, network.weights_sha256, network.training_record = None, None, {}
+        network.stored_as = None
     return (network.to(**place) if place else network).eval()
 
 

@@ -36,17 +36,18 @@ from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError
 from rsnn_zoo._utils.folders import current, locked
-from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, ModelConfig, load_config
+from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, WEIGHTS, ModelConfig, load_config
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rsnn_zoo.hub.shards import Form
+
 _logger = logging.getLogger(__name__)
 
 ORG = "rsnn-zoo"
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 EVIDENCE = "evaluation.json"
 
@@ -80,7 +81,7 @@ class Entry:
 
     @cached_property
     def weights_path(self) -> Path:
-        """The weights file, not verified yet."""
+        """The weights file, or the index of its shards, not verified yet."""
         weights = self.config.weights
         return self.get(weights.file, weights.size) if weights else self.get(WEIGHTS, MAX_WEIGHTS_BYTES)
 
@@ -94,12 +95,18 @@ class Entry:
             raise HubError(f"{self.origin} has no checksum of {WEIGHTS}; ask its publisher to use rsnn_zoo.push_to_hub")
         return own
 
-    def load_weights(self) -> dict[str, Tensor]:
-        """Read and verify the weights, see ``weights.load_weights``."""
+    def load(self) -> tuple[dict[str, Tensor], Form]:
+        """Read and verify the weights; return them and how they are stored, see ``shards.load_files``."""
+        from rsnn_zoo.hub.shards import Form, load_files
         from rsnn_zoo.hub.weights import load_weights
 
-        size = self.config.weights.size if self.config.weights else None
-        return load_weights(self.weights_path, self.sha256, size)
+        if self.config.weights:
+            return load_files(self.config.weights, lambda file: self.get(file.file, file.size))
+        return load_weights(self.weights_path, self.sha256), Form()
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """Read and verify the weights, see ``shards.load_files``."""
+        return self.load()[0]
 
 
 def entries_folder() -> Path:
@@ -133,7 +140,11 @@ def entry_folder(name: str) -> Path:
 
 def is_packaged(name: Any, weights: bool) -> bool:
     """Whether it names a published entry, and whether its weights too are on this machine with the package."""
-    return name in published_names() and (not weights or current(entries_folder() / name, WEIGHTS).is_file())
+    if name not in published_names() or not weights:
+        return name in published_names()
+    folder = entries_folder() / name
+    info = load_config(current(folder, CONFIG)).weights
+    return info is not None and all(current(folder, file.file).is_file() for file in info.files)
 
 
 def default_org() -> str:
@@ -208,10 +219,12 @@ def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
     if revision not in (None, entry.config.revision):
         return _published(repo, revision or "main", hub)
     pinned = entry.config.revision or "main"
+    weights = entry.config.weights
+    known = {file.file: file.sha256 for file in weights.files} if weights else {}
 
     def get(filename: str, limit: int) -> Path:
         path = current(folder, filename)
-        return path if path.is_file() else hub.fetch(repo, filename, pinned, limit, entry.sha256)
+        return path if path.is_file() else hub.fetch(repo, filename, pinned, limit, known.get(filename))
 
     return Entry(entry.config, entry.origin, get)
 
@@ -261,7 +274,7 @@ class _Hub:
         if self.local_files_only:
             raise HubError(f"{repo}@{revision} is not in the download cache; load it once with local_files_only=False")
         try:
-            with explained(f"{repo}@{revision}"):
+            with explained(f"{repo}@{revision}", filename):
                 commit = self._ask(repo, filename, revision, limit)
                 download = partial(hf_hub_download, repo, filename, cache_dir=self.cache_dir, endpoint=self.endpoint)
                 path = download(revision=commit)
@@ -311,8 +324,8 @@ _CAUSES = (  # the first that fits is taken
     (RepositoryNotFoundError, f"there is no such repository, or it is private; check the name, or {_LOG_IN}"),
     (RevisionNotFoundError, "there is no such revision; see the repository's branches and tags"),
     (OfflineModeIsEnabled, "it is not in the download cache; unset HF_HUB_OFFLINE to download it once"),
-    (LocalEntryNotFoundError, "the Hub broke off, and the file is not in the download cache; try again"),
-    (EntryNotFoundError, "the repository lacks the file; ask its publisher"),
+    (LocalEntryNotFoundError, "the Hub broke off, and the file {file} is not in the download cache; try again"),
+    (EntryNotFoundError, "the repository lacks the file {file}; ask its publisher"),
     (HfHubHTTPError, f"the Hub refused: {{error}}. Try again later, or {_LOG_IN}"),
     (
         (HTTPError, NoAnswer),
@@ -325,10 +338,10 @@ _CAUSES = (  # the first that fits is taken
 
 
 @contextmanager
-def explained(place: str) -> Iterator[None]:
-    """Turn whatever the client raises inside into a ``HubError`` that says what to do at ``place``."""
+def explained(place: str, file: str = "") -> Iterator[None]:
+    """Turn whatever the client raises inside into a ``HubError`` that says what to do at ``place`` about a file."""
     try:
         yield
     except (HTTPError, NoAnswer, OSError, RuntimeError) as error:
         cause = next(text for kind, text in _CAUSES if isinstance(error, kind))
-        raise HubError(" ".join(f"{place}: {cause.format(error=error)}".split())) from error
+        raise HubError(" ".join(f"{place}: {cause.format(error=error, file=file)}".split())) from error

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, open_regular, parse_json
-from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, WeightsInfo
+from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, FileInfo, WeightsInfo
 
 _DTYPES = {
     "F64": torch.float64,
@@ -59,7 +59,7 @@ def load_weights(path: str | os.PathLike[str], sha256: str, size: int | None = N
         OSError: If it cannot be read.
         WeightsError: If size, checksum or header are wrong; names the file and what to do.
     """
-    buffer = _read(path, sha256, size)
+    buffer = read_verified(path, sha256, size)
     try:
         return _parsed(buffer, str(path), _DTYPES)[0]
     except _UNREADABLE as error:
@@ -72,7 +72,7 @@ def verified_bytes(path: str | os.PathLike[str], sha256: str, size: int | None =
     Raises:
         FileNotFoundError, OSError, WeightsError: As of :func:`load_weights`.
     """
-    buffer = _read(path, sha256, size)
+    buffer = read_verified(path, sha256, size)
     try:
         _parsed(buffer, str(path), _DTYPES)
     except _UNREADABLE as error:
@@ -92,7 +92,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         WeightsError: If it is no safetensors file, or damaged.
     """
     try:
-        tensors, about = _parsed(_read(path, None, None), str(path), _DTYPES | _BESIDES)
+        tensors, about = _parsed(read_verified(path), str(path), _DTYPES | _BESIDES)
     except _UNREADABLE as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
     return {key: one.view(torch.uint8) != 0 if one.dtype == torch.bool else one for key, one in tensors.items()}, about
@@ -101,21 +101,27 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 _UNREADABLE = (ConfigError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def _read(path: str | os.PathLike[str], sha256: str | None, size: int | None) -> Tensor:
-    """The bytes of a file; if a checksum is given, they have it."""
+def read_verified(path: str | os.PathLike[str], sha256: str | None = None, size: int | None = None) -> Tensor:
+    """Return the bytes of a file of at most 4 GiB; if a checksum or a size is given, they have it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read.
+        WeightsError: If size or checksum are others; names the file and what to do.
+    """
     with open_regular(path) as file:
         length = os.fstat(file.fileno()).st_size
         if not 8 <= length <= MAX_WEIGHTS_BYTES or (size is not None and length != size):
             raise _refused(path, f"has {length:,} bytes, not {size or 'a header'}")
-        buffer = _memory(length)
+        buffer = memory(length)
         found = _read_into(file, buffer)
     if sha256 is not None and found != sha256:
         raise _refused(path, f"has SHA-256 {found}, not {sha256}")
     return buffer
 
 
-def _memory(length: int) -> Tensor:
-    """So many bytes, in pages of 2 MiB where there are such: to map small ones takes as long as to hash them."""
+def memory(length: int) -> Tensor:
+    """Return so many bytes of new memory, in pages of 2 MiB where there are such: to map small ones takes as long as to hash them."""
     if length < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(length, dtype=torch.uint8)
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -139,20 +145,50 @@ def serialize(model: nn.Module, file: str) -> tuple[bytes, WeightsInfo]:
     Raises:
         WeightsError: If two tensors share memory or a dtype is not one that ``load_weights`` reads.
     """
+    data = to_bytes(saveable(model))
+    return data, info_of(model, FileInfo(file, hashlib.sha256(data).hexdigest(), len(data)))
+
+
+def saveable(model: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state dict on the CPU.
+
+    Raises:
+        WeightsError: If a dtype is not one that ``load_weights`` reads.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if odd := {key: value.dtype for key, value in tensors.items() if value.dtype not in _DTYPES.values()}:
         raise WeightsError(f"Cannot save {odd}: convert to one of {', '.join(map(str, _DTYPES.values()))}")
+    return tensors
+
+
+def to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file.
+
+    Raises:
+        WeightsError: If two tensors share memory.
+    """
     try:
-        data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+        return safetensors.torch.save(tensors, metadata={"format": "pt"})
     except RuntimeError as error:
         raise WeightsError(f"Cannot save the network: {' '.join(str(error).split())}") from error
+
+
+def info_of(model: nn.Module, file: FileInfo, **how: Any) -> WeightsInfo:
+    """Return the record of a network's weights that are in this file, or in the shards that it names.
+
+    Args:
+        model: The network.
+        file: The one file, or the index.
+        **how: ``stored`` and ``shards``, as of :class:`rsnn_zoo.spec.config.WeightsInfo`.
+    """
     parameters = list(model.parameters())
-    return data, WeightsInfo(
-        file=file,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
+    return WeightsInfo(
+        file.file,
+        file.sha256,
+        file.size,
         dtype=str(parameters[0].dtype).removeprefix("torch."),
         num_parameters=sum(parameter.numel() for parameter in parameters),
+        **how,
     )
 
 

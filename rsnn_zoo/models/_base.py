@@ -133,6 +133,7 @@ class Network(Temporal, Staged):
     # of one that was loaded; a converted one has a record of its ANN
     pretrained_name: str | None = None
     weights_sha256: str | None = None
+    stored_as: Any = None  # a ``Form`` of rsnn_zoo.hub.shards, by which it saves as the files that it was loaded from
     training_record: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(

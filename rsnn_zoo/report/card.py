@@ -211,7 +211,8 @@ def _summary(config: ModelConfig, dataset: DatasetInfo | None, objective: str | 
     if dataset:
         kind += f". {_origin(config.training, dataset.title, objective)}"
     if config.weights:
-        kind += f". {config.weights.num_parameters:,} parameters, {config.weights.size / 2**20:.1f} MiB"
+        kind += f". {config.weights.num_parameters:,} parameters, {config.weights.total_size / 2**20:.1f} MiB"
+        kind += f" in {config.weights.stored}" * bool(config.weights.stored)
     return kind + "."
 
 

@@ -22,14 +22,22 @@ from rsnn_zoo.spec.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, Unknown
 from rsnn_zoo.spec.schema import Section
 
 SCHEMA = 1
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Of shards, where the weights are more than one file should have."""
 MAX_WEIGHTS_BYTES = 2**32
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+STORED = ("bfloat16",)
+"""What the large tensors of a float32 network can be stored as."""
 
 _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
 # what is meant where an argument is absent
 _USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "scaled": False}
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_ONE_FILE = re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors)")
+_INDEX = re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors\.index\.json)")
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
 _ARCHITECTURE = re.compile(_PREFIX + r"(?=.{1,64}$)[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
@@ -38,14 +46,45 @@ _SURROGATE = re.compile(r"(?:pcw|exp|exp_d|rect)-\d{1,4}(?:\.\d{1,20})?(?:e-\d{1
 
 
 @dataclass(frozen=True)
-class WeightsInfo:
-    """The weights file of an entry: plain ``file`` name, ``sha256`` and ``size`` in bytes, and what it holds."""
+class FileInfo:
+    """A file of an entry: its plain name, its SHA-256 as hexadecimal digits, and its size in bytes."""
 
     file: str
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class WeightsInfo(FileInfo):
+    """The weights of an entry: one file, or an index and the shards that it names.
+
+    ``sha256`` names the weights: it is that of the one file, or of the index, which holds those of the shards.
+
+    Attributes:
+        dtype: Of the network.
+        num_parameters: Of the network.
+        stored: Type that the large tensors have in the files, where it is another; they are widened when loaded.
+        shards: The files that the tensors are in, where they are not in ``file``.
+    """
+
     dtype: str
     num_parameters: int
+    stored: str | None = None
+    shards: tuple[FileInfo, ...] = ()
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """All files of these weights."""
+        return (FileInfo(self.file, self.sha256, self.size), *self.shards)
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``rsnn_zoo.weights``."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 
 
 @dataclass(frozen=True)
@@ -71,7 +110,7 @@ class ModelConfig:
         first_conv: Name of the first convolution, for timm.
         classifier: Name of the classifier layer, for timm.
         name: Name of the entry; None in configs that ``rsnn_zoo`` did not write.
-        weights: The weights file; None in configs that ``rsnn_zoo`` did not write.
+        weights: The weights files; None in configs that ``rsnn_zoo`` did not write.
         revision: Tag or commit on the Hub that holds these weights; None for the newest.
         created: ISO 8601 time at which the weights were saved.
         training: How the weights came to be: recipe, seed, versions, hardware.
@@ -108,7 +147,7 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``; ``parse_config`` reads it back."""
         ours: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "created": self.created, "revision": self.revision}
-        ours["weights"] = asdict(self.weights) if self.weights else None
+        ours["weights"] = self.weights.to_json() if self.weights else None
         ours["training"] = self.training
         return {
             "architecture": _PREFIX + self.architecture,
@@ -192,15 +231,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
         revision=ours.text("revision", _REVISION, None),
         created=ours.text("created", re.compile(r"[0-9T:.+-]{10,40}Z?"), None),
         training=ours.section("training", optional=True).content,
-        weights=WeightsInfo(
-            file=weights.text("file", re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors)")),
-            sha256=weights.text("sha256", _SHA256),
-            size=weights.integer("size", 8, MAX_WEIGHTS_BYTES),
-            dtype=weights.one_of("dtype", DTYPES),
-            num_parameters=weights.integer("num_parameters", 1, MAX_WEIGHTS_BYTES),
-        )
-        if weights.content
-        else None,
+        weights=_weights(weights) if weights.content else None,
     )
     _check_name(config, ours)
     _check_neuron(config, args)
@@ -217,6 +248,42 @@ def _architecture(top: Section, source: str, registered: bool) -> str:
             "registered first (--plugin FILE.py)"
         )
     return top.one_of("architecture", known).removeprefix(_PREFIX)
+
+
+def _weights(weights: Section) -> WeightsInfo:
+    shards = tuple(FileInfo(**_file(shard, _SHARD)) for shard in weights.sections("shards"))
+    info = WeightsInfo(
+        **_file(weights, _INDEX if shards else _ONE_FILE),
+        dtype=weights.one_of("dtype", DTYPES),
+        num_parameters=weights.integer("num_parameters", 1, MAX_WEIGHTS_BYTES),
+        stored=weights.one_of("stored", STORED, None),
+        shards=shards,
+    )
+    if info.stored and info.dtype != "float32":
+        raise weights.error("stored", f"is {info.stored}, which only float32 can be stored as, and not {info.dtype}")
+    if [shard.file for shard in shards] != shard_names(len(shards)):
+        raise weights.error("shards", f"must be {len(shards)} files from {shard_names(len(shards))[0]} on, in order")
+    if info.total_size > MAX_WEIGHTS_BYTES:
+        raise weights.error("shards", f"have {info.total_size:,} bytes, must have at most {MAX_WEIGHTS_BYTES:,}")
+    return info
+
+
+def shard_names(count: int) -> list[str]:
+    """Return the names of so many shards, as the Hub has them.
+
+    Example:
+        >>> shard_names(2)
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _file(section: Section, name: re.Pattern[str]) -> dict[str, Any]:
+    return {
+        "file": section.text("file", name),
+        "sha256": section.text("sha256", _SHA256),
+        "size": section.integer("size", 8, MAX_WEIGHTS_BYTES),
+    }
 
 
 def _check_neuron(config: ModelConfig, args: Section) -> None:

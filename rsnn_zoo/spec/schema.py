@@ -78,9 +78,9 @@ class Section:
             raise self.error(key, f"is {reprlib.repr(value)}, must match {pattern.pattern}")
         return value
 
-    def one_of(self, key: str, known: tuple[str, ...], default: Any = _REQUIRED) -> str:
-        """Return one of the known strings."""
+    def one_of(self, key: str, known: tuple[str, ...], default: Any = _REQUIRED) -> Any:
+        """Return one of the known strings, or the default."""
         value = self.value(key, default)
-        if value not in known:
+        if value is not default and value not in known:
             raise self.error(key, f"is {reprlib.repr(value)}{near_matches(str(value), known)}")
         return value

@@ -32,22 +32,26 @@ def original(tmp_path_factory):
     return folder, (folder / "config.json").read_bytes(), (folder / "model.safetensors").read_bytes()
 
 
-def write(folder: Path, config: bytes, weights: bytes) -> None:
+def write(folder: Path, config: bytes, weights: bytes | None) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(config)
+    if weights is None:  # they are there
+        return
     (folder / "model.safetensors").unlink(missing_ok=True)  # a network that was loaded before may still be mapped
     (folder / "model.safetensors").write_bytes(weights)
 
 
-def survives(folder: Path, config: bytes, weights: bytes) -> None:
+def survives(folder: Path, config: bytes, weights: bytes | None) -> None:
+    """Load, or refuse by a documented error; ``None`` where the files of the weights are there."""
     write(folder, config, weights)
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     before = sorted(folder.parent.rglob("*"))
     try:
         network = rsnn_zoo.create_model(f"local-dir:{folder}", pretrained=True)
     except DOCUMENTED as error:
         assert str(folder) in str(error)
     else:
-        assert isinstance(network, Network) and sum(p.nbytes for p in network.parameters()) <= len(weights)
+        assert isinstance(network, Network) and sum(p.nbytes for p in network.parameters()) <= 2 * held
     assert sorted(folder.parent.rglob("*")) == before
 
 
@@ -114,6 +118,52 @@ def test_any_bytes_in_the_weights_load_or_are_refused(original, examples):
     folder, config, weights = original
     header = 8 + int.from_bytes(weights[:8], "little")
     fuzz(examples, bytes_like(weights, header), lambda data: survives(folder, signed(json.loads(config), data), data))
+
+
+INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00003.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A folder, and the content of a sound entry in shards in it."""
+    folder = tmp_path_factory.mktemp("sharded") / NAME
+    save_pretrained(small_network(), folder, name=NAME, dtype="bfloat16", shard_bytes=250_000)
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def in_shards(folder: Path, files: dict[str, bytes], changed: str, data: bytes) -> None:
+    """Load an entry of which one file was changed, and all that hold its checksum vouch for it."""
+    files, record = files | {changed: data}, json.loads(files["config.json"])
+    weights = record["rsnn_zoo"]["weights"]
+    for one in weights["shards"]:
+        one |= {"sha256": hashlib.sha256(files[one["file"]]).hexdigest(), "size": len(files[one["file"]])}
+    if changed != INDEX:
+        index = json.loads(files[INDEX])
+        index["metadata"]["sha256"] = {one["file"]: one["sha256"] for one in weights["shards"]}
+        files[INDEX] = json.dumps(index).encode()
+    for name, content in files.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+    survives(folder, signed(record, files[INDEX]), None)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+@pytest.mark.parametrize("changed", [INDEX, SHARD])
+def test_any_bytes_in_an_index_or_a_shard_load_or_are_refused(sharded, examples, changed):
+    folder, files = sharded
+    header = 8 + int.from_bytes(files[changed][:8], "little") if changed == SHARD else len(files[changed])
+    examples = examples // 2
+    fuzz(examples, bytes_like(files[changed], header), lambda data: in_shards(folder, files, changed, data))
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_values_in_the_config_of_shards_load_or_are_refused(sharded, examples):
+    folder, files = sharded
+    for name, content in files.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+    weights = json.loads(files["config.json"])
+    fuzz(examples // 2, configs(weights), lambda values: survives(folder, signed(values, files[INDEX]), None))
 
 
 def file_of(header: object, data: bytes = b"") -> bytes:

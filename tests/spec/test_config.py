@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg
 
 from rsnn_zoo._utils.files import ConfigError, parse_json, to_json
 from rsnn_zoo.neurons.modes import Surrogate
-from rsnn_zoo.spec.config import ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.spec.config import FileInfo, ModelConfig, WeightsInfo, load_config, parse_config
 
 CONFIG = ModelConfig(
     architecture="resnet20",
@@ -147,6 +147,45 @@ def test_timm_accepts_the_description_and_would_not_normalise_again():
 def test_a_refusal_names_file_key_and_remedy(path, value, said):
     with pytest.raises(ConfigError, match=rf"^some/config\.json: .*{said}.*(again|upgrade)"):
         parse_config(broken(path, value), "some/config.json")
+
+
+SHARDS = (
+    FileInfo("model-00001-of-00002.safetensors", "1" * 64, 44_000_000),
+    FileInfo("model-00002-of-00002.safetensors", "2" * 64, 9_000_000),
+)
+SHARDED = WeightsInfo("model.safetensors.index.json", "0" * 64, 9000, "float32", 26_000_000, "bfloat16", SHARDS)
+
+
+def test_weights_in_shards_are_read_as_they_were_written():
+    content = json.loads(json.dumps(replace(CONFIG, weights=SHARDED).to_json()))
+    assert parse_config(content, "x").weights == SHARDED
+    assert SHARDED.total_size == 53_009_000 and [one.file for one in SHARDED.files[1:]] == [one.file for one in SHARDS]
+    assert set(CONFIG.to_json()["rsnn_zoo"]["weights"]) == {"file", "sha256", "size", "dtype", "num_parameters"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights: weights["shards"].reverse(), "shards must be 2 files from model-00001-of-00002"),
+        (lambda weights: weights["shards"].pop(), "shards must be 1 files"),
+        (lambda weights: weights["shards"][1].update(file="../../etc/x.safetensors"), r"shards\[1\]\.file"),
+        (lambda weights: weights["shards"][1].update(sha256="x"), r"shards\[1\]\.sha256"),
+        (lambda weights: weights["shards"][0].update(size=2**32), "shards have 4,3.* bytes"),
+        (lambda weights: weights["shards"][0].update(size="1"), r"shards\[0\]\.size"),
+        (lambda weights: weights.update(shards=3), "shards must be a list"),
+        (lambda weights: weights.update(shards=[3]), r"shards\[0\] must be a JSON object"),
+        (lambda weights: weights.update(shards=[]), r"weights\.file is 'model.safetensors.index.json'"),
+        (lambda weights: weights.update(file="model.safetensors"), r"weights\.file is 'model.safetensors'"),
+        (lambda weights: weights.update(stored="int3"), r"weights\.stored is 'int3'"),
+        (lambda weights: weights.update(stored=["bfloat16"]), r"weights\.stored is"),
+        (lambda weights: weights.update(dtype="float16"), "stored is bfloat16, which only float32"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(change, said):
+    content = json.loads(json.dumps(replace(CONFIG, weights=SHARDED).to_json()))
+    change(content["rsnn_zoo"]["weights"])
+    with pytest.raises(ConfigError, match=said):
+        parse_config(content, "x")
 
 
 @pytest.mark.parametrize(("value", "fine"), [(1, True), (16_384, True), (0, False), (10**6, False), (None, False)])
