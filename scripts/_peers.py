@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from rsnn_zoo.models import Network
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
+from rsnn_zoo.neurons.modes import current_units
+from rsnn_zoo.spec.units import RELATIVE
 
 
 def with_neurons(model: Network, replacement: Callable[[SpikingNeuron], nn.Module]) -> Network:
@@ -33,13 +35,18 @@ def with_neurons(model: Network, replacement: Callable[[SpikingNeuron], nn.Modul
     return model
 
 
+def width(ours: SpikingNeuron) -> float:
+    """The width of our PCW-1 in the unit of the membrane, which is what the peers' surrogates are given in."""
+    return ours.threshold.item() if current_units() == RELATIVE else 1.0
+
+
 class MultiStepNeuron(nn.Module):
     """SpikingJelly's neuron for all steps at once, "m", (T, B, ...), between layers that merge time and batch."""
 
     def __init__(self, ours: SpikingNeuron) -> None:
         super().__init__()
         self.timesteps, self.repeated = ours.timesteps, ours.repeated
-        triangle = surrogate.PiecewiseQuadratic(alpha=1.0)  # our PCW-1
+        triangle = surrogate.PiecewiseQuadratic(alpha=1 / width(ours))  # our PCW-1
         self.node = neuron.IFNode(ours.threshold.item(), v_reset=0.0, surrogate_function=triangle, step_mode="m")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,24 +68,26 @@ class SpikingJelly(nn.Module):
 
 
 class Triangle(torch.autograd.Function):
-    """A spike where u >= 0, with the derivative max(0, 1 - |u|)."""
+    """A spike where u >= 0, with the derivative max(0, 1 - |u| / width) / width."""
 
     @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
+    def forward(ctx, u: Tensor, width: float) -> Tensor:
         ctx.save_for_backward(u)
+        ctx.width = width
         return (u >= 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
-        return grad * u.abs().neg_().add_(1).clamp_min_(0)
+        return grad * u.abs().mul_(-1 / ctx.width).add_(1).clamp_min_(0).mul_(1 / ctx.width), None
 
 
 def single_step_neuron(ours: SpikingNeuron) -> nn.Module:
+    triangle = width(ours)
     return snntorch.Leaky(
         beta=1.0,
         threshold=ours.threshold.detach().clone(),
-        spike_grad=Triangle.apply,
+        spike_grad=lambda u: Triangle.apply(u, triangle),
         init_hidden=True,
         learn_threshold=True,
         reset_mechanism="zero",
