@@ -121,7 +121,10 @@ def read_verified(path: str | os.PathLike[str], sha256: str | None = None, size:
 
 
 def memory(length: int) -> Tensor:
-    """Return so many bytes of new memory, in pages of 2 MiB where there are such: to map small ones takes as long as to hash them."""
+    """Return so many bytes of new memory, in pages of 2 MiB where there are such.
+
+    To map small pages takes as long as to hash them.
+    """
     if length < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(length, dtype=torch.uint8)
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
