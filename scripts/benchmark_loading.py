@@ -3,8 +3,9 @@
     python scripts/benchmark_loading.py --output docs/loading.json --page docs/files.md
 
 A random VGG-11 (some 60 MB in float32), warm file cache: processor time as the median of several rounds, the sides
-taken in turn, and the peak of the memory that each adds to a process of its own. ``load_file`` maps the file, so its tensors
-change with it; the verified ones do not. ResNet-20: create_model(pretrained=True) from a folder against building it.
+taken in turn, and the peak of the memory that each adds to a process of its own. ``load_file`` maps the file, so its
+tensors change with it; the verified ones do not. ResNet-20: create_model(pretrained=True) from a folder against
+building it.
 """
 
 import argparse
