@@ -72,11 +72,9 @@ def run(args: argparse.Namespace) -> None:
     evidence = load_json(entry_folder(args.model) / EVIDENCE, MAX_EVIDENCE_BYTES)
     runs = published_runs(evidence, args.model, args.eps)
     attack = {runs[0]["protocol"]: [run["eps"] for run in runs]}
-    data = data_of(model, args.data, evidence["split"], images=published_index(evidence))
-    alone = {"checks": 0, "batch_size": len(data)}  # the verdicts, in full chunks
-    report = evaluate_entry(
-        model, attack, data=data, with_energy=False, progress=True, **published_settings(evidence), **alone
-    )
+    data = data_of(model, args.data, evidence["split"], images=published_index(evidence)).select(args.images)
+    settings = published_settings(evidence) | {"checks": 0, "batch_size": len(data)}  # the verdicts, in full chunks
+    report = evaluate_entry(model, attack, data=data, with_energy=False, progress=True, **settings)
     path = args.output / f"{args.model}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_report(report, path)

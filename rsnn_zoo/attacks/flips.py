@@ -5,10 +5,11 @@ What strong gradient attacks leave standing is often a few pixels away from fall
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from rsnn_zoo.attacks.apgd import LOSSES
 from rsnn_zoo.attacks.base import Batch, State, Victim, project
-from rsnn_zoo.attacks.gradients import input_gradient
+from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.queries import margins
+from rsnn_zoo.attacks.victim import default_chunk
 from rsnn_zoo.neurons.modes import BackwardMode, parse_mode
 
 __all__ = ["STARTS", "Flips"]
@@ -27,6 +29,15 @@ STARTS = ("source", "nes", "rate", "assg", "source", "pcw-1", "nes", "relu", "ra
 from, or under a backward mode; of a search with estimated gradients (NES); at a random corner."""
 
 GRADIENT_FREE = ("nes", "random")
+
+RANKING = ("source", "pcw-1", "rate")
+"""Whose gradients say which changes to try where there are too many, of these starts."""
+
+BLIND = 4
+"""One change in so many is drawn at random, for gradients may say nothing."""
+
+KICKS, KICKED = 8, 8
+"""Searches from the best point so far after each start, and how many pixels are set at random before it, at most."""
 
 TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16)
 """How many of the best single changes are tried together."""
@@ -44,14 +55,45 @@ Direction = Callable[[Tensor, Tensor], Tensor]
 """Iterates (B, C, H, W) and labels (B,) to what raises the loss, shaped as the iterates."""
 
 
+@dataclass
+class _Sample:
+    """One image that is searched around."""
+
+    row: int
+    left: int
+    """Questions."""
+    generator: torch.Generator
+    margin: float = math.inf
+    best: Tensor | None = None
+    """Where a search found the least margin and got stuck, (C, H, W)."""
+    fooled: Tensor | None = None
+    """What the victim misclassifies."""
+
+    def wants(self, questions: int = 0) -> bool:
+        """Whether to go on, for more than so many questions."""
+        return self.fooled is None and self.left > questions
+
+    def kicked(self, image: Tensor, eps: float) -> Tensor:
+        """The best point with some pixels at random ends of their intervals."""
+        most = min(KICKED, image.numel())
+        many = int(torch.randint(min(2, most), most + 1, (), generator=self.generator))
+        at = torch.randperm(image.numel(), generator=self.generator)[:many].to(image.device)
+        signs = 2.0 * torch.randint(2, (many,), generator=self.generator).to(image) - 1
+        x = image.clone() if self.best is None else self.best.clone()
+        x.view(-1)[at] = image.flatten()[at] + eps * signs
+        return project(x, image, eps)
+
+
 @dataclass(frozen=True)
 class Flips:
     """Greedy search over the ends of the pixels' intervals, from many starts; it asks for margins.
 
     From a start, the margin of every single pixel at either end of its interval; then the best 1, 2, 3, 4, 6, 8, 12 or
-    16 of these changes together, kept where the margin falls; until stuck, then the next of ``STARTS``. Where an image
-    has more pixels than half of ``candidates``, the changes are blocks of pixels that halve where the search is stuck,
-    down to single ones, and each round tries those that gradients rank highest, of each backward mode as many.
+    16 of these changes together, kept where the margin falls; until stuck. Then, some times, again from the best point
+    so far with up to 8 pixels set at random, and then the next of ``STARTS``. Where an image has more pixels than half
+    of ``candidates``, the changes are blocks of pixels that halve where the search is stuck, down to single ones, and
+    each round tries a quarter of ``candidates``: those that gradients rank highest, of each network or backward mode as
+    many, and some at random.
 
     Each sample searches by itself, with a generator of its own.
 
@@ -59,7 +101,8 @@ class Flips:
         queries: Questions a sample, at most; a gradient of a start or a ranking counts for three.
         source: The network that the model was converted from, where it is known; else the starts on it are left out.
         follows: Whether the model's neurons follow backward modes; else the model's own gradient stands for all.
-        candidates: Changes tried in a round, at most.
+        candidates: Changes tried in a round, where there are no more.
+        kicks: Searches from the best point so far, after each start.
 
     Raises:
         ValueError: For less than one query.
@@ -72,6 +115,7 @@ class Flips:
     source: nn.Module | None = field(default=None, repr=False, compare=False)
     follows: bool = True
     candidates: int = 128
+    kicks: int = KICKS
 
     def __post_init__(self) -> None:
         """Refuses a search that asks nothing."""
@@ -93,37 +137,40 @@ class Flips:
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the clean image)."""
-        fell = torch.zeros(len(batch), dtype=torch.bool, device=batch.images.device)
-        adversarial, generators = batch.images.clone(), batch.generators()
-        left, queries = list(range(len(batch))), [self.queries] * len(batch)
-        for start in cycle(self.starts):
-            left = [row for row in left if not fell[row] and queries[row] > 0]
-            if not left:
-                return fell, adversarial
-            if not (rows := [row for row in left if queries[row] > _cost(start)]):
-                continue
-            part, mine = batch.rows(torch.tensor(rows, device=fell.device)), [generators[row] for row in rows]
-            x = self._start(start, victim, part, mine)
-            found = self._search(victim, part, x, [queries[row] - _cost(start) for row in rows])
-            for row, (remain, image) in zip(rows, found, strict=True):
-                queries[row] = remain
-                if image is not None:
-                    fell[row], adversarial[row] = True, image
+        each = [_Sample(row, self.queries, generator) for row, generator in enumerate(batch.generators())]
+        ways = [self._direction(victim, way) for way in self.ranking]
+        for start in cycle(self.starts):  # one of which costs nothing
+            if not any(sample.wants() for sample in each):
+                break
+            if some := [sample for sample in each if sample.wants(_cost(start))]:
+                part = batch.rows(_rows(some, batch))
+                x = self._start(start, victim, part, [sample.generator for sample in some])
+                for sample in some:
+                    sample.left -= _cost(start)
+                self._search(victim, part, x, some, ways)
+            for _ in range(self.kicks):
+                if some := [sample for sample in each if sample.wants() and sample.best is not None]:
+                    part = batch.rows(_rows(some, batch))
+                    kicked = [one.kicked(image, batch.eps) for one, image in zip(some, part.images, strict=True)]
+                    self._search(victim, part, torch.stack(kicked), some, ways)
+        fell, adversarial = torch.zeros_like(batch.labels, dtype=torch.bool), batch.images.clone()
+        for sample in each:
+            if sample.fooled is not None:
+                fell[sample.row], adversarial[sample.row] = True, sample.fooled
+        return fell, adversarial
 
-    def _search(self, victim: Victim, batch: Batch, x: Tensor, queries: list[int]) -> list[tuple[int, Tensor | None]]:
-        """From a start of each sample, all in step: the questions that are left, and what fooled the victim."""
+    def _search(
+        self, victim: Victim, batch: Batch, x: Tensor, samples: Sequence[_Sample], ways: Sequence[Direction]
+    ) -> None:
+        """From a start of each sample, all in step, until each is stuck, has fallen or has asked all its questions."""
         searches = [
-            _greedy(start, image, batch.eps, self.candidates) for start, image in zip(x, batch.images, strict=True)
+            _greedy(start, image, batch.eps, self.candidates, sample.generator)
+            for start, image, sample in zip(x, batch.images, samples, strict=True)
         ]
-        wants: dict[int, Request] = {row: next(search) for row, search in enumerate(searches) if queries[row] > 0}
-        fooled: dict[int, Tensor] = {}
-        last, ways = x.clone(), [self._direction(victim, way) for way in self._ways]
+        wants = {row: next(search) for row, search in enumerate(searches) if samples[row].wants()}
         while wants:
-            answers: dict[int, Tensor] = {}
-            if blind := [row for row, want in wants.items() if want is None]:
-                at, own = last[blind], batch.labels[blind]
-                answers |= zip(blind, torch.stack([way(at, own) for way in ways], 1), strict=True)
-            asked = {row: want[: queries[row]] for row, want in wants.items() if want is not None}
+            asked = {row: want.images[: samples[row].left] for row, want in wants.items() if not want.rank}
+            answers = _ranked_by(ways, {row: want.images for row, want in wants.items() if want.rank}, batch.labels)
             if asked:
                 whose = torch.cat([batch.labels[row].expand(len(images)) for row, images in asked.items()])
                 found, wrong = margins(victim, torch.cat(list(asked.values())), whose)
@@ -131,36 +178,42 @@ class Flips:
                 for row, told, down in zip(asked, found.split(sizes), wrong.split(sizes), strict=True):
                     answers[row] = told
                     if down.any():
-                        fooled[row] = asked[row][int(down.long().argmax())]
+                        samples[row].fooled = asked[row][int(down.long().argmax())]
             for row, answer in answers.items():
-                want = wants.pop(row)
-                queries[row] -= A_GRADIENT * len(ways) if want is None else len(answer)
-                if row not in fooled and queries[row] > 0 and (want is None or len(answer) == len(want)):
-                    with suppress(StopIteration):
+                want, sample = wants.pop(row), samples[row]
+                sample.left -= A_GRADIENT * len(ways) if want.rank else len(answer)
+                if sample.wants() and (want.rank or len(answer) == len(want.images)):
+                    try:
                         wants[row] = searches[row].send(answer)
-        return [(queries[row], fooled.get(row)) for row in range(len(batch))]
+                    except StopIteration as stuck:
+                        margin, where = stuck.value
+                        if margin <= sample.margin:
+                            sample.margin, sample.best = margin, where
 
     @property
-    def _ways(self) -> tuple[str, ...]:
-        """Starts that follow a gradient, each once: what ranks changes."""
-        return tuple(dict.fromkeys(start for start in self.starts if start not in GRADIENT_FREE))
+    def ranking(self) -> tuple[str, ...]:
+        """Starts whose gradients rank changes: those of ``RANKING`` that this model allows."""
+        if self.follows:
+            return tuple(way for way in RANKING if way in self.starts)
+        return tuple(start for start in self.starts if start not in GRADIENT_FREE)
 
-    def _direction(self, victim: Victim, start: str) -> Direction:
-        """The gradient of the cross-entropy that a start follows."""
+    def _direction(self, victim: Victim, start: str, memory: State | None = None) -> Direction:
+        """The gradient of the cross-entropy that a start follows; the memory is of the samples that it is handed."""
         if start == "source" and self.source is not None:
-            network = self.source
+            gradients: list[InputGradient] = []  # one, once it is known where and of what
 
             def on_source(x: Tensor, labels: Tensor) -> Tensor:
-                return input_gradient(network, x, lambda logits: LOSSES["ce"](logits, labels))[0]
+                if not gradients:
+                    gradients.append(InputGradient(self.source, chunk=default_chunk(x), pad=True))
+                    gradients[0].model.to(x.device)
+                return gradients[0](x, labels)[0]
 
             return on_source
         mode: BackwardMode | None = None if start == "own" else parse_mode(start)
-        memory, under = State(), victim.under(mode)
+        under = victim.under(mode)
 
         def on_victim(x: Tensor, labels: Tensor) -> Tensor:
-            if any(len(rows) != len(x) for rows in memory.values()):
-                memory.clear()
-            return under.gradient(x, labels, LOSSES["ce"], labels, memory)[0]
+            return under.gradient(x, labels, LOSSES["ce"], labels, {} if memory is None else memory)[0]
 
         return on_victim
 
@@ -176,7 +229,7 @@ class Flips:
             steps, size = NES_STEPS, 2 * SIZE
             direction = _estimated(victim, eps, generators)
         else:
-            direction = self._direction(victim, start)
+            direction = self._direction(victim, start, State())
         x, momentum = project(images + eps * noise, images, eps), torch.zeros_like(images)
         for _ in range(steps):
             gradient = direction(x, batch.labels)
@@ -184,6 +237,18 @@ class Flips:
             momentum = DECAY * momentum + gradient / scale
             x = project(x + size * eps * momentum.sign(), images, eps)
         return x
+
+
+def _rows(samples: Sequence[_Sample], batch: Batch) -> Tensor:
+    return torch.tensor([sample.row for sample in samples], device=batch.labels.device)
+
+
+def _ranked_by(ways: Sequence[Direction], wanted: dict[int, Tensor], labels: Tensor) -> dict[int, Tensor]:
+    """Directions at images (1, C, H, W) by their row, each (n, C, H, W)."""
+    if not wanted:
+        return {}
+    x, own = torch.cat(list(wanted.values())), labels[list(wanted)]
+    return dict(zip(wanted, torch.stack([way(x, own) for way in ways], 1), strict=True))
 
 
 def _cost(start: str) -> int:
@@ -206,45 +271,59 @@ def _estimated(victim: Victim, eps: float, generators: Sequence[torch.Generator]
     return direction
 
 
-Request = Tensor | None
-"""Images (n, C, H, W) to be told the margins of, or nothing: then directions are wanted."""
+class Want(NamedTuple):
+    """What a search wants to be told.
+
+    Attributes:
+        images: (n, C, H, W).
+        rank: Directions at the only one of them, (n, C, H, W), that raise the loss; else the margins of all, (n,).
+    """
+
+    images: Tensor
+    rank: bool = False
+
 
 Change = tuple[int, int, int, int]
 """An end of the interval (0 or 1), a channel, and the row and column of a block."""
 
 
-def _greedy(x: Tensor, image: Tensor, eps: float, limit: int) -> Generator[Request, Tensor, None]:
-    """The greedy search of one sample, until it is stuck: it yields requests and is sent answers.
+def _greedy(
+    x: Tensor, image: Tensor, eps: float, limit: int, generator: torch.Generator
+) -> Generator[Want, Tensor, tuple[float, Tensor]]:
+    """The greedy search of one sample: it yields what it wants, is sent answers, and ends with where it is stuck.
 
     Args:
         x: Start, (C, H, W).
         image: Clean, (C, H, W).
         eps: Radius.
-        limit: Changes tried in a round, at most.
+        limit: Changes tried in a round, where there are no more; else a quarter of it.
+        generator: Of those that are tried though no gradient speaks for them.
     """
     ends = torch.stack([project(image - eps, image, eps), project(image + eps, image, eps)])
-    side = max(image.shape[-1] // 8, 1) if 2 * image.numel() > limit else 1
-    margin = (yield x[None]).item()
+    side, few = (max(image.shape[-1] // 8, 1), limit // 4) if 2 * image.numel() > limit else (1, limit)
+    margin = (yield Want(x[None])).item()
     while True:
         changes = _changes(x, ends, side)
-        if len(changes) > limit:
-            directions = yield None
-            changes = _ranked(changes, directions, ends - x, side, limit)
+        if len(changes) > few:
+            directions = yield Want(x[None], rank=True)
+            some = torch.randperm(len(changes), generator=generator)[: few // BLIND].tolist()
+            best = _ranked(changes, directions, ends - x, side)
+            changes = list(dict.fromkeys([*(changes[at] for at in some), *best]))[:few]
         trials = [_changed(x, ends, [change], side) for change in changes]
-        answers = (yield torch.stack(trials)).tolist() if trials else []
+        answers = (yield Want(torch.stack(trials))).tolist() if trials else []
         order = sorted(range(len(changes)), key=answers.__getitem__)
         best = list({changes[at][1:]: changes[at] for at in reversed(order)}.values())[::-1]  # one for each block
         several = [best[:many] for many in TOGETHER if 1 < many <= len(best)]
         if several:
             trials += [_changed(x, ends, together, side) for together in several]
-            answers += (yield torch.stack(trials[len(changes) :])).tolist()
+            answers += (yield Want(torch.stack(trials[len(changes) :]))).tolist()
         least = min(range(len(trials)), key=answers.__getitem__, default=None)
         if least is not None and answers[least] < margin:
             x, margin = trials[least], answers[least]
         elif side > 1:
             side //= 2
         else:
-            return
+            return margin, x
 
 
 def _changes(x: Tensor, ends: Tensor, side: int) -> list[Change]:
@@ -262,10 +341,10 @@ def _changed(x: Tensor, ends: Tensor, changes: Sequence[Change], side: int) -> T
     return x
 
 
-def _ranked(changes: Sequence[Change], directions: Tensor, moves: Tensor, side: int, limit: int) -> list[Change]:
-    """As many as the limit of those that directions (n, C, H, W) expect most of, of each about as many."""
+def _ranked(changes: Sequence[Change], directions: Tensor, moves: Tensor, side: int) -> list[Change]:
+    """All, by what directions (n, C, H, W) expect of them: of each direction in turn the next best."""
     gains = F.avg_pool2d((directions[:, None] * moves).flatten(0, 1), side, ceil_mode=True, divisor_override=1)
     gains = gains.unflatten(0, (len(directions), 2))
     at = torch.tensor(changes, device=gains.device)
     orders = gains[:, at[:, 0], at[:, 1], at[:, 2], at[:, 3]].argsort(dim=1, descending=True, stable=True)
-    return [changes[number] for number in dict.fromkeys(orders.T.flatten().tolist())][:limit]
+    return [changes[number] for number in dict.fromkeys(orders.T.flatten().tolist())]

@@ -103,9 +103,10 @@ def evaluate(
             influence on the verdicts.
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
-        precision: Of the gradients that attacks follow, ``"float32"`` or ``"bfloat16"`` (folded batch norms). Verdicts
-            on all iterates are the exact float32 network's, which costs the latter a forward pass a step; its gradients
-            are those of a network with other roundings, so somewhat fewer samples fall.
+        precision: Of the gradients that attacks follow, ``"float32"``, ``"folded"`` (float32 with folded batch norms,
+            faster) or ``"bfloat16"`` (folded too). No sample falls but by the exact float32 network, which ``"folded"``
+            asks about suspects and about a sample of what stands (the report says how often it contradicts), and
+            ``"bfloat16"``, whose gradients are those of another network, about every iterate.
         draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1. What
             these misclassify is judged by eight times as many, since one of many iterates may fall by luck.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.evaluation.flags`); 0 for no flags.
@@ -266,9 +267,13 @@ def _evaluate(
             if ledger.ranks.main:
                 how = {"model": _called(model), "digest": weights, "chunk": victim.chunk, "draws": victim.draws}
                 save_examples(settings.adversarial, examples, victim, runs, **how)
+        asked_twice = ledger.ranks.sum([victim.agreement.sampled, victim.agreement.fell], samples.images.device)
     resumed = {"resumed_from": ledger.sessions} if ledger.sessions else {}
     told = followed | {"checks": settings.checks}
-    return _report(model, samples, clean, runs, settings=told, environment=here | resumed, flags=tuple(found))
+    agreement = dict(zip(("sampled", "fell"), map(int, asked_twice), strict=True)) if asked_twice[0] else None
+    extra = {} if agreement is None else {"agreement": agreement}
+    about = {"settings": told, "environment": here | resumed, "flags": tuple(found), "extra": extra}
+    return _report(model, samples, clean, runs, **about)
 
 
 def _called(model: nn.Module) -> str:

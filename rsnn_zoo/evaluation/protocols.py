@@ -1,7 +1,8 @@
 """Which attacks an evaluation runs: (attack, backward mode) pairs under a name that a paper can cite.
 
 A protocol is a list of terms, ``ATTACK[xRESTARTS][@MODES]``, or ``ensemble-ATTACK`` for ``ATTACK@ensemble``. The named
-ones below are such lists under a version: what ``worst-case-v1`` runs does not change any more.
+ones below are such lists under a version: what ``worst-case-v1`` runs does not change any more. How the members of
+``worst-case-v2`` were chosen stands in ``docs/worst_case_v2.md``.
 """
 
 from __future__ import annotations
@@ -24,65 +25,13 @@ from rsnn_zoo.attacks.library import TorchAttack, torchattack
 from rsnn_zoo.attacks.queries import Noise, QueryAttack, RayS, Square
 from rsnn_zoo.attacks.sapgd import sapgd
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
+from rsnn_zoo.evaluation.named import ENSEMBLE_MODES, MODE_LISTS, PROTOCOLS
 from rsnn_zoo.evaluation.transfer import Transfer, published, unconverted
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 from rsnn_zoo.neurons.modes import BackwardMode, Surrogate, parse_mode
 from rsnn_zoo.spec.names import near_matches
 
 __all__ = ["ENSEMBLE_MODES", "MODE_LISTS", "PROTOCOLS", "Member", "Plan", "full_name", "plan", "protocol"]
-
-
-def _modes(names: str) -> tuple[BackwardMode, ...]:
-    return tuple(map(parse_mode, names.split()))
-
-
-ENSEMBLE_MODES = _modes(
-    "pcw-1 pcw-2 pcw-3 pcw-0.5 pcw-0.25 exp_d-0.5 exp_d-1 exp_d-2 exp-0.5 exp-1 exp-2 "
-    "rect-0.25 rect-0.5 rect-1 rect-2 rect-4 ste rate relu"
-)
-"""The published ensemble: 17 surrogates through time, backward through the rate, and the ReLU stand-in."""
-
-MODE_LISTS: dict[str, tuple[BackwardMode, ...]] = {
-    "ensemble": ENSEMBLE_MODES,
-    "strong": _modes("pcw-1 pcw-2 exp_d-1 rate assg hart-1 rga pdsg"),
-    "adaptive": _modes("pcw-2 hart-1 pcw-1 exp_d-1 pcw-0.5 rate"),
-}
-"""Modes under one name: the 19 published ones; those that fell most and those published since; what the adaptive
-ensemble chooses from."""
-
-PROTOCOLS: dict[str, tuple[str, ...]] = {
-    "adaptive-v1": ("adaptive434",),
-    "autoattack-v1": (
-        "apgd100-ce",
-        *(f"apgd100-t{target}" for target in range(1, 10)),
-        *(f"fab100-t{target}" for target in range(1, 10)),
-        "square5000",
-    ),
-    "ensemble-fgsm": ("fgsm@ensemble",),
-    "ensemble-pgd20": ("pgd20@ensemble",),
-    "ensemble-apgd100": ("apgd100-ce@ensemble", "apgd100-dlr@ensemble"),
-    "quick-v1": ("pgd10@pcw-1", "apgd30-ce@pcw-2", "apgd30-dlr@pcw-1", "sapgd30@assg", "pgd10@rate"),
-    "worst-case-v1": (
-        "adaptive434",
-        "fgsm@ensemble",
-        "rfgsm@ensemble",
-        "pgd20@ensemble",
-        "apgd100-ce@strong",
-        "apgd100-dlr@strong",
-        "sapgd100@assg",
-        *(f"apgd100-t{target}@pcw-1" for target in range(1, 10)),
-        *(f"apgd100-t{target}@assg" for target in range(1, 4)),
-        "transfer-apgd100-ce",
-        "square5000",
-        "rays1000",
-        "uniform-noise10",
-        "gaussian-noise10",
-    ),
-}
-"""The named protocols, from the strong and cheap to the dear: a sample that has fallen is not attacked again.
-
-``autoattack`` is the standard version of Croce & Hein, ICML 2020: what to hold an ANN to, or an SNN's own gradients.
-"""
 
 
 def _transfer(model: nn.Module, attack: str) -> Attack | None:
@@ -97,7 +46,14 @@ def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
     return Transfer(source, there, name) if there else None
 
 
-def _flips(model: nn.Module, queries: str) -> Attack:
+FLIPS = 1_280_000
+"""Pixels of an image times the questions that ``flips`` asks about it, which so take about as long for any size."""
+FEWEST_FLIPS = 500
+
+
+def _flips(model: nn.Module, queries: str | None = None) -> Attack:
+    if queries is None:
+        queries = str(max(FLIPS // getattr(model, "img_size", 32) ** 2, FEWEST_FLIPS))
     spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
     return Flips(int(queries), unconverted(model), spiking)
 
@@ -117,6 +73,7 @@ _ATTACKS: dict[str, Callable[..., Attack | None]] = {
     "gaussian-noiseK": lambda model, queries: Noise(int(queries), "gaussian"),
     "fabK-tK": lambda model, steps, target: FAB(int(steps), int(target)),
     "torchattacks.NAME": lambda model, name: torchattack(name),
+    "flips": _flips,
     "flipsK": _flips,
     "transfer-NAME": _transfer,
     "transfer[MODEL]-NAME": _transfer_from,
@@ -175,7 +132,7 @@ def full_name(name: str) -> str:
 
     Example:
         >>> full_name("worst-case")
-        'worst-case-v1'
+        'worst-case-v2'
     """
     return "+".join(map(_newest, _PLUS.split(name)))
 
@@ -250,7 +207,8 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
         name: A key of ``PROTOCOLS``, with its version or without, or terms, or several of these joined by ``+``.
             Attacks are ``fgsm``, ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th
             likely wrong class), ``sapgdK``, ``fabK-tN`` (FAB towards the N-th likely wrong class), ``adaptiveK``,
-            ``squareK``, ``flipsK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries),
+            ``squareK``, ``flipsK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``flips`` (of
+            20,000 queries on images of 8x8 pixels, 1,250 on those of 32x32),
             ``torchattacks.NAME`` (a class of that library with its default options), ``transfer-ATTACK`` (on the
             network that the model was converted from) and ``transfer[NAME]-ATTACK`` (on any model that
             :func:`rsnn_zoo.create_model` has weights for). Modes are a key of ``MODE_LISTS``, or what
@@ -299,6 +257,9 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]
     members = [Member(_again(attack, restart), way) for restart in restarts for way in ways]
     if isinstance(runs, Adaptive):
         modes, ways = MODE_LISTS["adaptive"], tuple(mode for _, mode in runs.pairs)
+    if isinstance(runs, Flips) and runs.source is None and not _is_ann(model):
+        why = "the network that the model was converted from is not published, so no search starts from it"
+        return members, {f"starts of {term}": why}
     lost = [str(mode) for mode in modes if mode not in ways]
     if not lost or _is_ann(differentiated):
         return members, {}

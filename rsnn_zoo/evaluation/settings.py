@@ -14,7 +14,7 @@ from rsnn_zoo._utils.files import check_writable
 from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import check_eps
 from rsnn_zoo.evaluation.protocols import Plan, plan
-from rsnn_zoo.report.evidence import SETTINGS
+from rsnn_zoo.report.evidence import PRECISIONS, SETTINGS
 from rsnn_zoo.spec.units import RELATIVE, check_units
 
 __all__ = ["Settings"]
@@ -30,8 +30,8 @@ class Settings:
 
     Raises:
         TypeError: If an eps is no number.
-        ValueError: For integers out of bounds, unknown units, an eps outside [0, 1], or a path where no adversarial
-            examples can be written.
+        ValueError: For integers out of bounds, an unknown precision or units, an eps outside [0, 1], or a path where
+            no adversarial examples can be written.
     """
 
     attack: str | Sequence[str] | Mapping[str, float | Sequence[float]]
@@ -51,6 +51,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuses what cannot be meant."""
         check_units(self.units)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name, (least, most) in _BOUNDS.items():
             if (value := getattr(self, name)) is None and name in _BY_DEFAULT:
                 continue

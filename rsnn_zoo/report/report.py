@@ -164,7 +164,8 @@ class Report:
         created: ISO 8601.
         network: Of an SNN, what it computes by and its weights do not say: timesteps, reset, leak, initial.
         training: How the model came to be, as far as that is known: objective, radius, selection of the epoch.
-        extra: Further parts of the JSON, such as the energy estimate.
+        extra: Further parts of the JSON, such as the energy estimate, or with gradients of the folded network
+            ``"agreement"``: how many iterates that stand by it this session showed to the exact one, and which fell.
     """
 
     model: str

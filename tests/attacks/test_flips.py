@@ -11,6 +11,7 @@ from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import protocol
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("eager")
 EPS = 32 / 255
 
 

@@ -117,6 +117,18 @@ def test_a_model_that_works_in_place_changes_no_images():
     )
 
 
+def test_what_the_folded_network_lets_stand_is_sampled_and_reported():
+    snn, data = tiny.network(), tiny.digits().select(40)
+    exact, folded = (
+        evaluate(snn, data, "pgd9@rate", 8 / 255, precision=each, **QUIET) for each in ("float32", "folded")
+    )
+    said = folded.to_json()["agreement"]
+    assert said["sampled"] > 0 == said["fell"] and "agreement" not in exact.to_json()
+    assert abs(exact.runs[0].robust_accuracy - folded.runs[0].robust_accuracy) <= 0.05
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, folded, got 'float16'"):
+        evaluate(snn, data, "fgsm", precision="float16")
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel], ids=["compile", "DataParallel"])
 def test_wrappers_are_taken_off(wrap, snn, digits):
     """Not every backward mode bears compilation, and threads of several devices would not see the mode."""

@@ -62,13 +62,13 @@ def test_named_protocols_have_each_member_once(snn, ann, name):
 
 
 def test_the_worst_case_holds_what_it_is_the_worst_of(snn, ann):
-    found = names("worst-case", snn)
+    found = names("worst-case-v1", snn)
     for attack in ("fgsm", "rfgsm", "pgd20"):
         assert set(names(f"ensemble-{attack}", snn)) <= set(found)
     assert set(names("adaptive", snn)) <= set(found)
     for mode in MODE_LISTS["strong"]:
         assert {f"apgd100-ce/{mode}", f"apgd100-dlr/{mode}"} <= set(found)
-    for_ann = names("worst-case", ann)
+    for_ann = names("worst-case-v1", ann)
     assert {"pgd20/own", "apgd100-ce/own", "apgd100-dlr/own", "apgd100-t9/own", "rays1000/own"} <= set(for_ann)
     assert not any("transfer" in member for member in for_ann)
 
@@ -95,9 +95,19 @@ WORST_CASE_1 = (
 )
 
 
+WORST_CASE_2 = (
+    "adaptive434/own",
+    *("apgd100-ce/pcw-1", "apgd100-dlr/pcw-1", "apgd100-ce/pcw-2", "apgd100-ce/rate", "apgd100-ce/assg"),
+    *("apgd100-ce/hart-1", "apgd100-dlr/hart-1", "apgd100-dlr/exp_d-1"),
+    *("apgd100-t1/pcw-1", "apgd100-t2/pcw-1", "apgd100-t3/pcw-1"),
+    "flips20000/own",
+)
+
+
 def test_a_version_never_changes(snn):
     """Papers cite it: whoever must change what it runs gives it another number."""
     assert tuple(names("worst-case-v1", snn)) == WORST_CASE_1
+    assert tuple(names("worst-case-v2", snn)) == WORST_CASE_2
     assert names("quick-v1", snn) == [
         "pgd10/pcw-1",
         "apgd30-ce/pcw-2",
@@ -113,6 +123,14 @@ def test_a_version_never_changes(snn):
     ]
 
 
+def test_flips_ask_less_about_larger_images(snn):
+    larger = rsnn_zoo.create_model("resnet20_cifar10_trades_t4")
+    asked = [protocol("flips", model)[0].attack.queries for model in (snn, larger, torch.nn.Flatten())]
+    assert asked == [20_000, 1250, 1250]
+    first, second = (sum(each.cost for each in protocol(f"worst-case-v{n}", larger)) for n in (1, 2))
+    assert second < 0.35 * first
+
+
 def test_autoattack_is_the_standard_version(snn, ann):
     targeted = [f"apgd100-t{target}/own" for target in range(1, 10)]
     fab = [f"fab100-t{target}/own" for target in range(1, 10)]
@@ -121,7 +139,7 @@ def test_autoattack_is_the_standard_version(snn, ann):
 
 
 def test_a_name_without_version_means_the_newest(snn, monkeypatch):
-    assert full_name("worst-case") == "worst-case-v1" == full_name("worst-case-v1")
+    assert full_name("worst-case") == "worst-case-v2" and full_name("worst-case-v1") == "worst-case-v1"
     assert full_name("ensemble-pgd20") == "ensemble-pgd20"
     assert names("quick", snn) == names("quick-v1", snn)
     monkeypatch.setitem(PROTOCOLS, "quick-v10", ("fgsm",))
@@ -136,9 +154,9 @@ def test_a_name_without_version_means_the_newest(snn, monkeypatch):
         ("pgd0", "unknown attack"),
         ("", "unknown attack"),
         ("pgd20+", "unknown attack"),
-        ("worstcase", "did you mean worst-case-v1"),
+        ("worstcase", "did you mean worst-case-v"),
         ("ensemble-pgd0", "unknown attack"),
-        ("worst-case-v2", "unknown attack"),
+        ("worst-case-v9", "unknown attack"),
         ("pgd20@relux", "unknown backward mode"),
         ("square10x2", "no restarts"),
         ("ensemble-square10", "square10 follows no gradient: name it without a mode"),
@@ -196,11 +214,12 @@ def test_a_source_of_other_classes_is_refused(snn, tmp_path):
 
 def test_what_is_left_out_is_said(snn, ann, caplog):
     orphan = rsnn_zoo.create_model("resnet20_digits_trades_t4")  # nobody published what it was converted from
-    found = plan("worst-case", orphan)
+    found = plan("worst-case-v1", orphan)
     assert [*map(str, found.members)] == [member for member in WORST_CASE_1 if not member.startswith("transfer")]
     assert list(found.left_out) == ["transfer-apgd100-ce"]
     assert "not published: name one, as in transfer[NAME]-apgd100-ce" in found.left_out["transfer-apgd100-ce"]
-    assert plan("worst-case", snn).left_out == plan("worst-case", ann).left_out == {}
+    assert plan("worst-case", snn).left_out == plan("worst-case-v1", ann).left_out == {}
+    assert list(plan("worst-case", orphan).left_out) == ["starts of flips"]
     data = rsnn_zoo.load_dataset("digits", "test").select(2)
     (run,) = rsnn_zoo.evaluate(orphan, data, "fgsm+transfer-fgsm", checks=0).runs
     assert run.to_json()["left_out"] == run.left_out and list(run.left_out) == ["transfer-fgsm"]
@@ -220,7 +239,7 @@ def test_modes_that_a_network_from_elsewhere_does_not_follow_are_left_out():
 
 @pytest.mark.parametrize(("classes", "without"), [(2, ("apgd100-dlr", "apgd100-t", "adaptive")), (3, ("apgd100-t",))])
 def test_few_classes_leave_out_what_needs_more_of_them(snn, classes, without):
-    whole = plan("worst-case", snn)
+    whole = plan("worst-case-v1", snn)
     few = whole.of_classes(classes)
     assert 0 < len(few.members) < len(whole.members) and set(few.members) < set(whole.members)
     assert not any(str(member).startswith(without) for member in few.members)
