@@ -5,11 +5,12 @@
 
 Test images of the entry's own data set; simulators and the reference interpreter in float64, spike by spike. Entries
 that the output file already holds, at the same weights, number of images and versions, are not checked again: a run
-that was stopped goes on.
+that was stopped goes on. An entry that fails is named at the end, and the exit status is 1.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,7 @@ import torch
 import rsnn_zoo
 from rsnn_zoo._utils.files import replacing, to_json
 from rsnn_zoo._utils.provenance import digest, environment
+from rsnn_zoo.exports.graph import ExportError
 from rsnn_zoo.exports.simulators import SIMULATORS
 from rsnn_zoo.spec.names import ModelName
 
@@ -64,20 +66,25 @@ def is_current(entry: dict[str, Any], count: int) -> bool:
     return (entry["model_sha256"], entry["versions"], entry["images"]) == (weights, versions(), count)
 
 
-def check_all(names: list[str], sources: dict[str, str], count: int, output: Path) -> dict[str, Any]:
-    """The entries, each written as soon as it is checked."""
+def check_all(names: list[str], sources: dict[str, str], count: int, output: Path) -> list[str]:
+    """Checks the entries, each written as soon as it is done; gives what failed."""
+    failed = []
     old = json.loads(output.read_text())["entries"] if output.exists() else []
     entries = {entry["model"]: entry for entry in old}
     for name in names:
         if name in entries and is_current(entries[name], count):
             continue
         dataset = ModelName.parse(name).dataset
-        entries[name] = checked(name, sources.get(dataset, dataset), count)
+        try:
+            entries[name] = checked(name, sources.get(dataset, dataset), count)
+        except ExportError as error:
+            failed.append(f"{name}: {error}")
+            continue
         results = {"schema": 1, "entries": [entries[one] for one in sorted(entries)], "environment": environment()}
         with replacing(output) as temporary:
             temporary.write_bytes(to_json(results))
         print(name, flush=True)
-    return json.loads(output.read_text())
+    return failed
 
 
 def table(results: dict[str, Any]) -> str:
@@ -114,7 +121,11 @@ def main() -> None:
     torch.set_grad_enabled(False)
     published = [name for name in rsnn_zoo.list_models(pretrained=True) if not name.endswith("_ann")]
     sources = dict(pair.split("=", 1) for pair in args.data)
-    print(table(check_all(args.names or published, sources, args.images, args.output)))
+    failed = check_all(args.names or published, sources, args.images, args.output)
+    if args.output.exists():
+        print(table(json.loads(args.output.read_text())))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":
