@@ -1,6 +1,7 @@
 """Exports of a network in other runtimes on this CPU: the same verdicts? how many images a second?
 
     python scripts/benchmark_exports.py resnet20_cifar10_trades_t4 --data cifar10.npz --output exports.json
+    python scripts/benchmark_exports.py resnet20_cifar10_trades_t4 --data cifar10.npz --output exports.json --profile
     python scripts/benchmark_exports.py --table exports.json
 
 Each runtime gets the same ONNX file, or an int8 one made of it, and the same images as the network itself:
@@ -9,7 +10,8 @@ Each runtime gets the same ONNX file, or an int8 one made of it, and the same im
   that the runtime classifies correctly, so that its robust accuracy reads higher, and clean images of another class;
 - images/s: the median over repetitions of one batch, all runtimes side by side in each repetition, so that another load
   of the machine falls on all alike; with one thread seconds of the processor, which are those of an idle machine;
-- profile: where the network's own forward pass spends its time, with batch norms folded, by the kind of layer.
+- profile: where the network's own forward pass spends its time, with batch norms folded, by the kind of layer, and what
+  onnxruntime takes in all; ``--profile`` measures this alone, in seconds, into results that are there.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 import rsnn_zoo
 from rsnn_zoo._utils.files import replacing, to_json
 from rsnn_zoo._utils.provenance import digest, environment
-from rsnn_zoo.exports.runtimes import onnx_pass
+from rsnn_zoo.exports.runtimes import onnx_pass, write_onnx
 from rsnn_zoo.models.fold import FoldedSum, fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import fuse
@@ -132,9 +134,9 @@ KINDS = {nn.Conv2d: "convolutions", SpikingNeuron: "neurons", FoldedSum: "residu
 
 
 @torch.no_grad()
-def profile(model: nn.Module, images: Tensor, repetitions: int) -> list[dict[str, Any]]:
+def profile(model: nn.Module, path: Path, images: Tensor, repetitions: int) -> list[dict[str, Any]]:
     """One row a kind of layer and batch size: calls, and milliseconds of the processor in all of them."""
-    network, rows = freeze(fold(model)), []
+    network, rows, theirs = freeze(fold(model)), [], onnx_pass(path)
     spent: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     started: list[float] = []
@@ -152,14 +154,16 @@ def profile(model: nn.Module, images: Tensor, repetitions: int) -> list[dict[str
             module.register_forward_pre_hook(lambda *_: started.append(time.process_time()))
             module.register_forward_hook(stop(kind))
     for size in BATCHES:
-        network(images[:size])  # which compiles
+        batch = images[:size]
+        theirs(batch), network(batch)  # which compiles
         spent.clear()
         calls.clear()
-        start = time.process_time()
-        for _ in range(repetitions):
-            network(images[:size])
-        spent["all"], calls["all"] = time.process_time() - start, repetitions
-        for kind in ("all", *KINDS.values()):
+        for name, run in (("all", network), ("onnxruntime, all", theirs)):
+            start = time.process_time()
+            for _ in range(repetitions):
+                run(batch)
+            spent[name], calls[name] = time.process_time() - start, repetitions
+        for kind in ("onnxruntime, all", "all", *KINDS.values()):
             each = 1000 * spent[kind] / repetitions
             rows.append({"batch": size, "part": kind, "calls": calls[kind] // repetitions, "milliseconds": each})
     return rows
@@ -185,7 +189,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 judged = verdicts(run, data.pixels(), data.labels, fallen)
             rates += speeds(run, data.pixels(), threads, args.repetitions)
         torch.set_num_threads(1)
-        parts = profile(model, data.pixels(), args.repetitions)
+        parts = profile(model, path, data.pixels(), args.repetitions)
     return {
         "schema": 1,
         "model": args.name,
@@ -198,6 +202,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "openvino")},
         "environment": environment(),
     }
+
+
+def profiled(args: argparse.Namespace) -> dict[str, Any]:
+    """The results that are there with a profile of their own network."""
+    results = json.loads(args.output.read_text())
+    model = rsnn_zoo.create_model(args.name, pretrained=True)
+    images = rsnn_zoo.load_dataset(args.data, "test").pixels(slice(0, max(BATCHES)))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write_onnx(model, path, None)
+        return results | {"profile": profile(model, path, images, args.repetitions)}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -219,7 +235,12 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{rates[(name, *column)]:.0f}" for column in columns) + " |")
     parts = {(row["part"], row["batch"]): row for row in results.get("profile", [])}
     if parts:
-        lines += ["", "| part of our forward pass, folded | " + " | ".join(f"batch {size}" for size in BATCHES) + " |"]
+        lines += [
+            "",
+            "| processor time (calls) of our forward pass, folded | "
+            + " | ".join(f"batch {size}" for size in BATCHES)
+            + " |",
+        ]
         lines += ["|---" * (len(BATCHES) + 1) + "|"]
     for name in dict.fromkeys(key[0] for key in parts):
         cells = [f"{parts[name, size]['milliseconds']:.2f} ms" for size in BATCHES]
@@ -237,12 +258,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--profile", action="store_true", help="measure the profile alone, into --output")
     parser.add_argument("--table", type=Path, help="print such a file as tables, and measure nothing")
     args = parser.parse_args()
     if args.table:
         print(table(json.loads(args.table.read_text())))
         return
-    results = measure(args)
+    results = profiled(args) if args.profile else measure(args)
     if args.output:
         with replacing(args.output) as temporary:
             temporary.write_bytes(to_json(results))
