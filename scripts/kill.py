@@ -40,6 +40,7 @@ from huggingface_hub import close_session
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import load_json, replacing, to_json
+from rsnn_zoo._utils.folders import locked
 from rsnn_zoo.hub.publish import push_to_hub, save_evidence, save_pretrained
 from rsnn_zoo.hub.resolve import entries_folder, resolve
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
@@ -52,6 +53,7 @@ from tests import tiny
 from tests.hub_server import TOKEN, HubServer
 
 OLD, NEW = "resnet20_digits_natural_t4", "resnet20_digits_at_t4"
+CASES, KEYS = ("save", "push", "evaluate", "train"), ("folders", "kills", "takes_s")
 ENTRY = {"config.json", "model.safetensors", "README.md", "evaluation.json"}
 ALL = 10**6  # more than any progress on the way
 Say = Callable[[int], object]
@@ -338,35 +340,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=320, help="in all (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", nargs="+", help="only these of save, push, evaluate, train")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="only these")
     parser.add_argument("--output", type=Path, default=Path("results/kills.json"))
     parser.add_argument("--page", type=Path, help="document to put the figures into, between its two comments")
     args = parser.parse_args()
-    done = load_json(args.output) if args.output.is_file() else {}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with HubServer() as hub, tempfile.TemporaryDirectory() as place:
-        every = cases(Path(place), hub, args.cases)
-        for name, case in every.items():
+        for name, case in cases(Path(place), hub, args.cases).items():
             fresh = {"kills": 0, "folders": 0, "lives": 0, "faults": [], "takes_s": 0.0, "seed": args.seed}
-            record = done.setdefault(name, fresh)
+            record = kept(args.output).get(name, fresh)
             takes = undisturbed(case)
             record["takes_s"] = round(takes, 3)
-            while record["kills"] < -(-args.kills // len(every)):
+            while record["kills"] < -(-args.kills // len(CASES)):
                 draw = random.Random(f"{name} {args.seed} {record['folders']}")
                 record["folders"] += 1
                 try:
                     one_folder(case, takes, draw, record)
                 except Exception as error:
                     record["faults"].append(f"{record['folders']}: {type(error).__name__}: {error}"[:300])
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(args.output) as temporary:
-                    temporary.write_bytes(to_json(done))
+                with locked(args.output.parent), replacing(args.output) as temporary:
+                    temporary.write_bytes(to_json(kept(args.output) | {name: record}))
+    done = kept(args.output)
     if args.page:
-        keys = ("folders", "kills", "takes_s")
-        rows = [[name, *(record[key] for key in keys), len(record["faults"])] for name, record in done.items()]
+        rows = [[name, *(done[name][key] for key in KEYS), len(done[name]["faults"])] for name in CASES if name in done]
         put_into(args.page, "kills", table("what|folders|kills|seconds undisturbed|faults", rows))
     faults = sum(len(record["faults"]) for record in done.values())
     print(f"{sum(record['kills'] for record in done.values())} kills, {faults} faults: {args.output}")
     return int(faults > 0)
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What is known so far, of this process and of others that kill other things."""
+    return load_json(path) if path.is_file() else {}
 
 
 if __name__ == "__main__":

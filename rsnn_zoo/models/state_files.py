@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -97,28 +97,31 @@ def read_state_dict(
     return _unprefixed(dict(found), names, trimmed, said)
 
 
-def _check_size(path: Path) -> None:
+def _check_size(path: Path, file: BinaryIO) -> None:
     """Refuse what is small and would take much memory; what is no archive is left to ``torch.load``."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                check_swelling(archive)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        except UNREADABLE:
-            pass
+    try:
+        with zipfile.ZipFile(file) as archive:
+            check_swelling(archive)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except UNREADABLE:
+        pass
 
 
 def _read(path: Path) -> Any:
-    _check_size(path)
+    with open_regular(path) as file:
+        if path.suffix != ".safetensors":
+            _check_size(path, file)
+        file.seek(0)
+        return _parsed(path, file)
+
+
+def _parsed(path: Path, file: BinaryIO) -> Any:
     try:
         if path.suffix == ".safetensors":
-            with open_regular(path) as file:  # load_file's tensors would change with the file
-                return safetensors.torch.load(file.read())
+            return safetensors.torch.load(file.read())  # the tensors of load_file would change with the file
         with torch.serialization.safe_globals(_SAFE):  # else a checkpoint from elsewhere could run code
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # of many kinds, and torch's own advice is to load it unsafely

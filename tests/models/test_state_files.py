@@ -1,6 +1,7 @@
 """State dicts as people keep them: found in their wrappers, without running what a pickle would run."""
 
 import argparse
+import os
 import pickle
 import zipfile
 
@@ -164,3 +165,11 @@ def test_a_checkpoint_that_swells_is_not_unpacked(tmp_path, monkeypatch):
     assert read_state_dict(tmp_path / "plain.pth")["x"].shape == (10**5,)
     with pytest.raises(ValueError, match=r"small\.pth: its .* would unpack to .* write it uncompressed"):
         read_state_dict(tmp_path / "small.pth")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_pipe_is_no_file(tmp_path, suffix):
+    """Opened, it would wait for ever."""
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(OSError, match="is no regular file"):
+        read_state_dict(tmp_path / f"x{suffix}")
