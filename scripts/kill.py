@@ -186,7 +186,7 @@ def push_case(old: Path, new: Path, sums: set[str], hub: HubServer) -> Case:
 
 def evaluate_case(old: Path, model: Any, sums: set[str]) -> Case:
     """Evaluate an entry into its evidence, with a state."""
-    data = rsnn_zoo.load_dataset("digits", "test").select(24)
+    data = rsnn_zoo.load_dataset("digits", "test").select(10)
     options = {"attack": "pgd3", "eps": 16 / 255, "checks": 0, "batch_size": 1, "chunk": 1}
     expected = rsnn_zoo.evaluate(model, data, **options).to_json()["runs"][0]["verdicts"]
 
