@@ -2,65 +2,121 @@
 
     python scripts/compare_conversion.py resnet20_digits_trades_ann resnet20_digits_natural_ann
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb
+    python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb \\
+        --timesteps 4 --attack ensemble-pgd20
+    python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 --timesteps 4 8 64
     python scripts/compare_conversion.py --table
 
-Clean accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T:
-what stands there is not measured again, so a run that was stopped goes on. The published method needs some 10 GB for
-128 images of CIFAR-10. --table prints the table of docs/conversion.md.
+Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
+stands there is not measured again, so a run that was stopped goes on. Names of TRAINED are networks that are trained
+here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10. Every
+process measures its own peak memory: for the memory of one conversion ask for one. --table prints the table of
+docs/conversion.md.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import rsnn_zoo
 from rsnn_zoo._utils.provenance import peak_memory
 from rsnn_zoo.conversion.conversion import METHODS
+from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.report.report import wilson
 from rsnn_zoo.spec.names import ModelName
 from rsnn_zoo.training.recipe import split_of
 
 RESULTS = Path(__file__).parent.parent / "docs" / "conversion.json"
 
 
+DIGITS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
+TRAINED = {
+    "cnn": lambda: nn.Sequential(  # without batch norm, with max pooling
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
+    ),
+    "vgg11": lambda: ARCHITECTURES["vgg11"](img_size=8, hidden_features=64, **DIGITS),
+    "wrn16_4": lambda: ARCHITECTURES["wrn16_4"](img_size=8, **DIGITS),
+    "timm-resnet18": lambda: timm.create_model("resnet18", **DIGITS),
+}
+"""Networks that are trained here, on the digits."""
+STEPS = 120
+
+
+def trained(name: str, train: Any) -> nn.Module:
+    """One of ``TRAINED``, after some steps."""
+    torch.manual_seed(0)
+    network = TRAINED[name]().train()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    for _ in range(STEPS):
+        batch = torch.randint(len(train), (64,))
+        F.cross_entropy(network(train.pixels(batch)), train.labels[batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, data: Any, batch: int = 50) -> float:
+def accuracy(model: nn.Module, data: Any, batch: int = 50) -> float:
     """Share of right answers."""
     parts = zip(data.pixels().split(batch), data.labels.split(batch), strict=True)
     return sum((model(images).argmax(1) == labels).sum().item() for images, labels in parts) / len(data)
 
 
+def prepared(name: str, args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
+    """A network, its training images and those to measure it on."""
+    ann = None if name in TRAINED else rsnn_zoo.create_model(name, pretrained=True)
+    split = split_of(ann.training_record) if ann else {}
+    source = args.data or (ModelName.parse(name).dataset if ann else "digits")
+    train, held_out = (rsnn_zoo.load_dataset(source, part, **split) for part in ("train", "validation"))
+    return ann or trained(name, train), train, held_out.select(min(args.images, len(held_out)))
+
+
 def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Adds to the results what they lack of one ANN."""
-    ann = rsnn_zoo.create_model(name, pretrained=True)
-    source, split = args.data or ModelName.parse(name).dataset, split_of(ann.training_record)
-    train = rsnn_zoo.load_dataset(source, "train", **split)
-    held_out = rsnn_zoo.load_dataset(source, "validation", **split)
-    held_out = held_out.select(min(args.images, len(held_out)))
+    ann, train, held_out = prepared(name, args)
     found = results.setdefault(name, {"images": len(held_out), "ann": accuracy(ann, held_out), "runs": {}})
-    for timesteps in args.timesteps:
-        for method in args.methods:
-            key = f"{method} {timesteps}"
-            if key in found["runs"]:
-                continue
-            calibration = train.pixels()[: args.calibration]
-            # both with the neurons that lose the least, so that the methods alone differ
-            neuron = {"reset": METHODS["absorb"][0], "initial": METHODS["absorb"][1]}
-            start = time.perf_counter()
-            snn = rsnn_zoo.convert(ann, timesteps, calibration, method=method, **neuron)
-            seconds = time.perf_counter() - start
-            found["runs"][key] = {
-                "accuracy": accuracy(snn, held_out),
-                "calibration_images": len(calibration),
-                "seconds": round(seconds, 1),
-                "peak_memory": peak_memory("cpu"),
-                "threads": torch.get_num_threads(),
+    calibration = train.pixels()[: args.calibration]
+    # both methods with the neurons that lose the least, so that they alone differ
+    neuron = {"reset": METHODS["absorb"][0], "initial": METHODS["absorb"][1]}
+    for timesteps, method in itertools.product(args.timesteps, args.methods):
+        key = f"{method} {timesteps}"
+        run = found["runs"].get(key)
+        if run and (not args.attack or args.attack in run):
+            continue
+        start = time.perf_counter()
+        snn = rsnn_zoo.convert(ann, timesteps, calibration, method=method, **neuron)
+        seconds, memory = time.perf_counter() - start, peak_memory("cpu")
+        right = accuracy(snn, held_out)
+        found["runs"][key] = run = {
+            **({} if run is None else run),
+            "accuracy": right,
+            "interval": wilson(round(right * len(held_out)), len(held_out)),
+            "images": len(held_out),
+            "calibration_images": len(calibration),
+            "seconds": round(seconds, 1),
+            "peak_memory": memory,
+            "threads": torch.get_num_threads(),
+        }
+        if args.attack:
+            report = rsnn_zoo.evaluate(snn, held_out.select(args.attacked), args.attack, eps=args.eps, checks=0)
+            standing = round(report.robust_accuracy * args.attacked)
+            run[args.attack] = {
+                "eps": args.eps,
+                "images": args.attacked,
+                "robust": standing / args.attacked,
+                "interval": wilson(standing, args.attacked),
             }
-            print(name, key, found["runs"][key], flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(name, key, run, flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -78,12 +134,15 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("anns", nargs="*", help="names of published ANNs")
+    parser.add_argument("anns", nargs="*", help=f"names of published ANNs, or of {', '.join(TRAINED)}")
     parser.add_argument("--data", help="file or folder of the data, where they are not embedded")
     parser.add_argument("--images", type=int, default=500, help="validation images")
     parser.add_argument("--calibration", type=int, default=128, help="training images to convert with")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--attack", help="protocol to measure robust accuracy by, too")
+    parser.add_argument("--attacked", type=int, default=100, help="validation images to attack")
+    parser.add_argument("--eps", type=float, default=8 / 255)
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

@@ -164,6 +164,10 @@ class Stage(_Checked):
         retraction: Step towards orthonormal weights after each update, as SNN-RAT has it; 0 for none.
         clip: Largest norm of the gradient; 0 for no clipping.
         ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.
+        staircase: Of an ANN: levels of its activations in the last epochs, each with a learned clip
+            (:mod:`rsnn_zoo.training.staircases`), such as the T of the SNN to come; 0 for plain ReLUs. What is
+            validated and kept is the network of plain ReLUs.
+        staircase_epochs: How many last epochs those are.
         precision: Of convolutions and linear layers, ``"float32"`` or ``"bfloat16"``.
         channels_last: Memory layout of the images and weights, where the network bears it: those of this zoo do.
         compile: Whether ``torch.compile`` makes one program of the training passes, and not just of each layer of
@@ -202,6 +206,8 @@ class Stage(_Checked):
     retraction: float = _number(0.0, 0.0, 1.0)
     clip: float = _number(0.0, 0.0, 1e6)
     ema: float = _number(0.0, 0.0, 0.99999)
+    staircase: int = _number(0, 0, 1024)
+    staircase_epochs: float = _number(0.0, 0.0, 10_000.0)
     precision: str = _one_of("float32", PRECISIONS)
     channels_last: bool = False
     compile: bool = False
@@ -222,6 +228,10 @@ class Stage(_Checked):
             raise RecipeError(f"weight is a share for 'rslad' and {self.weight:g} here: at most 1, such as 5/6")
         if self.nesterov and not self.momentum:
             raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
+        if bool(self.staircase) != bool(self.staircase_epochs):
+            raise RecipeError("staircase and staircase_epochs go together: levels, and the last epochs that have them")
+        if self.staircase and self.compile:
+            raise RecipeError("staircase changes the network while it trains: set compile = false")
         if self.attack == "free" and (self.attack_loss, self.attack_mode) != ("objective", "own"):
             raise RecipeError("the free attack follows the training's own gradient: leave attack_loss and attack_mode")
         if self.attack_mode != "own":

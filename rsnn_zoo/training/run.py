@@ -276,6 +276,7 @@ class TrainingRun:
     def parts(self) -> dict[str, Any]:
         """What has a state of its own."""
         found = {"model": self.model, "optimizer": self.updates.optimizer, "average": self.updates.average}
+        found["staircases"] = self.updates.staircases
         return {key: part for key, part in found.items() if part is not None}
 
     def save(self, must: bool = False) -> None:

@@ -24,6 +24,7 @@ from rsnn_zoo.neurons.modes import parse_mode, surrogate_units
 from rsnn_zoo.training.constraints import hold_thresholds, retract
 from rsnn_zoo.training.objectives import get_objective
 from rsnn_zoo.training.recipe import Stage
+from rsnn_zoo.training.staircases import Staircases
 
 __all__ = ["MEASURED", "Updates"]
 
@@ -51,6 +52,7 @@ class Updates:
     Attributes:
         optimizer: SGD over weights, and over thresholds with a rate of their own.
         average: The averaged weights, as ``AveragedModel``; None where the stage has none.
+        staircases: Of the last epochs; None where the stage has none.
     """
 
     def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks, teacher: nn.Module | None = None):
@@ -63,8 +65,11 @@ class Updates:
         self.objective = get_objective(stage.objective)
         if self.objective.teacher and teacher is None:
             raise ValueError(f"objective {stage.objective!r} needs a teacher: fine-tune an SNN with it, of its ANN")
+        self.staircases = Staircases(model, stage.staircase) if stage.staircase else None
+        if self.staircases and ranks.size > 1:
+            raise ValueError("staircase trains in one process, since its clips are no weights of the network")
         self.optimizer = torch.optim.SGD(
-            _groups(model, stage), lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov
+            _groups(model, stage, self.staircases), lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov
         )
         self.average = None
         if stage.ema:
@@ -118,7 +123,9 @@ class Updates:
                 before it have.
             OSError: If the stage wants the network compiled, and that fails.
         """
-        with surrogate_units(self.stage.units):
+        last = self.stage.epochs - self.stage.staircase_epochs
+        cut = self.staircases.in_force() if self.staircases and done >= last else nullcontext()
+        with surrogate_units(self.stage.units), cut:
             return self._update(images, labels, generator, done, step)
 
     def _update(
@@ -267,7 +274,7 @@ def _grown(done: float, warmup: float) -> float:
     return min(1.0, done / warmup) if warmup else 1.0
 
 
-def _groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, stage: Stage, staircases: Staircases | None) -> list[dict[str, Any]]:
     """Parameters by weight decay and peak learning rate."""
     thresholds = [module.threshold for module in model.modules() if isinstance(module, SpikingNeuron)]
     apart = set(thresholds)
@@ -276,5 +283,6 @@ def _groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay, "peak": stage.lr},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "peak": stage.lr},
         {"params": thresholds, "weight_decay": 0.0, "peak": stage.threshold_lr},
+        {"params": list(staircases.clips) if staircases else [], "weight_decay": 0.0, "peak": stage.lr},
     ]
     return [group for group in groups if group["params"]]
