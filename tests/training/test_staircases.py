@@ -1,11 +1,13 @@
 """Activations of few levels in an ANN's last epochs."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.conversion.staircase import staircase
 from rsnn_zoo.data.images import load_dataset
 from rsnn_zoo.models import resnet20
@@ -48,9 +50,19 @@ def test_the_network_is_cut_while_it_lasts_and_keeps_its_parameters():
     plain = ann(x)
     with staircases.in_force():
         cut = ann(x)
+        assert torch.equal(copy.deepcopy(ann)(x), cut)
     assert len(cut.unique()) <= 5 < len(plain.unique())
     assert 0 < staircases.clips[0].item() <= plain.max().item()
     assert torch.equal(ann(x), plain) and len(ann.state_dict()) == 2
+
+
+def test_attacks_meet_it():
+    ann, x = network().eval(), torch.rand(8, 1, 8, 8)
+    staircases = Staircases(ann, 4)
+    with staircases.in_force(), torch.no_grad():
+        cut = ann(x)
+        torch.testing.assert_close(InputGradient(ann, None, "float32", chunk=8).logits(x), cut, rtol=0, atol=1e-6)
+    assert (ann(x) - cut).abs().max() > 1e-5
 
 
 def test_the_last_epochs_train_with_it_and_learn_the_clips(tmp_path, data, monkeypatch):
