@@ -10,6 +10,8 @@ import pytest
 
 from rsnn_zoo import models
 from rsnn_zoo.cli import commands, main
+from rsnn_zoo.evaluation import protocols
+from rsnn_zoo.neurons.modes import MODES
 from rsnn_zoo.spec import names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +93,14 @@ def test_its_links_lead_somewhere(page):
         there = (folder / path).resolve() if path else folder / page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_the_grammar_names_every_attack_protocol_and_mode():
+    page = PAGES["protocols.md"]
+    attacks = {name.replace("-tK", "-tN").replace("[MODEL]", "[NAME]") for name in protocols._ATTACKS}
+    attacks = {re.sub("(transfer.*)-NAME", r"\1-ATTACK", name) for name in attacks}
+    versions = {re.sub(r"-v\d+$", "", name) for name in protocols.PROTOCOLS}
+    modes = {str(mode).partition("-")[0] for mode in MODES.values()}
+    missing = {name for name in attacks | versions if f"`{name}`" not in page}
+    assert not missing | {mode for mode in modes if not re.search(rf"`{mode}[`-]", page)}
+    assert all(f"`{name}`" in page for name in protocols.MODE_LISTS)
