@@ -5,14 +5,13 @@ Example:
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from rsnn_zoo.report.evidence import images_of
-from rsnn_zoo.report.report import ALL, in_255
+from rsnn_zoo.report.report import in_255
+from rsnn_zoo.report.results import accuracies, cell, facts_of, results_of, shown
 from rsnn_zoo.spec.config import ModelConfig
 from rsnn_zoo.spec.datasets import DATASETS, DatasetInfo
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model
@@ -118,8 +117,8 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
         shape=f"B, {config.in_chans}, {config.img_size}, {config.img_size}",
         classes=config.num_classes,
         besides=_BESIDES if ours else _OWN.format(config.architecture),
-        results=_results(evidence) if evidence else "Not evaluated yet.",
-        training="\n".join(_facts(_told(config.training))) or "Not recorded.",
+        results=results_of(evidence) if evidence else "Not evaluated yet.",
+        training="\n".join(facts_of(_told(config.training))) or "Not recorded.",
         terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",
         citations="\n- ".join([_METHOD, dataset.citation] if dataset else [_METHOD]),
     )
@@ -177,13 +176,13 @@ def _difference(found: list[str], expected: list[str], most: int = 3) -> str:
 def summary(config: ModelConfig, evidence: Mapping[str, Any] | None = None) -> str:
     """Return what the network is, what it achieved and what it costs, in a few lines of text."""
     _, dataset, objective = _parts(config)
-    results = _accuracies(evidence) if evidence else ["Not evaluated yet."]
+    results = accuracies(evidence) if evidence else ["Not evaluated yet."]
     evidence = evidence or {}
     flags = (evidence.get("flags") or {}).items()
-    raised = [f"Flag {name}: {_cell(flag['message'])}" for name, flag in flags if flag["raised"]]
+    raised = [f"Flag {name}: {cell(flag['message'])}" for name, flag in flags if flag["raised"]]
     notes = raised or (["No flag is raised."] if flags else [])
     notes += [
-        f"{said}: {_shown((evidence.get(part) or {})[key])}"
+        f"{said}: {shown((evidence.get(part) or {})[key])}"
         for said, part, key in _COSTS
         if config.timesteps and key in (evidence.get(part) or {})
     ]
@@ -221,17 +220,17 @@ def _origin(training: Mapping[str, Any], dataset: str, objective: str | None) ->
     stage = training.get("stage")
     tuned = stage.get("objective") if isinstance(stage, Mapping) else None
     if not (ann := training.get("ann")):
-        by = _OBJECTIVES.get(str(tuned or objective), _cell(tuned or objective))
+        by = _OBJECTIVES.get(str(tuned or objective), cell(tuned or objective))
         return f"Trained on {dataset} by {by}" if stage else f"By its name trained on {dataset} by {by}: unrecorded"
     known = is_model(str(ann))  # and not the file of somebody's weights
-    converted = f"Converted from {_cell(ann)}, whose training is not recorded"
+    converted = f"Converted from {cell(ann)}, whose training is not recorded"
     if known:
         own = ModelName.parse(str(ann))
         objective, by = own.objective, _OBJECTIVES.get(own.objective, own.objective)
-        converted = f"Converted from {_cell(ann)}, itself trained on {DATASETS[own.dataset].title} by {by}"
+        converted = f"Converted from {cell(ann)}, itself trained on {DATASETS[own.dataset].title} by {by}"
     if not stage:
         return f"{converted}{', without fine-tuning' if 'conversion' in training else '; no fine-tuning is recorded'}"
-    how = "the same objective" if known and tuned == objective else _OBJECTIVES.get(str(tuned), _cell(tuned))
+    how = "the same objective" if known and tuned == objective else _OBJECTIVES.get(str(tuned), cell(tuned))
     where = "" if known else f" on {dataset}"
     return f"{converted}, and fine-tuned{where}" + (f" by {how}" if tuned else "")
 
@@ -260,77 +259,6 @@ def _eval_results(evidence: Mapping[str, Any], dataset: DatasetInfo | None) -> l
     return [result("Accuracy", evidence["clean"]["accuracy"]), *robust]
 
 
-def _accuracies(evidence: Mapping[str, Any]) -> list[str]:
-    return [
-        f"On {images_of(evidence)}, with 95 % Wilson intervals:",
-        "",
-        "| attack | eps | accuracy | 95 % interval |",
-        "|---|---|---|---|",
-        _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
-        *(
-            _row(run["protocol"], in_255(run["eps"]), *_accuracy(run, "robust_accuracy"))
-            for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
-        ),
-        *(_row(ALL, in_255(robust["eps"]), *_accuracy(robust, "accuracy")) for robust in evidence.get("robust", [])),
-    ]
-
-
-def _results(evidence: Mapping[str, Any]) -> str:
-    runs = evidence.get("runs", [])
-    lines = _accuracies(evidence)
-    if ann := evidence.get("ann"):
-        lines += ["", f"### The ANN that it was converted from: {_cell(ann['name'])}", "", *_accuracies(ann)]
-        lines += ["", "### What felled the SNN"]
-    for protocol in dict.fromkeys(run["protocol"] for run in runs if run.get("attacks")):
-        lines += _felled(protocol, [run for run in runs if run["protocol"] == protocol])
-    flags = evidence.get("flags") or {}
-    if flags:
-        raised = [f"- {_cell(flag['message'])}" for flag in flags.values() if flag["raised"]]
-        passed = f"{len(flags) - len(raised)} of {len(flags)} sanity checks find nothing against these figures."
-        lines += ["", "### Checks", "", passed, *raised]
-    for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy")):
-        if facts := list(_facts(evidence.get(key) or {})):
-            lines += ["", f"### {title}", "", *facts]
-    measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
-    measured += [_cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
-    counts = [_counted(evidence[key], key) for key in ("cores", "processes", "threads") if evidence.get(key)]
-    measured += [f"{', '.join(counts)} each"] if counts else []
-    took = [
-        f"{run['protocol']} at {in_255(run['eps'])} {run['seconds'] / 60:,.1f}" for run in runs if run.get("seconds")
-    ]
-    minutes = f" Minutes of all processes together: {_cell(', '.join(took))}." if took else ""
-    return "\n".join([*lines, "", f"Measured with {', '.join(measured) or 'rsnn_zoo'}.{minutes}"])
-
-
-def _felled(protocol: str, runs: list[Mapping[str, Any]]) -> list[str]:
-    """A table of how many images each member of an ensemble felled, a column for each eps; the rest are named."""
-    runs = sorted(runs, key=lambda run: run["eps"])
-    counts = [Counter[tuple[str, str]]() for _ in runs]
-    for column, run in zip(counts, runs, strict=True):
-        for attack in run.get("attacks", []):
-            column[attack["attack"], attack.get("mode", "")] += attack["felled"]
-    members = dict.fromkeys(member for column in counts for member in column)
-    shown = [member for member in members if any(column[member] for column in counts)]
-    table = [
-        f"Images felled by members of {_cell(protocol)}, in this order; a fallen image is not attacked again:",
-        "",
-        _row("attack", "backward mode", *(f"eps {in_255(run['eps'])}" for run in runs)),
-        "|---" * (2 + len(runs)) + "|",
-        *(_row(*member, *(column.get(member, "") for column in counts)) for member in shown),
-    ]
-    nothing: dict[str, list[str]] = {}
-    for attack, mode in members:
-        if (attack, mode) not in shown:
-            nothing.setdefault(_cell(attack), []).append(_cell(mode))
-    listed = "; ".join(f"{attack} ({', '.join(modes)})" if any(modes) else attack for attack, modes in nothing.items())
-    return [
-        "",
-        *(table if shown else [f"No member of {_cell(protocol)} felled an image."]),
-        *([f"\nThese felled no image, or had none left to attack: {listed}."] if listed else []),
-        *(f"\nLeft out {_cell(what)}: {_cell(why)}." for what, why in dict(runs[0].get("left_out") or {}).items()),
-    ]
-
-
 def _told(training: Mapping[str, Any]) -> Mapping[str, Any]:
     """The record of a training without the settings of an attack that never ran."""
     stage = training.get("stage")
@@ -345,37 +273,3 @@ _ATTACK = (
     *("attack", "attack_steps", "attack_step", "attack_start", "attack_loss", "attack_pass"),
 )
 _VALIDATION = ("validation_eps", "validation_steps", "attack_mode")  # of the attack that selects the epoch
-
-
-def _counted(number: Any, plural: str) -> str:
-    """``1 thread``, ``2 threads``; the plural ends in s, or in es after an s."""
-    return f"{number} {plural.removesuffix('es' if plural.endswith('sses') else 's') if number == 1 else plural}"
-
-
-def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Bullets of a JSON object; objects inside are indented below their key, long lists are cut."""
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            yield f"- {_cell(key)}"
-            yield from (f"  {line}" for line in _facts(value))
-        else:
-            yield f"- {_cell(key)}: {_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, float):
-        return _cell(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _accuracy(result: Mapping[str, Any], key: str) -> tuple[str, str]:
-    low, high = result["ci95"]
-    return f"{100 * result[key]:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _row(*cells: Any) -> str:
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")[:500]
