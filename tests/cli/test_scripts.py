@@ -1,6 +1,8 @@
 """What the scripts and the training commands take and say, held to what the command line takes and says elsewhere."""
 
 import argparse
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from rsnn_zoo.cli import commands
 from rsnn_zoo.cli._training import add_making
 from rsnn_zoo.cli._weights import load_named
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
+from rsnn_zoo.spec.datasets import Augmentation
+from rsnn_zoo.training.recipe import Stage
 from tests.conftest import NAME, small_network
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +86,14 @@ def test_of_several_state_dicts_in_a_file_one_is_chosen(tmp_path):
         assert torch.equal(found["fc.bias"], expected["fc.bias"])
     with pytest.raises(ValueError, match="--key goes with --weights"):
         load_named("resnet20_digits_trades_ann", key="mine")
+
+
+def test_the_plan_says_of_a_dry_run_what_it_said_itself_and_keeps_its_budget(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    plan = importlib.import_module("plan_entries")
+    found = [json.loads(path.read_text()) for path in (ROOT / "docs" / "dry_runs").glob("*trades*.json")]
+    for measured in found:
+        stage = Stage(**{**measured["stage"], "augmentation": Augmentation(**measured["stage"]["augmentation"])})
+        assert plan.hours_of(stage, measured) == pytest.approx(measured["estimate"]["seconds"] / 3600, rel=0.01)
+    hours = {name: float(plan.row_of(name, *rest)[1]) for name, *rest in plan.PLANNED}
+    assert hours["vgg11_cifar10_trades_ann"] <= 3.2 and hours["vgg11_cifar10_trades_t8"] <= 4.2
