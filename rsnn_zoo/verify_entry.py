@@ -128,7 +128,7 @@ def verify(
 def _drawn(
     runs: Sequence[PublishedRun], images: int | None, eps: float | None, seed: int
 ) -> list[tuple[PublishedRun, list[int]]]:
-    """So many of all verdicts, at a radius or at all, by run."""
+    """Draw so many of all verdicts, at one radius or at all, by run."""
     if eps is not None and images is not None:
         nearest = min((run.eps for run in runs), key=lambda each: abs(each - eps))
         runs = [run for run in runs if run.eps == nearest]

@@ -157,7 +157,7 @@ def measure_apart(case: Case, **settings: object) -> dict[str, Any]:
 
 
 def plan(models: list[str], timesteps: list[int], quantities: list[str], peers: list[str]) -> list[Case]:
-    """All cases, what a ratio is made of close together, so that it meets the machine in one state."""
+    """Measure all cases, what a ratio is made of close together, so that it meets the machine in one state."""
     cases = []
     for model in models:
         for quantity in quantities:

@@ -170,7 +170,7 @@ def profile(model: nn.Module, path: Path, images: Tensor, repetitions: int) -> l
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All of it, as JSON."""
+    """Measure everything, as JSON."""
     model = rsnn_zoo.create_model(args.name, pretrained=True)
     data = rsnn_zoo.load_dataset(args.data, "test").select(args.images)
     train = rsnn_zoo.load_dataset(args.data, "train").pixels(slice(0, 64))

@@ -32,7 +32,7 @@ EXPECTED = {"rsnn_zoo": "NIR, own interpreter", "onnxruntime": "ONNX, onnxruntim
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the packages that are installed."""
     found = {}
     for name in PACKAGES:
         try:

@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def ordered(found: dict[str, Any]) -> list[tuple[str, int, float]]:
-    """By turn: the candidate, what it fells of what is left, and that per second; without those that would nothing."""
+    """Candidates by turn, what each fells of what is left, and that per second; without those that would nothing."""
     attacks = {name: one for name, one in found["attacks"].items() if name != found["first"]}
     left, order = set(found["attacks"][found["first"]]["standing"]), []
 

@@ -88,7 +88,7 @@ def signed_checkpoint(data: bytes) -> bytes:
 
 
 def checks(folder: Path) -> dict[str, tuple[bytes, str, Check, Callable[[bytes], bytes]]]:
-    """By kind of file: a sound one, its name, what loads it, and what makes a mutated one pass its checksum."""
+    """List each kind of file: a sound one, its name, what loads it, and what makes a mutated one pass its checksum."""
     config = load_config(ENTRY / "config.json")
     evidence = load_evidence(ENTRY / "evaluation.json", config)
     same: Callable[[bytes], bytes] = bytes

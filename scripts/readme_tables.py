@@ -93,7 +93,7 @@ def training() -> str:
 
 
 def revision(found: dict[str, Any]) -> str:
-    """That of the code which was measured."""
+    """The revision of the code that was measured."""
     return f"revision {found['git_revision'][:7]}"
 
 

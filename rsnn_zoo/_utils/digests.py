@@ -1,4 +1,4 @@
-"""By what two models are held to be the same: all that they hold, and what their functions are made of."""
+"""Digests by which two models are held to be the same: of all they hold, and of what their functions are made of."""
 
 from __future__ import annotations
 

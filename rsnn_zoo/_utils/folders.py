@@ -101,7 +101,7 @@ def _finish(folder: Path) -> None:
 
 
 def _journal(folder: Path) -> dict[str, str | None]:
-    """By name what a file was staged as, None for one that goes, whoever wrote it; empty where there is no journal."""
+    """Read what each file was staged as, None for one that goes, whoever wrote it; empty where there is no journal."""
     try:
         found = load_json(folder / JOURNAL)
     except (OSError, ConfigError):

@@ -166,7 +166,7 @@ class Attack(Protocol):
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the last tried)."""

@@ -64,7 +64,7 @@ class FAB:
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"fab{self.steps}-t{self.target}"
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class FAB:
 
 
 def _lead(logits: Tensor, aim: Tensor) -> Tensor:
-    """By how much the target leads, (B,): of logits (B, K) and labels and targets (B, 2)."""
+    """The lead of the target over the label, (B,), in logits (B, K); labels and targets are (B, 2)."""
     right, target = logits.gather(1, aim).unbind(1)
     return target - right
 

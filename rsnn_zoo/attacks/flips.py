@@ -124,12 +124,12 @@ class Flips:
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"flips{self.queries}"
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """Those of ``STARTS`` that this model allows."""
+        """The names in ``STARTS`` that this model allows."""
         possible = (start for start in STARTS if start != "source" or self.source is not None)
         if self.follows:
             return tuple(possible)
@@ -162,7 +162,7 @@ class Flips:
     def _search(
         self, victim: Victim, batch: Batch, x: Tensor, samples: Sequence[_Sample], ways: Sequence[Direction]
     ) -> None:
-        """From a start of each sample, all in step, until each is stuck, has fallen or has asked all its questions."""
+        """Climb from a start of each sample, all in step, until each is stuck, has fallen or has no question left."""
         searches = [
             _greedy(start, image, batch.eps, self.candidates, sample.generator)
             for start, image, sample in zip(x, batch.images, samples, strict=True)
@@ -327,7 +327,7 @@ def _greedy(
 
 
 def _changes(x: Tensor, ends: Tensor, side: int) -> list[Change]:
-    """Those that would change anything."""
+    """List the changes that would change anything."""
     differs = F.max_pool2d((ends != x).to(x), side, ceil_mode=True)
     return [tuple(change) for change in differs.nonzero().tolist()]
 

@@ -120,7 +120,7 @@ def follows_surrogates(module: nn.Module) -> bool:
 
 
 def adopt_surrogates(module: nn.Module) -> int:
-    """From now on the spikes of another library's neurons follow the backward mode, where that is a ``Surrogate``.
+    """Let the spikes of another library's neurons follow the backward mode, where that is a ``Surrogate``.
 
     Under a :class:`rsnn_zoo.neurons.modes.Surrogate` the forward pass stays as it is, and the backward pass takes
     h'(u) of the mode in place of the library's derivative, in units of the neuron's ``v_threshold`` or ``threshold``

@@ -59,7 +59,7 @@ class TorchAttack:
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.attack.__module__.split('.')[0]}.{self.attack.__name__}" + (f"({options})" if options else "")
 

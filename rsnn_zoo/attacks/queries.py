@@ -53,7 +53,7 @@ class QueryAttack(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
 
     @abstractmethod
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:
@@ -148,7 +148,7 @@ class Square(QueryAttack):
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"square{self.queries}"
 
     def side(self, k: int, height: int, width: int) -> int:
@@ -220,11 +220,11 @@ class RayS(QueryAttack):
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"rays{self.queries}"
 
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:
-        """All signs positive, at the largest distance that there is."""
+        """Start with all signs positive, at the largest distance that there is."""
         zero, one = images.new_zeros(len(images)), images.new_ones(len(images))
         level, no = zero.long(), zero.bool()
         best = {"signs": torch.ones_like(images), "near": one, "gained": no}
@@ -258,7 +258,7 @@ class RayS(QueryAttack):
 
 
 def _block_size(level: Tensor, pixels: int) -> Tensor:
-    """Of the blocks that an image is cut into, 2^level at most."""
+    """The size of the blocks that an image is cut into, 2^level at most."""
     blocks = 2**level
     return (pixels + blocks - 1) // blocks
 
@@ -308,7 +308,7 @@ class Noise(QueryAttack):
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"{self.kind}-noise{self.queries}"
 
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:

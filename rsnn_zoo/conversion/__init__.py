@@ -1,4 +1,4 @@
-"""From a ReLU network to a spiking one."""
+"""Conversion of a ReLU network to a spiking one."""
 
 from rsnn_zoo._utils.lazy import lazy
 

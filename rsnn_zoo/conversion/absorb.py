@@ -63,7 +63,7 @@ class Observed:
 
 
 def _channel_means(output: Tensor, module: nn.Module) -> Tensor:
-    """Of (N, C, ...), or of (N, ..., C) behind a linear layer: (C,)."""
+    """Mean by channel, (C,), of (N, C, ...), or of (N, ..., C) behind a linear layer."""
     channel = output.dim() - 1 if isinstance(module, nn.Linear) else 1
     return output.mean([axis for axis in range(output.dim()) if axis != channel])
 
@@ -162,7 +162,7 @@ class _Gains:
         self.set(1.0)
 
     def set(self, factor: float) -> None:
-        """All are the thresholds times a factor."""
+        """Set thresholds to those that were found, times a factor."""
         for layer, value in self.thresholds.items():
             if isinstance(layer, Scaled):
                 layer.gain.fill_(value * factor)

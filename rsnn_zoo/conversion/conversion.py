@@ -1,4 +1,4 @@
-"""From a trained ANN to an SNN: weights are taken over, thresholds are found from data.
+"""Conversion of a trained ANN to an SNN: weights are taken over, thresholds are found from data.
 
 By two methods: one that keeps what the ANN knows, for any network of ReLUs, and the published one.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace as changed
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +161,14 @@ def convert(
         absorb(snn, root, thresholds_of(observed, spiking, bounds), observed, progress)
         check_rows(snn, images)
         return snn
+    _publish(snn, images, {name if own else f"network.{name}": limit for name, limit in bounds.items()}, published)
+    return snn
+
+
+def _publish(snn: Temporal, images: Tensor, bounds: dict[str, float | None], settings: dict[str, Any]) -> None:
+    """Finds thresholds and statistics by the published method; a clipped activation bounds its threshold."""
     try:
-        calibrate(snn, images, **published)
+        calibrate(snn, images, **settings)
         check_rows(snn, images)
         relearn_statistics(snn, images)
     except ValueError as error:
@@ -169,10 +176,8 @@ def convert(
             raise ValueError("the published method relearns batch norms: it takes more than one image") from error
         raise
     for name, neuron in snn.neurons():
-        limit = bounds.get(name.removeprefix("network.") if not own else name)
-        if limit is not None:
+        if (limit := bounds.get(name)) is not None:
             neuron.threshold.clamp_(max=limit)
-    return snn
 
 
 def _check(ann: nn.Module, images: Tensor | None, method: str, max_pool: str, mean: object, std: object) -> None:

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode: no dropout."""
+    """Hold the network in evaluation mode: no dropout."""
     before = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -36,7 +36,7 @@ class Histogram:
         self.sums += torch.bincount(bins, positive.cpu().double(), minlength=len(self.counts))
 
     def filled(self) -> tuple[Tensor, Tensor]:
-        """Of the bins that are not empty, the mean of the values and their number."""
+        """Mean of the values and their number in each bin that is not empty."""
         filled = self.counts > 0
         return self.sums[filled] / self.counts[filled], self.counts[filled]
 

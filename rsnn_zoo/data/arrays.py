@@ -61,7 +61,7 @@ def read_npz(path: Path, info: DatasetInfo | None, train: bool) -> tuple[Dataset
 
 
 def _arrays(path: Path) -> list[np.ndarray]:
-    """Those under ``NPZ_KEYS``, or under Keras' names."""
+    """Read the arrays under ``NPZ_KEYS``, or under Keras' names."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}")
     try:

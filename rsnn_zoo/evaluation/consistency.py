@@ -54,7 +54,7 @@ class Consistency:
         self.before = victim.logits(self.asked)
 
     def again(self) -> dict[str, float]:
-        """By way of asking, the share of the images with another answer than at the start.
+        """Share of the images with another answer than at the start, by way of asking.
 
         Of the last two, it is the share whose logits a perturbation leaves as they were, to the last bit, and the share
         whose class depends on whether its pixels are multiples of 1 / 255.

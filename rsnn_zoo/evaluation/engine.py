@@ -57,7 +57,7 @@ class Samples:
 
     @staticmethod
     def of(data: Data, model: nn.Module, device: torch.device) -> Samples:
-        """Those of ``data``, checked."""
+        """Make samples of ``data``, checked."""
         data = labelled(data)
         images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
         check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))
@@ -136,7 +136,7 @@ class Engine:
         return {sample: merged[sample] for sample in wanted}, seconds
 
     def clean(self) -> list[int]:
-        """For each sample STANDS or MISCLASSIFIED, without any attack."""
+        """Judge each sample STANDS or MISCLASSIFIED, without any attack."""
 
         def judge(at: Tensor) -> tuple[list[int], None]:
             at = at.to(self.samples.labels.device)

@@ -197,7 +197,7 @@ def gradient_free(runs: Iterable[Run], also: int = 0) -> Flag:
 
 
 def _without_gradients(runs: Sequence[Run]) -> int:
-    """That number, of runs of the same samples at one radius."""
+    """Count the samples that only attacks without gradients felled, in runs of the same samples at one radius."""
     follows = [[not attack.startswith(GRADIENT_FREE) for attack, _ in run.members] for run in runs]
     last = [max((number for number, follow in enumerate(each) if follow), default=None) for each in follows]
     count = 0

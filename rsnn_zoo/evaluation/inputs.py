@@ -94,7 +94,7 @@ def _batches(data: Dataset[Any]) -> Iterable[Any]:
 
 
 def _joined(batches: Iterable[Any], source: object) -> tuple[Tensor, Tensor]:
-    """All batches as one, on the CPU."""
+    """Join all batches, on the CPU."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches:
@@ -110,7 +110,7 @@ def _joined(batches: Iterable[Any], source: object) -> tuple[Tensor, Tensor]:
 
 
 def _tensor(values: Any) -> Tensor:
-    """Of a tensor, an array, or numbers in a list."""
+    """Make a tensor of a tensor, an array, or numbers in a list."""
     if isinstance(values, Tensor):
         return values
     if isinstance(values, np.ndarray) or (isinstance(values, Sequence) and not isinstance(values, str)):

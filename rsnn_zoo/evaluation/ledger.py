@@ -183,7 +183,7 @@ class Ledger:
         return _union(parts)
 
     def share(self, samples: Sequence[int]) -> Sequence[int]:
-        """This process's share of samples to judge."""
+        """Return this process's share of samples to judge."""
         return samples[self.ranks.rank :: self.ranks.size]
 
     def add(self, job: str, rows: Sequence[tuple[int, int, bytes | None]], seconds: float) -> None:

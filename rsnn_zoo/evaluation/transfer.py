@@ -76,12 +76,12 @@ class Transfer:
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """The attack's name as reports give it."""
         return f"transfer-{self.label}-{self.attack.name}"
 
     @property
     def least_classes(self) -> int:
-        """As of what runs on the source."""
+        """The least number of classes that the attack on the source needs."""
         return getattr(self.attack, "least_classes", 2)
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From a network to its :class:`~rsnn_zoo.exports.graph.SpikingGraph`, layer by layer."""
+"""Lowering of a network to its :class:`~rsnn_zoo.exports.graph.SpikingGraph`, layer by layer."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Lowering:
         return str(node.target).removeprefix("model.")
 
     def name(self, node: fx.Node) -> str:
-        """Of its node in the graph: no simulator takes a dot in it."""
+        """The name of its node in the graph: no simulator takes a dot in it."""
         return self.layer(node).replace(".", "_") if node.op == "call_module" else node.name
 
     def input(self, node: fx.Node, position: int = 0) -> Value:

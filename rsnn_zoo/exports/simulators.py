@@ -163,7 +163,7 @@ SIMULATORS: dict[str, Callable[[_Neurons], _Step]] = {
 
 
 def installed_simulators() -> list[str]:
-    """Those of :data:`SIMULATORS` that are installed here, none where nirtorch is not."""
+    """The names in :data:`SIMULATORS` that are installed here, none where nirtorch is not."""
     return [name for name in SIMULATORS if find_spec(name)] if find_spec("nirtorch") else []
 
 

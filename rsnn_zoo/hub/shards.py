@@ -164,7 +164,7 @@ class _Loading:
         self.narrow = getattr(torch, info.stored) if info.stored else None
 
     def take(self, found: dict[str, Tensor], path: str) -> None:
-        """In the network's type, in memory of their own where the file's can go, and whole."""
+        """Keep tensors in the network's type, in memory of their own where the file's can go, and whole."""
         own: torch.dtype = getattr(torch, self.info.dtype)
         types = {name: own if one.dtype == self.narrow else one.dtype for name, one in found.items()}
         large = [name for name, one in found.items() if types[name] != one.dtype and not _PART.fullmatch(name)]
@@ -196,7 +196,7 @@ class _Loading:
         whole[(number - 1) * len(part) : number * len(part)] = part
 
     def whole(self) -> dict[str, Tensor]:
-        """All of them.
+        """Return all tensors, whole.
 
         Raises:
             WeightsError: If parts are missing.
@@ -237,7 +237,7 @@ def _weight_map(info: WeightsInfo, get: _Get) -> dict[str, str]:
 
 
 def _needed(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, int]:
-    """In how many parts of equally many rows tensors are to be cut, so that each fits."""
+    """Number of parts of equally many rows that tensors are to be cut into, so that each fits."""
     needed = {}
     for name, tensor in tensors.items():
         rows, most = len(tensor) if tensor.ndim else 1, shard_bytes - len(name.encode()) - _OF_HEADER
@@ -273,7 +273,7 @@ def _plan(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
 
 
 def _remembered(model: nn.Module, tensors: Mapping[str, Tensor]) -> Form:
-    """As it was loaded, where these weights are still such; else anew."""
+    """The form as it was loaded, where these weights are still such; else a new one."""
     form = getattr(model, "stored_as", None)
     if (
         not isinstance(form, Form)

@@ -35,7 +35,7 @@ class Ranks:
 
     @staticmethod
     def current() -> Ranks:
-        """Those of the default process group."""
+        """The ranks of the default process group."""
         return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
     @property
@@ -53,7 +53,7 @@ class Ranks:
             dist.barrier()
 
     def share(self, whole: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
-        """This process's share of each of so many equal parts of a batch."""
+        """Return this process's share of each of so many equal parts of a batch."""
         return whole.chunk(parts * self.size)[self.rank :: self.size]
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:

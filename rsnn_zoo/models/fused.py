@@ -151,7 +151,7 @@ class _Passed:
 
 
 class _Blocks(torch.autograd.Function):
-    """From the currents of the first neurons to the spikes of the last."""
+    """Run a block from the currents of its first neurons to the spikes of its last."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, network: FusedResNet) -> Tensor:
@@ -189,7 +189,7 @@ class FusedResNet(ResNet):
     """A folded and frozen ResNet whose blocks are one differentiable function: see :func:`fuse`."""
 
     def blocks(self) -> list[Any]:
-        """In the order of the forward pass."""
+        """The blocks in the order of the forward pass."""
         return [block for stage in (self.layer1, self.layer2, self.layer3) for block in stage]
 
     def forward_features(self, x: Tensor) -> Tensor:

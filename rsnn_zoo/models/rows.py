@@ -63,7 +63,7 @@ def mark_stem(snn: nn.Module, x: Tensor) -> None:
         neuron.repeated = inputs[0].shape[0] == 2
 
     def currents(seed: int) -> list[Tensor]:
-        """Those of the marked neurons, where all fire at random."""
+        """Record the currents of the marked neurons, where all fire at random."""
         draws, found = torch.Generator().manual_seed(seed), list[Tensor]()
 
         def fire(neuron: nn.Module, inputs: tuple[Tensor, ...], spikes: Tensor) -> Tensor:

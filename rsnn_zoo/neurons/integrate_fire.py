@@ -63,7 +63,7 @@ RESETS = ("hard", "soft")
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """All T steps forward, keeping u - threshold alone, and one loop backward.
+    """Autograd function of all T steps forward, which keeps u - threshold alone, and of one loop backward.
 
     Returns the spikes and what the backward pass needs: u - threshold and the derivative's width, or the slope of the
     rate. u - threshold can be differentiated like the spikes, so that derivatives of derivatives are right.

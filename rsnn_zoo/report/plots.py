@@ -184,7 +184,7 @@ def _curve(axes: Axes, points: _Points, **look: Any) -> None:
 
 
 def _order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """All names, such that those of each list come in its order, if that can be; else in that of the first lists."""
+    """Merge lists of names so that each list's order is kept, if that can be; else that of the first lists."""
     before: dict[str, list[str]] = {name: [] for names in lists for name in names}
     for names in lists:
         for first, second in pairwise(names):
@@ -196,7 +196,7 @@ def _order(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _by_radius(report: Evidence) -> Iterator[tuple[str, _Points]]:
-    """From no attack on; what was tried at one radius only is a point, as nothing is known of smaller ones."""
+    """Draw accuracies from no attack on; what was tried at one radius only is a point, as smaller ones are unknown."""
     clean = (0.0, report["clean"]["accuracy"], report["clean"]["ci95"])
     for protocol in dict.fromkeys(run["protocol"] for run in report["runs"]):
         runs = sorted((run for run in report["runs"] if run["protocol"] == protocol), key=lambda run: run["eps"])

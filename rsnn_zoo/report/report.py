@@ -191,7 +191,7 @@ class Report:
 
     @property
     def robust(self) -> dict[float, int]:
-        """By radius, how many samples stand under all runs at it and at smaller ones: a ball lies in every larger one.
+        """Number of samples by radius that stand under all runs at it and at smaller ones: balls are nested.
 
         Further runs, of whatever attack, steps or radius, never raise it. Empty where there is but one run.
         """

@@ -74,7 +74,7 @@ class WeightsInfo(FileInfo):
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
-        """All files of these weights."""
+        """Every file of these weights."""
         return (FileInfo(self.file, self.sha256, self.size), *self.shards)
 
     @property

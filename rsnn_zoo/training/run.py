@@ -163,7 +163,7 @@ class TrainingRun:
     def loop(
         self, received: list[signal.Signals], progress: bool, on_epoch: Callable[[dict[str, Any]], None] | None
     ) -> None:
-        """All that is left of the run."""
+        """Run all that is left of the run."""
         size = self.stage.batch_size
         with progress_bar(
             total=self.stage.epochs * self.batches * size,

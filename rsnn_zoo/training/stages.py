@@ -285,7 +285,7 @@ class Conversion(_Checked):
 
 @dataclass(frozen=True)
 class Recipe:
-    """From data to a robust SNN.
+    """Stages from data to a robust SNN.
 
     Attributes:
         name: Name of the recipe.
