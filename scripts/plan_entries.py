@@ -1,13 +1,13 @@
 """Estimate the hours of entries that are planned, from dry runs and runs of the same networks.
 
-    python scripts/plan_entries.py
+    python scripts/plan_entries.py --page docs/reproduce.md
 
 A step takes a time that is linear in the steps of its attack, so a dry run at one schedule says what another takes.
-Writes the table of docs/reproduce.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,12 @@ def row_of(name: str, recipe: str, source: str) -> list[object]:
 
 def main() -> int:
     """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    about = "page whose table is written anew (%(default)s)"
+    parser.add_argument("--page", type=Path, default=DOCS / "reproduce.md", metavar="FILE", help=about)
+    page = parser.parse_args().page
     text = table("command | hours of training | by", [row_of(*plan) for plan in PLANNED])
-    put_into(DOCS / "reproduce.md", "plan", text)
+    put_into(page, "plan", text)
     return 0
 
 
