@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -14,7 +16,20 @@ EVERY = 60.0
 """Seconds between two lines in a file, where each refresh of a bar would be one."""
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """With a lock of its process alone: tqdm's is shared with forked ones, and lost to all if its holder is killed."""
+
+
+def _new_lock() -> None:
+    _Bar.set_lock(threading.RLock())
+
+
+_new_lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+class _Lines(_Bar):
     """Writes whole lines: the first as soon as there is something to say, the last at the end."""
 
     _told: float = 0.0
@@ -49,4 +64,4 @@ def bar(*args: Any, **kwargs: Any) -> tqdm:
         >>> for _ in bar(range(3), disable=True):
         ...     pass
     """
-    return (tqdm if sys.stderr.isatty() else _Lines)(*args, **kwargs)
+    return (_Bar if sys.stderr.isatty() else _Lines)(*args, **kwargs)

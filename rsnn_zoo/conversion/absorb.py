@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from tqdm import tqdm
 
+from rsnn_zoo._utils.progress import bar as shown
 from rsnn_zoo.conversion.staircase import Histogram, best_threshold
 from rsnn_zoo.models import Network, Temporal
 from rsnn_zoo.models.layers import BATCH_NORMS, Scaled, Spiking
@@ -105,7 +105,7 @@ def observe(
         found.means.setdefault(biased[module], []).append(_channel_means(output, module))
 
     with hooked(list(layers), post=count), hooked(list(biased), post=measure):
-        for part in tqdm(found.chunks, "the ANN's activations", disable=not progress, leave=False):
+        for part in shown(found.chunks, "the ANN's activations", disable=not progress, leave=False):
             found.logits.append(network(normalize(part)))
     # one that is called in several places has no single mean
     found.means = {name: means for name, means in found.means.items() if len(means) == len(found.chunks)}
@@ -205,7 +205,7 @@ def _correct(snn: Temporal, root: nn.Module, observed: Observed, progress: bool,
         correctors |= {root.get_submodule(name): _Corrector(means) for name, means in observed.means.items()}
         divergence, parts = 0.0, list(zip(observed.chunks, observed.logits, strict=True))
         with hooked(list(correctors), post=correct):
-            for images, logits in tqdm(parts, f"biases {sweep + 1}/{sweeps}", disable=not progress, leave=False):
+            for images, logits in shown(parts, f"biases {sweep + 1}/{sweeps}", disable=not progress, leave=False):
                 found = snn(images).log_softmax(1)
                 divergence += kl_div(found, logits.log_softmax(1), reduction="sum", log_target=True).item()
         for module, corrector in correctors.items():

@@ -1,9 +1,12 @@
 """Progress in a log file: few lines, each whole."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from rsnn_zoo._utils import progress
 
@@ -41,3 +44,36 @@ def test_nothing_is_said_where_it_is_off(monkeypatch):
     with progress.bar(total=1, file=out, disable=True) as shown:
         shown.update()
     assert not out.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks there")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_process_that_is_killed_while_it_shows_progress_stops_no_other(terminal):
+    """Its parent goes on, and so does one that was forked while a thread of its parent drew."""
+    code = f"""
+import os, signal, sys, threading
+signal.alarm(20)
+sys.stderr.isatty = lambda: {terminal}
+from rsnn_zoo._utils.progress import bar
+kind = type(bar(total=1, disable=True))
+if not (child := os.fork()):
+    kind.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+list(bar(range(2)))
+held, over = threading.Event(), threading.Event()
+def draw():
+    with kind.get_lock():
+        held.set(); over.wait()
+threading.Thread(target=draw).start()
+held.wait()
+if not (child := os.fork()):
+    signal.alarm(10)
+    list(bar(range(2)))
+    os._exit(3)
+status = os.waitpid(child, 0)[1]
+over.set()
+print(os.WEXITSTATUS(status))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "3\n", done.stderr
