@@ -17,7 +17,7 @@ EVERY = 60.0
 
 
 class _Bar(tqdm):
-    """A bar with a lock of its process alone: tqdm's is shared with forked ones, and lost to all if its holder is killed."""
+    """A bar whose lock is of its process alone: tqdm's is shared with forks, lost to all if its holder is killed."""
 
 
 def _new_lock() -> None:
