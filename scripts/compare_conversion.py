@@ -108,7 +108,7 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
         }
         if args.attack:
             report = rsnn_zoo.evaluate(snn, held_out.select(args.attacked), args.attack, eps=args.eps, checks=0)
-            standing = round(report.robust_accuracy * args.attacked)
+            standing = round(report.runs[0].robust_accuracy * args.attacked)
             run[args.attack] = {
                 "eps": args.eps,
                 "images": args.attacked,
