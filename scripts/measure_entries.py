@@ -62,7 +62,7 @@ def measured(name: str, threads: int, images: int, batch: int) -> dict[str, Any]
 
 
 def entry_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All that the table says of an entry."""
+    """Measure all that the table says of an entry."""
     folder = entry_folder(name)
     config = load_config(folder / "config.json")
     evidence = load_evidence(folder / EVIDENCE, config)
