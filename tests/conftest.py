@@ -11,8 +11,10 @@ import torch
 from hypothesis import settings
 
 import rsnn_zoo
+from rsnn_zoo import models
 from rsnn_zoo.hub.publish import save_pretrained
 from rsnn_zoo.models import Network, resnet20
+from rsnn_zoo.spec import names
 from rsnn_zoo.spec.config import ModelConfig
 from tests.hub_server import HubServer
 
@@ -113,6 +115,20 @@ def make_entry(parent: Path, name: str = NAME, seed: int = 0) -> Path:
 @pytest.fixture
 def entry(tmp_path):
     return make_entry(tmp_path / "hub_configs")
+
+
+@pytest.fixture
+def forget_architectures():
+    """A function after which the architectures registered meanwhile are unknown, as they are in another process."""
+    known, builders = names.architectures(), dict(models.ARCHITECTURES)
+
+    def forget():
+        names._architectures[:] = known
+        models.ARCHITECTURES.clear()
+        models.ARCHITECTURES.update(builders)
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 import rsnn_zoo
-from rsnn_zoo import models
 from rsnn_zoo import verify_entry as verification
 from rsnn_zoo._utils.files import load_json, to_json
 from rsnn_zoo.cli import commands as cli
 from rsnn_zoo.hub.publish import save_pretrained, update_card
 from rsnn_zoo.report.report import wilson
-from rsnn_zoo.spec import names
 from tests.conftest import NAME, make_entry, small_network
 from tests.hub_server import TOKEN
 
@@ -204,35 +202,25 @@ def mine(num_classes, in_chans):
 """
 
 
-def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path):
+def test_a_plugin_registers_the_architecture_of_an_entry(run, tmp_path, forget_architectures):
     plugin, entry = tmp_path / "mine.py", tmp_path / "entry"
     plugin.write_text(PLUGIN)
-    known, before = list(names.ARCHITECTURES), dict(models.ARCHITECTURES)
-
-    def forget():  # each command in a process of its own knows nothing of the one before
-        names.ARCHITECTURES[:] = known
-        models.ARCHITECTURES.clear()
-        models.ARCHITECTURES.update(before)
-
-    try:
-        runpy.run_path(str(plugin))
-        save_pretrained(rsnn_zoo.create_model("mine_digits_at_t2", threshold=0.1), entry, name="mine_digits_at_t2")
-        card = (entry / "README.md").read_text(encoding="utf-8")
-        assert 'register_architecture("mine")' in card and "timm" not in card
-        output = ["--output", entry / "evaluation.json", "--attack", "fgsm", "--images", 8]
-        for argv, said in (
-            (["evaluate", f"local-dir:{entry}", *output], "mine_digits_at_t2 on 8 digits test images"),
-            (["info", f"local-dir:{entry}"], "A spiking mine"),
-            (["push", entry, "--dry-run"], "would push rsnn-zoo/mine_digits_at_t2"),
-            (["verify", f"local-dir:{entry}", "--images", 4], "4 of 8 verdicts of fgsm are equal"),
-        ):
-            forget()
-            assert run(*argv)[0] == 1
-            status, out, err = run(*argv, "--plugin", plugin)
-            assert status == 0 and said in out, err
-            update_card(entry)
-    finally:
-        forget()
+    runpy.run_path(str(plugin))
+    save_pretrained(rsnn_zoo.create_model("mine_digits_at_t2", threshold=0.1), entry, name="mine_digits_at_t2")
+    card = (entry / "README.md").read_text(encoding="utf-8")
+    assert 'register_architecture("mine")' in card and "timm" not in card
+    output = ["--output", entry / "evaluation.json", "--attack", "fgsm", "--images", 8]
+    for argv, said in (
+        (["evaluate", f"local-dir:{entry}", *output], "mine_digits_at_t2 on 8 digits test images"),
+        (["info", f"local-dir:{entry}"], "A spiking mine"),
+        (["push", entry, "--dry-run"], "would push rsnn-zoo/mine_digits_at_t2"),
+        (["verify", f"local-dir:{entry}", "--images", 4], "4 of 8 verdicts of fgsm are equal"),
+    ):
+        forget_architectures()  # as each command in a process of its own knows nothing of the one before
+        assert run(*argv)[0] == 1
+        status, out, err = run(*argv, "--plugin", plugin)
+        assert status == 0 and said in out, err
+        update_card(entry)
 
 
 def test_an_honest_entry_holds(run, evaluated):

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rsnn_zoo import models
 from rsnn_zoo.cli import commands, main
 from rsnn_zoo.evaluation import protocols
 from rsnn_zoo.neurons.modes import MODES
-from rsnn_zoo.spec import names
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
@@ -28,14 +26,11 @@ def commands_of(text):
 
 
 @pytest.fixture
-def forget():
-    """A function after which the architectures that were registered meanwhile are unknown, as in another process."""
-    known, before = list(names.ARCHITECTURES), dict(models.ARCHITECTURES)
+def forget(forget_architectures):
+    """A function after which the plugin that the pages write is unknown too."""
 
     def call():
-        names.ARCHITECTURES[:] = known
-        models.ARCHITECTURES.clear()
-        models.ARCHITECTURES.update(before)
+        forget_architectures()
         sys.modules.pop("their_network", None)
 
     yield call

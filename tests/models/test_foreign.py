@@ -12,10 +12,8 @@ import torch
 import torchvision
 
 import rsnn_zoo
-from rsnn_zoo import models
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.neurons.integrate_fire import Rate
-from rsnn_zoo.spec import names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,14 +56,9 @@ BUILDERS = {
 
 
 @pytest.fixture
-def registered(eager):
-    known, before = list(names.ARCHITECTURES), dict(models.ARCHITECTURES)
+def registered(eager, forget_architectures):
     for name, build in BUILDERS.items():
         rsnn_zoo.register_architecture(name)(build)
-    yield
-    names.ARCHITECTURES[:] = known
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
 
 
 @pytest.fixture
