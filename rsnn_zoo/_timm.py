@@ -10,7 +10,7 @@ from typing import Any
 
 import wrapt
 
-from rsnn_zoo.spec.names import ARCHITECTURES
+from rsnn_zoo.spec.names import architectures
 
 __all__ = ["register_with_timm"]  # and, through timm, one entry point an architecture
 
@@ -69,7 +69,7 @@ def _entry_point(architecture: str) -> Callable[..., Any]:
 def _register(_: Any) -> None:
     from timm.models import register_model
 
-    for architecture in ARCHITECTURES:
+    for architecture in architectures():
         register_model(_entry_point(architecture))
 
 
@@ -85,7 +85,7 @@ default_cfgs = {
         "first_conv": "features.0" if architecture.startswith("vgg") else "conv1",
         "classifier": "head" if architecture.startswith("vgg") else "fc",
     }
-    for architecture in ARCHITECTURES
+    for architecture in architectures()
 }
 
 

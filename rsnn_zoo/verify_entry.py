@@ -106,7 +106,7 @@ def verify(
     with held(name):
         entry = resolve(name, **where)
         checks = [Check("config", True, entry.origin)]
-        checks += [_tried(what, check, entry) for what, check in _OF_FILES.items()]
+        checks += [_as_check(what, check, entry) for what, check in _OF_FILES.items()]
         if not all(check.holds for check in checks):
             return checks
         evidence = _evidence(entry)
@@ -121,8 +121,8 @@ def verify(
     seed = secrets.randbits(32) if seed is None else seed
     drawn = _drawn(published_runs(evidence), images, eps, seed)
     judged = _Recomputed(model, step, evidence, images is None, allow_fetch, allow_cost, progress)
-    checks += [_tried(f"verdicts at {in_255(run.eps)}", judged.compare, run, rows, data) for run, rows in drawn]
-    return [*checks, _tried("draw", judged.conclude, drawn, "all" if images is None else f"seed {seed}")]
+    checks += [_as_check(f"verdicts at {in_255(run.eps)}", judged.compare, run, rows, data) for run, rows in drawn]
+    return [*checks, _as_check("draw", judged.conclude, drawn, "all" if images is None else f"seed {seed}")]
 
 
 def _drawn(
@@ -140,7 +140,7 @@ def _drawn(
     return [(run, mine) for run, mine in zip(runs, rows, strict=True) if mine]
 
 
-def _tried(what: str, check: Callable[..., str], *args: Any) -> Check:
+def _as_check(what: str, check: Callable[..., str], *args: Any) -> Check:
     try:
         return Check(what, True, check(*args))
     except (OSError, ValueError) as error:

@@ -115,6 +115,23 @@ assert files.__name__ == "rsnn_zoo._utils.files"
 """)
 
 
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("evaluation.examples", "verify", "verify_examples"),
+        ("evaluation.examples", "TOLERANCE", "EPS_TOLERANCE"),
+        ("attacks.gradients", "PRECISIONS", "COMPUTE_DTYPES"),
+        ("spec.names", "register_objective", "add_objective"),
+    ],
+)
+def test_functions_are_found_under_the_names_that_they_had(module, old, new):
+    home = import_module(f"rsnn_zoo.{module}")
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert getattr(home, old) is getattr(home, new)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        home.nothing  # noqa: B018
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'rsnn_zoo' has no attribute 'creat_model'"):
         rsnn_zoo.creat_model  # noqa: B018
@@ -265,6 +282,37 @@ def test_modules_and_functions_are_short():
         if tree.body and tree.body[-1].end_lineno > LINES:
             long.add(name)
     assert not long, "split these"
+
+
+COMMAND = {"EXAMPLE", "HELP", "add_arguments", "run"}  # what every module of a command has
+IDIOMS = {"_REMEDY", "_T", "_TEMPLATE", "_log"}  # of the module that they stand in
+
+
+def defined_in(body):
+    """Names that the statements of a module define."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+        elif isinstance(node, ast.If | ast.Try):
+            yield from defined_in(node.body)
+
+
+def test_a_name_means_one_thing_throughout_the_package():
+    homes = {}
+    for module, tree in TREES.items():
+        for name in set(defined_in(tree.body)):
+            homes.setdefault(name, []).append(module)
+    assert len(homes) > 1000
+    several = {name: modules for name, modules in homes.items() if len(modules) > 1 and not name.startswith("__")}
+    one_each = {name: [one for one in modules if ".cli." not in one] for name, modules in several.items()}
+    assert not {
+        name: several[name]
+        for name, outside in one_each.items()
+        if name not in IDIOMS and (name not in COMMAND or len(outside) > 1)
+    }, "say what each is, or keep the one fact in one place"
 
 
 FRAGMENTS = {"Of", "Those", "As", "In", "By", "From", "This", "That", "All", "So", "For", "On", "With", "Its", "It"}

@@ -12,7 +12,7 @@ SMALL = 2**28
 """Bytes that any archive may unpack to."""
 UNREADABLE = (OSError, EOFError, RuntimeError, MemoryError, ValueError, zipfile.BadZipFile)
 """What reading a damaged archive raises, besides the errors of the compressions that are allowed (``zlib.error``)."""
-_KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def check_swelling(archive: zipfile.ZipFile, names: Collection[str] | None = None, small: int | None = None) -> None:
@@ -29,7 +29,7 @@ def check_swelling(archive: zipfile.ZipFile, names: Collection[str] | None = Non
         ValueError: If it unpacks to more than that and more than 16 times its size, or is packed in an unusual way.
     """
     members = [one for one in archive.infolist() if names is None or one.filename in names]
-    if odd := [one.filename for one in members if one.compress_type not in _KINDS]:
+    if odd := [one.filename for one in members if one.compress_type not in _COMPRESSIONS]:
         raise ValueError(f"{odd[0][:80]!r} in it is packed in a way that is not read: write it uncompressed")
     size = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
     unpacked = sum(one.file_size for one in members)

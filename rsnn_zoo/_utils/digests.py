@@ -147,11 +147,11 @@ def _of_array(value: np.ndarray | np.generic, above: _Above) -> Iterator[bytes]:
 def _of_function(value: FunctionType, above: _Above) -> Iterator[bytes]:
     yield f"{value.__module__}.{value.__qualname__} ".encode()
     yield from _of_code(value.__code__, above)
-    for held in (value.__defaults__, value.__kwdefaults__, tuple(map(_content, value.__closure__ or ()))):
+    for held in (value.__defaults__, value.__kwdefaults__, tuple(map(_cell_content, value.__closure__ or ()))):
         yield from _of(held, above)
 
 
-def _content(cell: Any) -> Any:
+def _cell_content(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet

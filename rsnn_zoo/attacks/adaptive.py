@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsnn_zoo.attacks.apgd import APGD, LOSSES
+from rsnn_zoo.attacks.apgd import APGD
 from rsnn_zoo.attacks.base import Batch, State, Victim
+from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.neurons.modes import BackwardMode
 
 __all__ = ["PILOT", "Adaptive", "Pair", "Switching", "adaptive"]
 
 PILOT = 64
 """Samples in the pilot."""
-SHARE = 0.6
+SECOND_ROUND_SHARE = 0.6
 """Of the samples that stand after the first round, those that go on to the second; to the third half as many ..."""
 FEW = 8
 """Fewer margins tell nothing about how they are distributed."""
@@ -133,11 +134,11 @@ class Adaptive:
     def learned(self, victim: Victim, pilot: Batch) -> Adaptive:
         """The same with the bars between its rounds and the order of its pairs learned on some samples.
 
-        They run the rounds themselves. The bar after the first lets ``SHARE`` of those that stand then go on, that
-        after the second half as many ... or all that still stand, where they are fewer. Those that go on after the
-        first are raced for: each pair attacks them alone for five steps. The first pair stays the first. Then comes,
-        one by one, the pair that together with those before it fells most of them; of equals, the one that leaves the
-        smallest margins.
+        They run the rounds themselves. The bar after the first lets ``SECOND_ROUND_SHARE`` of those that stand then go
+        on, that after the second half as many ... or all that still stand, where they are fewer. Those that go on after
+        the first are raced for: each pair attacks them alone for five steps. The first pair stays the first. Then
+        comes, one by one, the pair that together with those before it fells most of them; of equals, the one that
+        leaves the smallest margins.
 
         Where fewer than eight stand after the first round, there is no telling who is near: all go on, to the third.
 
@@ -154,7 +155,7 @@ class Adaptive:
             stood = stood or len(left)
             if stood < FEW:
                 return self._untold
-            going = math.ceil(SHARE * stood / 2**number)
+            going = math.ceil(SECOND_ROUND_SHARE * stood / 2**number)
             bars.append(nearest.sort().values[going - 1].item() if going < len(left) else torch.inf)
             near = nearest <= bars[-1]
             left, nearest = left.rows(near.nonzero().flatten()), nearest[near]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rsnn_zoo.attacks.base import Batch, GradientAttack, State, Victim, project
+from rsnn_zoo.attacks.base import Batch, GradientAttack, State, Victim, per_image, project
+from rsnn_zoo.attacks.losses import LOSSES, dlr, targeted_dlr, without_label
 
 __all__ = ["APGD", "LOSSES", "aim_at", "apgd", "checkpoints", "dlr", "on_sphere", "targeted_dlr"]
 
@@ -41,67 +40,13 @@ def on_sphere(batch: Batch) -> Tensor:
     )
 
 
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, (B,): -(z_y - max of the others) / (z_1 - z_3), z_1 >= z_2 >= ... the logits.
-
-    Spiking networks can give equal logits (no spike reaches the last layer): the divisor is never below 1e-12.
-
-    Args:
-        logits: (B, K), K at least 3.
-        labels: (B,).
-
-    Raises:
-        ValueError: For fewer than 3 classes.
-    """
-    first, _, third = _largest(logits, 3)
-    return LOSSES["margin"](logits, labels) / (first - third).clamp(min=1e-12)
-
-
-def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
-    """Targeted DLR, (B,): -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), guarded as :func:`dlr` is.
-
-    Args:
-        logits: (B, K), K at least 4.
-        aim: (B, 2), labels y and targets t.
-
-    Raises:
-        ValueError: For fewer than 4 classes.
-    """
-    first, _, third, fourth = _largest(logits, 4)
-    right, target = logits.gather(1, aim).unbind(1)
-    return (target - right) / (first - (third + fourth) / 2).clamp(min=1e-12)
-
-
-def _own(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def _others(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
-
-
-def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
-    if logits.shape[1] < count:
-        raise ValueError(f"this loss needs at least {count} classes, got {logits.shape[1]}: use the cross-entropy")
-    return logits.topk(count, dim=1).values.unbind(1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
-    "dlr": dlr,
-    "margin": lambda logits, labels: _others(logits, labels).amax(1) - _own(logits, labels),
-    "t": targeted_dlr,
-}
-"""Losses to maximise by name: logits (B, K) and labels (B,), or for "t" labels and targets (B, 2), to (B,)."""
-
-
 def aim_at(target: int, victim: Victim, batch: Batch) -> Tensor:
     """The labels, and the wrong classes that come in this place (from 1) on the clean images, (B, 2).
 
     Where there are fewer, the last one.
     """
     logits = victim.logits(batch.images)
-    ranked = _others(logits, batch.labels).argsort(dim=1, descending=True, stable=True)
+    ranked = without_label(logits, batch.labels).argsort(dim=1, descending=True, stable=True)
     return torch.stack([batch.labels, ranked[:, min(target, logits.shape[1] - 1) - 1]], 1)
 
 
@@ -160,8 +105,8 @@ class APGD(GradientAttack):
         s["loss"] = loss
         better = loss > s["best_loss"]
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
-        s["best"] = torch.where(_wide(better), s["x"], s["best"])
-        s["best_gradient"] = torch.where(_wide(better), gradient, s["best_gradient"])
+        s["best"] = torch.where(per_image(better), s["x"], s["best"])
+        s["best_gradient"] = torch.where(per_image(better), gradient, s["best_gradient"])
         points = (0, *checkpoints(self.steps))
         if k == 0:
             s["checked_loss"] = loss
@@ -171,18 +116,13 @@ class APGD(GradientAttack):
             halve = (s["rises"] <= 0.75 * gap) | stuck
             s |= {"halved": halve, "checked_loss": s["best_loss"], "rises": torch.zeros_like(loss)}
             s["size"] = torch.where(halve, s["size"] / 2, s["size"])
-            s["x"] = torch.where(_wide(halve), s["best"], s["x"])
-            gradient = torch.where(_wide(halve), s["best_gradient"], gradient)
+            s["x"] = torch.where(per_image(halve), s["best"], s["x"])
+            gradient = torch.where(per_image(halve), s["best_gradient"], gradient)
         x, share = s["x"], 0.75 if k else 1.0
-        z = project(x + _wide(s["size"]) * gradient.sign(), images, eps)
+        z = project(x + per_image(s["size"]) * gradient.sign(), images, eps)
         s["x"] = project(x + share * (z - x) + (1 - share) * (x - s["before"]), images, eps)
         s["before"] = x
         return s
-
-
-def _wide(values: Tensor) -> Tensor:
-    """(B,) to (B, 1, 1, 1)."""
-    return values[:, None, None, None]
 
 
 def apgd(steps: int, objective: str, target: int = 1) -> APGD:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rsnn_zoo.data.images import check_images, check_labels
 from rsnn_zoo.neurons.integrate_fire import BackwardMode
 
-__all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "project"]
+__all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "per_image", "project"]
 
 State = dict[str, Tensor]
 """What an attack remembers between its steps, by name; each tensor has one row a sample. ``"x"``: the iterates."""
@@ -53,6 +53,11 @@ def check_eps(eps: float) -> float:
 def project(x: Tensor, images: Tensor, eps: float) -> Tensor:
     """The nearest point of the L-infinity ball around ``images`` and of [0, 1]; all (B, C, H, W)."""
     return torch.clamp(torch.min(torch.max(x, images - eps), images + eps), 0.0, 1.0)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """Values (B,), one a sample, in the form (B, 1, 1, 1) that goes with images."""
+    return values[:, None, None, None]
 
 
 @dataclass(frozen=True)

@@ -6,41 +6,34 @@ What strong gradient attacks leave standing is often a few pixels away from fall
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.attacks.apgd import LOSSES
 from rsnn_zoo.attacks.base import Batch, State, Victim, project
 from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.attacks.greedy import greedy
+from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.queries import margins
 from rsnn_zoo.attacks.victim import default_chunk
 from rsnn_zoo.neurons.modes import BackwardMode, parse_mode
 
-__all__ = ["STARTS", "Flips"]
+__all__ = ["SEARCH_STARTS", "Flips"]
 
-STARTS = ("source", "nes", "rate", "assg", "source", "pcw-1", "nes", "relu", "random")
+SEARCH_STARTS = ("source", "nes", "rate", "assg", "source", "pcw-1", "nes", "relu", "random")
 """Where searches start, over and over: at the end of PGD with momentum on the network that the model was converted
 from, or under a backward mode; of a search with estimated gradients (NES); at a random corner."""
 
-GRADIENT_FREE = ("nes", "random")
+GRADIENT_FREE_STARTS = ("nes", "random")
 
 RANKING = ("source", "pcw-1", "rate")
 """Whose gradients say which changes to try where there are too many, of these starts."""
 
-BLIND = 4
-"""One change in so many is drawn at random, for gradients may say nothing."""
-
 KICKS, KICKED = 8, 8
 """Searches from the best point so far after each start, and how many pixels are set at random before it, at most."""
-
-TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16)
-"""How many of the best single changes are tried together."""
 
 STEPS, DECAY, SIZE = 30, 0.9, 0.125
 """Of PGD in the starts: steps, momentum, and their size in units of eps."""
@@ -90,10 +83,10 @@ class Flips:
 
     From a start, the margin of every single pixel at either end of its interval; then the best 1, 2, 3, 4, 6, 8, 12 or
     16 of these changes together, kept where the margin falls; until stuck. Then, some times, again from the best point
-    so far with up to 8 pixels set at random, and then the next of ``STARTS``. Where an image has more pixels than half
-    of ``candidates``, the changes are blocks of pixels that halve where the search is stuck, down to single ones, and
-    each round tries a quarter of ``candidates``: those that gradients rank highest, of each network or backward mode as
-    many, and some at random.
+    so far with up to 8 pixels set at random, and then the next of ``SEARCH_STARTS``. Where an image has more pixels
+    than half of ``candidates``, the changes are blocks of pixels that halve where the search is stuck, down to single
+    ones, and each round tries a quarter of ``candidates``: those that gradients rank highest, of each network or
+    backward mode as many, and some at random.
 
     Each sample searches by itself, with a generator of its own.
 
@@ -129,11 +122,12 @@ class Flips:
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """The names in ``STARTS`` that this model allows."""
-        possible = (start for start in STARTS if start != "source" or self.source is not None)
+        """The names in ``SEARCH_STARTS`` that this model allows."""
+        possible = (start for start in SEARCH_STARTS if start != "source" or self.source is not None)
         if self.follows:
             return tuple(possible)
-        return tuple(dict.fromkeys(start if start in ("source", *GRADIENT_FREE) else "own" for start in possible))
+        kept = "source", *GRADIENT_FREE_STARTS
+        return tuple(dict.fromkeys(start if start in kept else "own" for start in possible))
 
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the clean image)."""
@@ -143,14 +137,14 @@ class Flips:
             if not any(sample.wants() for sample in each):
                 break
             if some := [sample for sample in each if sample.wants(_cost(start))]:
-                part = batch.rows(_rows(some, batch))
+                part = batch.rows(_row_numbers(some, batch))
                 x = self._start(start, victim, part, [sample.generator for sample in some])
                 for sample in some:
                     sample.left -= _cost(start)
                 self._search(victim, part, x, some, ways)
             for _ in range(self.kicks):
                 if some := [sample for sample in each if sample.wants() and sample.best is not None]:
-                    part = batch.rows(_rows(some, batch))
+                    part = batch.rows(_row_numbers(some, batch))
                     kicked = [one.kicked(image, batch.eps) for one, image in zip(some, part.images, strict=True)]
                     self._search(victim, part, torch.stack(kicked), some, ways)
         fell, adversarial = torch.zeros_like(batch.labels, dtype=torch.bool), batch.images.clone()
@@ -164,7 +158,7 @@ class Flips:
     ) -> None:
         """Climb from a start of each sample, all in step, until each is stuck, has fallen or has no question left."""
         searches = [
-            _greedy(start, image, batch.eps, self.candidates, sample.generator)
+            greedy(start, image, batch.eps, self.candidates, sample.generator)
             for start, image, sample in zip(x, batch.images, samples, strict=True)
         ]
         wants = {row: next(search) for row, search in enumerate(searches) if samples[row].wants()}
@@ -195,7 +189,7 @@ class Flips:
         """Starts whose gradients rank changes: those of ``RANKING`` that this model allows."""
         if self.follows:
             return tuple(way for way in RANKING if way in self.starts)
-        return tuple(start for start in self.starts if start not in GRADIENT_FREE)
+        return tuple(start for start in self.starts if start not in GRADIENT_FREE_STARTS)
 
     def _direction(self, victim: Victim, start: str, memory: State | None = None) -> Direction:
         """The gradient of the cross-entropy that a start follows; the memory is of the samples that it is handed."""
@@ -227,7 +221,7 @@ class Flips:
         steps, size = STEPS, SIZE
         if start == "nes":
             steps, size = NES_STEPS, 2 * SIZE
-            direction = _estimated(victim, eps, generators)
+            direction = _nes_gradient(victim, eps, generators)
         else:
             direction = self._direction(victim, start, State())
         x, momentum = project(images + eps * noise, images, eps), torch.zeros_like(images)
@@ -239,7 +233,7 @@ class Flips:
         return x
 
 
-def _rows(samples: Sequence[_Sample], batch: Batch) -> Tensor:
+def _row_numbers(samples: Sequence[_Sample], batch: Batch) -> Tensor:
     return torch.tensor([sample.row for sample in samples], device=batch.labels.device)
 
 
@@ -256,7 +250,7 @@ def _cost(start: str) -> int:
     return {"random": 0, "nes": NES_STEPS * 2 * NES_PAIRS}.get(start, STEPS * A_GRADIENT)
 
 
-def _estimated(victim: Victim, eps: float, generators: Sequence[torch.Generator]) -> Direction:
+def _nes_gradient(victim: Victim, eps: float, generators: Sequence[torch.Generator]) -> Direction:
     """The gradient of minus the margin, estimated from pairs of questions."""
 
     def direction(x: Tensor, labels: Tensor) -> Tensor:
@@ -269,82 +263,3 @@ def _estimated(victim: Victim, eps: float, generators: Sequence[torch.Generator]
         return ((down - up)[..., None, None, None] * noise).mean(1)
 
     return direction
-
-
-class Want(NamedTuple):
-    """What a search wants to be told.
-
-    Attributes:
-        images: (n, C, H, W).
-        rank: Directions at the only one of them, (n, C, H, W), that raise the loss; else the margins of all, (n,).
-    """
-
-    images: Tensor
-    rank: bool = False
-
-
-Change = tuple[int, int, int, int]
-"""An end of the interval (0 or 1), a channel, and the row and column of a block."""
-
-
-def _greedy(
-    x: Tensor, image: Tensor, eps: float, limit: int, generator: torch.Generator
-) -> Generator[Want, Tensor, tuple[float, Tensor]]:
-    """The greedy search of one sample: it yields what it wants, is sent answers, and ends with where it is stuck.
-
-    Args:
-        x: Start, (C, H, W).
-        image: Clean, (C, H, W).
-        eps: Radius.
-        limit: Changes tried in a round, where there are no more; else a quarter of it.
-        generator: Of those that are tried though no gradient speaks for them.
-    """
-    ends = torch.stack([project(image - eps, image, eps), project(image + eps, image, eps)])
-    side, few = (max(image.shape[-1] // 8, 1), limit // 4) if 2 * image.numel() > limit else (1, limit)
-    margin = (yield Want(x[None])).item()
-    while True:
-        changes = _changes(x, ends, side)
-        if len(changes) > few:
-            directions = yield Want(x[None], rank=True)
-            some = torch.randperm(len(changes), generator=generator)[: few // BLIND].tolist()
-            best = _ranked(changes, directions, ends - x, side)
-            changes = list(dict.fromkeys([*(changes[at] for at in some), *best]))[:few]
-        trials = [_changed(x, ends, [change], side) for change in changes]
-        answers = (yield Want(torch.stack(trials))).tolist() if trials else []
-        order = sorted(range(len(changes)), key=answers.__getitem__)
-        best = list({changes[at][1:]: changes[at] for at in reversed(order)}.values())[::-1]  # one for each block
-        several = [best[:many] for many in TOGETHER if 1 < many <= len(best)]
-        if several:
-            trials += [_changed(x, ends, together, side) for together in several]
-            answers += (yield Want(torch.stack(trials[len(changes) :]))).tolist()
-        least = min(range(len(trials)), key=answers.__getitem__, default=None)
-        if least is not None and answers[least] < margin:
-            x, margin = trials[least], answers[least]
-        elif side > 1:
-            side //= 2
-        else:
-            return margin, x
-
-
-def _changes(x: Tensor, ends: Tensor, side: int) -> list[Change]:
-    """List the changes that would change anything."""
-    differs = F.max_pool2d((ends != x).to(x), side, ceil_mode=True)
-    return [tuple(change) for change in differs.nonzero().tolist()]
-
-
-def _changed(x: Tensor, ends: Tensor, changes: Sequence[Change], side: int) -> Tensor:
-    """The image (C, H, W) after these changes."""
-    x = x.clone()
-    for end, channel, row, column in changes:
-        at = channel, slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
-        x[at] = ends[end][at]
-    return x
-
-
-def _ranked(changes: Sequence[Change], directions: Tensor, moves: Tensor, side: int) -> list[Change]:
-    """All, by what directions (n, C, H, W) expect of them: of each direction in turn the next best."""
-    gains = F.avg_pool2d((directions[:, None] * moves).flatten(0, 1), side, ceil_mode=True, divisor_override=1)
-    gains = gains.unflatten(0, (len(directions), 2))
-    at = torch.tensor(changes, device=gains.device)
-    orders = gains[:, at[:, 0], at[:, 1], at[:, 2], at[:, 3]].argsort(dim=1, descending=True, stable=True)
-    return [changes[number] for number in dict.fromkeys(orders.T.flatten().tolist())]

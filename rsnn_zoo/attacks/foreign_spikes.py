@@ -93,7 +93,7 @@ def _is_heaviside(spike: Any, device: torch.device) -> bool:
     return isinstance(fired, Tensor) and fired.shape == u.shape and bool((fired == (u > 0)).all())
 
 
-def _spikes(module: nn.Module) -> Iterator[tuple[nn.Module, str, Spike]]:
+def _spike_functions(module: nn.Module) -> Iterator[tuple[nn.Module, str, Spike]]:
     device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
     for neuron in module.modules():
         if isinstance(neuron, torch.jit.ScriptModule) or _WITHOUT_GRADIENT & {c.__name__ for c in type(neuron).__mro__}:
@@ -116,7 +116,7 @@ def follows_surrogates(module: nn.Module) -> bool:
         >>> follows_surrogates(neuron.IFNode())  # doctest: +SKIP
         True
     """
-    return any(True for _ in _spikes(module))
+    return any(True for _ in _spike_functions(module))
 
 
 def adopt_surrogates(module: nn.Module) -> int:
@@ -145,7 +145,7 @@ def adopt_surrogates(module: nn.Module) -> int:
         >>> with backward_mode(Surrogate("pcw", 0.5)):  # doctest: +SKIP
         ...     loss = copied(images).sum()
     """
-    spikes = list(_spikes(module))
+    spikes = list(_spike_functions(module))
     if spikes and not any(isinstance(hook, _FollowMode) for hook in module._forward_pre_hooks.values()):
         module.register_forward_pre_hook(_FollowMode(spikes))
     return len(spikes)

@@ -11,10 +11,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.renamed import renamed
 from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
+from rsnn_zoo.attacks.losses import LOSSES, Loss
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import fuse
@@ -22,16 +23,10 @@ from rsnn_zoo.neurons.attack_state import Memory, remembering
 from rsnn_zoo.neurons.kernels import wide
 from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
 
-__all__ = ["LOSSES", "PRECISIONS", "InputGradient", "PassGradient", "checked_logits", "fold", "input_gradient"]
+__all__ = ["COMPUTE_DTYPES", "InputGradient", "PassGradient", "checked_logits", "fold", "input_gradient"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-LOSSES: dict[str, Loss] = {
-    "ce": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
-}
-"""Losses to maximise by name: logits (B, K) and labels (B,) to one value a sample, (B,)."""
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Precisions of convolutions and linear layers by name."""
 
 
 def checked_logits(output: Tensor, images: Tensor) -> Tensor:
@@ -110,8 +105,8 @@ class InputGradient:
         pad: bool = False,
         draws: int = 1,
     ):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if precision not in COMPUTE_DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(COMPUTE_DTYPES)}, got {precision!r}")
         for name, value in (("chunk", chunk), ("draws", draws)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -126,7 +121,7 @@ class InputGradient:
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
         if precision != "float32":
-            _lower(self.model, PRECISIONS[precision])
+            _lower_precision(self.model, COMPUTE_DTYPES[precision])
         elif folded:
             fuse(self.model)
 
@@ -144,7 +139,8 @@ class InputGradient:
         Args:
             images: (B, C, H, W) in [0, 1].
             labels: (B,), integers of any kind, or what else the loss takes, one row a sample.
-            loss: A name of ``LOSSES``, or a function of logits (B, K) and labels (B,) to values (B,).
+            loss: A name of ``rsnn_zoo.attacks.losses.LOSSES``, or a function of logits (B, K) and labels (B,) to
+                values (B,).
             memory: What the mode remembers of these samples between calls, updated in place: an empty dictionary at
                 first. None to remember nothing.
 
@@ -162,10 +158,10 @@ class InputGradient:
             for draw in range(self.draws):
                 lent = remembering(memory, len(images), len(x), first=number * self.chunk, update=draw == 0)
                 with backward_mode(self.mode), lent:
-                    draws.append(input_gradient(self.model, x, lambda z, y=y: function(_wide(z), y)))
+                    draws.append(input_gradient(self.model, x, lambda z, y=y: function(_widened(z), y)))
             parts.append([torch.stack(each).mean(0) for each in zip(*draws, strict=True)])
         gradients, logits = zip(*parts, strict=True)
-        return torch.cat(gradients)[: len(images)], _wide(torch.cat(logits)[: len(images)])
+        return torch.cat(gradients)[: len(images)], _widened(torch.cat(logits)[: len(images)])
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -176,7 +172,7 @@ class InputGradient:
         """
         with backward_mode(self.mode):
             logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images)]
-        return _wide(torch.cat(logits)[: len(images)])
+        return _widened(torch.cat(logits)[: len(images)])
 
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):
@@ -207,13 +203,16 @@ class PassGradient:
             return checked_logits(self.forward(images), images)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _widened(x: Tensor) -> Tensor:
     return x.to(wide(x.dtype))
 
 
-def _lower(model: nn.Module, dtype: torch.dtype) -> None:
+def _lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
     """Convolutions and linear layers to 16 bits, in place; what is left (norms, thresholds) takes 16-bit inputs."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+
+
+__getattr__ = renamed(__name__, PRECISIONS="COMPUTE_DTYPES")

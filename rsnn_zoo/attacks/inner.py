@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import InputGradient, PassGradient
+from rsnn_zoo.attacks.losses import LOSSES, Loss
 from rsnn_zoo.attacks.signed import FGSM, RFGSM, SignAttack
 from rsnn_zoo.neurons.attack_state import Memory
 from rsnn_zoo.neurons.modes import BackwardMode
@@ -76,8 +77,8 @@ def _divergence(logits: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="none").sum(1)
 
 
-INNER_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
+INNER_LOSSES: dict[str, Loss] = {
+    "ce": LOSSES["ce"],
     "kl": _divergence,
     "teacher": _divergence,
 }

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rsnn_zoo.attacks.base import Batch, State, Victim, project
+from rsnn_zoo.attacks.base import Batch, State, Victim, per_image, project
+from rsnn_zoo.attacks.losses import largest_other
 
 __all__ = ["NOISES", "Noise", "QueryAttack", "RayS", "Square", "margins"]
 
 
-def _draw(
+def _sampled(
     sampler: Callable[..., Tensor], shape: Sequence[int], generators: Sequence[Generator], like: Tensor
 ) -> Tensor:
     """(B, *shape), each row from the generator of its sample."""
@@ -27,10 +28,6 @@ def _draw(
 
 def _signs(draws: Tensor) -> Tensor:
     return torch.where(draws < 0.5, -1.0, 1.0).to(draws)
-
-
-def _each(rows: Tensor) -> Tensor:
-    return rows[:, None, None, None]
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ def margins(victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Where the logits are those that verdicts go by, only images without a margin are judged, else all.
     """
-    logits, own = victim.logits(x), labels[:, None]
-    margin = (logits.gather(1, own) - logits.scatter(1, own, -torch.inf).amax(1, keepdim=True)).flatten()
+    logits = victim.logits(x)
+    margin = logits.gather(1, labels[:, None]).squeeze(1) - largest_other(logits, labels)
     wrong = (margin > 0).logical_not() | (not victim.faithful)
     if wrong.any():
         wrong[wrong.clone()] = victim.fallen(x[wrong], labels[wrong])
@@ -163,7 +160,7 @@ class Square(QueryAttack):
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:
         """Vertical stripes of eps or -eps; nothing has been found yet, so its margin will be the best."""
         _, channels, _, width = images.shape
-        x = project(images + eps * _signs(_draw(torch.rand, (channels, 1, width), generators, images)), images, eps)
+        x = project(images + eps * _signs(_sampled(torch.rand, (channels, 1, width), generators, images)), images, eps)
         return {"x": x, "best": images, "margin": images.new_full((len(images),), torch.inf)}
 
     def step(
@@ -171,10 +168,10 @@ class Square(QueryAttack):
     ) -> State:
         """Keeps what lowered the margin, and sets a square of it to eps or -eps."""
         better = answer < state["margin"]
-        best = torch.where(_each(better), state["x"], state["best"])
+        best = torch.where(per_image(better), state["x"], state["best"])
         _, channels, height, width = images.shape
         side = self.side(k, height, width)
-        draws = _draw(torch.rand, (2 + channels,), generators, images)
+        draws = _sampled(torch.rand, (2 + channels,), generators, images)
         square = (_span(draws[:, 0], side, height)[:, :, None] & _span(draws[:, 1], side, width)[:, None]).unsqueeze(1)
         shift = 2 * eps * square * _signs(draws[:, 2:, None, None])
         x = project(best + shift, images, eps)
@@ -240,7 +237,7 @@ class RayS(QueryAttack):
         searching = (searching | answer) & (high - low > self.tolerance)
         nearer = ~searching & (high < state["near"])
         near = torch.where(nearer, high, state["near"])
-        signs = torch.where(_each(nearer), _tried(state), state["signs"])
+        signs = torch.where(per_image(nearer), _flipped_block(state), state["signs"])
         gained = state["gained"] | nearer
 
         level, block, pixels = state["level"], state["block"] + (~searching).long(), images[0].numel()
@@ -250,7 +247,7 @@ class RayS(QueryAttack):
         level = torch.where(through, 0, level)
         stuck = through & ~gained
         for row in stuck.nonzero().flatten().tolist():
-            signs[row] = _signs(_draw(torch.rand, images.shape[1:], generators[row : row + 1], images))[0]
+            signs[row] = _signs(_sampled(torch.rand, images.shape[1:], generators[row : row + 1], images))[0]
         near, block = torch.where(stuck, 1.0, near), torch.where(stuck, -1, block)
         low, high = torch.where(searching, low, 0.0), torch.where(searching, high, near)
         best = {"signs": signs, "near": near, "gained": gained & ~through}
@@ -263,7 +260,7 @@ def _block_size(level: Tensor, pixels: int) -> Tensor:
     return (pixels + blocks - 1) // blocks
 
 
-def _tried(state: State) -> Tensor:
+def _flipped_block(state: State) -> Tensor:
     """The best signs so far with those of the current block flipped; of none in block -1."""
     signs = state["signs"].flatten(1)
     pixels = signs.shape[1]
@@ -275,7 +272,7 @@ def _tried(state: State) -> Tensor:
 def _ask(state: State, images: Tensor) -> State:
     """The question that follows: whether the bracket of a new direction holds at its far end, or its middle."""
     radius = torch.where(state["searching"], (state["low"] + state["high"]) / 2, state["near"])
-    return state | {"radius": radius, "x": (images + _each(radius) * _tried(state)).clamp(0.0, 1.0)}
+    return state | {"radius": radius, "x": (images + per_image(radius) * _flipped_block(state)).clamp(0.0, 1.0)}
 
 
 NOISES: dict[str, Callable[..., Tensor]] = {
@@ -314,7 +311,7 @@ class Noise(QueryAttack):
     def first(self, images: Tensor, eps: float, generators: Sequence[Generator]) -> State:
         """The first draw."""
         return {
-            "x": project(images + eps * _draw(NOISES[self.kind], images.shape[1:], generators, images), images, eps)
+            "x": project(images + eps * _sampled(NOISES[self.kind], images.shape[1:], generators, images), images, eps)
         }
 
     def step(

@@ -27,7 +27,7 @@ a hundred chances that the mean of a few passes is wrong by luck; that of eight 
 FOLDED = "folded"
 """Precision of gradients: float32 on the folded network, whose word that an iterate stands is mostly taken."""
 
-SHARE = 16
+AUDITED_ONE_IN = 16
 """One iterate in so many that stand by the folded network is shown to the exact one all the same."""
 
 CLOSE = 0.02
@@ -109,8 +109,8 @@ class ModelVictim:
         chunk: Images that go through the network at once; the last chunk is padded, so each meets the same algorithms.
         precision: Of the gradients, ``"float32"``, ``"folded"`` or ``"bfloat16"``; verdicts are the exact float32
             network's. ``"folded"`` asks it about iterates that the folded network misclassifies or nearly so, and about
-            one in ``SHARE`` of the others, drawn by their pixels; what it then finds is counted in ``agreement``.
-            Models that are random keep to the exact network.
+            one in ``AUDITED_ONE_IN`` of the others, drawn by their pixels; what it then finds is counted in
+            ``agreement``. Models that are random keep to the exact network.
         draws: Passes over which logits and gradients are averaged, for a random model. What these misclassify is
             a suspect: verdicts are those of new passes, ``VERDICT`` times as many.
 
@@ -182,7 +182,7 @@ class ModelVictim:
     def _confirmed(self, x: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         """Which iterates have fallen by the exact network, as far as it is asked: see ``precision``."""
         asked = _wrong(logits, labels) | _close(logits)
-        drawn = _draw(x) & ~asked
+        drawn = _is_audited(x) & ~asked
         down = torch.zeros_like(asked)
         at = (asked | drawn).nonzero().flatten()
         if len(at):
@@ -198,10 +198,10 @@ def _close(logits: Tensor) -> Tensor:
     return ~(top[:, 0] - top[:, -1] > CLOSE * (top[:, 0] - logits.amin(1)))
 
 
-def _draw(x: Tensor) -> Tensor:
-    """One in ``SHARE`` images (B, C, H, W), by their pixels alone: the same in any batch."""
+def _is_audited(x: Tensor) -> Tensor:
+    """One in ``AUDITED_ONE_IN`` images (B, C, H, W), by their pixels alone: the same in any batch."""
     bits = x.detach().float().contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
-    return (bits * 2654435761 >> 16) % SHARE == 0
+    return (bits * 2654435761 >> 16) % AUDITED_ONE_IN == 0
 
 
 class _Averaged(nn.Module):

@@ -89,7 +89,7 @@ def run_stage(
 
     check_saveable(model, str(args.name))
     if args.dry_run:
-        return _estimated(args, model, stage, data, validation, about, teacher)
+        return _dry_run(args, model, stage, data, validation, about, teacher)
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
     with tensorboard(args.tensorboard) as on_epoch:
         options |= {"about": about, "on_epoch": on_epoch, "teacher": teacher}
@@ -101,7 +101,7 @@ def run_stage(
         return "", None, 0
     entry = {"name": str(args.name), "training": result.record, "dtype": published_dtype(model)}
     save_pretrained(model.cpu(), args.output, **entry)
-    _draw(result.history, args.output / "curves.png")
+    _draw_curves(result.history, args.output / "curves.png")
     robust = "" if result.robust_accuracy is None else f", robust {100 * result.robust_accuracy:.1f} %"
     said = (
         f"{args.name}: epoch {result.epoch}, validation accuracy {100 * result.accuracy:.1f} %{robust}; "
@@ -111,7 +111,7 @@ def run_stage(
     return said, {"name": str(args.name), "folder": str(args.output), "record": result.record}, 0
 
 
-def _estimated(
+def _dry_run(
     args: argparse.Namespace,
     model: Network,
     stage: Stage,
@@ -134,7 +134,7 @@ def _estimated(
     return json.dumps(content, indent=2), content, 0
 
 
-def _draw(history: list[dict[str, Any]], path: Path) -> None:
+def _draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     """Draw the curves of a training, where matplotlib is there."""
     from rsnn_zoo.report.plots import plot_curves
 

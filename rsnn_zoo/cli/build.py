@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Outcome:
             say(f"{name}: published already; remove {os.path.relpath(folder)} to make it anew", error=args.json)
             continue
         if not args.trained:
-            train(args, name)
+            train_apart(args, name)
         if args.processes > 1:
             publish_in_processes(args, name)
         else:
@@ -87,7 +87,7 @@ def names_of(patterns: list[str]) -> list[ModelName]:
     return sorted(names, key=lambda name: (name.timesteps or 0, str(name)))
 
 
-def train(args: argparse.Namespace, name: ModelName) -> None:
+def train_apart(args: argparse.Namespace, name: ModelName) -> None:
     """Run the training in a process of its own, which goes on where it was stopped."""
     command = "train" if name.timesteps is None else "finetune"
     call(["-m", "rsnn_zoo.cli", command, str(name), *data_options(args), *recipe_options(args)])

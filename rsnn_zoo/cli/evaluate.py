@@ -133,7 +133,7 @@ def _evaluate_all(args: argparse.Namespace, names: list[str]) -> Outcome:
     logging.getLogger("rsnn_zoo").setLevel(logging.INFO)
     reports = []
     for name in names:
-        report, text = _evaluate(args, name)
+        report, text = _evaluate_one(args, name)
         if Ranks.current().main:
             reports.append(report.to_json())
             say("" if args.json else text)
@@ -141,7 +141,7 @@ def _evaluate_all(args: argparse.Namespace, names: list[str]) -> Outcome:
     return plot, reports[0] if len(reports) == 1 else reports, 0
 
 
-def _evaluate(args: argparse.Namespace, name: str):
+def _evaluate_one(args: argparse.Namespace, name: str):
     """Evaluate one model, and write what is asked for; give its report, and what there is to say of it."""
     from rsnn_zoo.cli._weights import load_named
     from rsnn_zoo.evaluate_entry import evaluate_entry

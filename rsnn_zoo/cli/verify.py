@@ -76,13 +76,13 @@ def _check_examples(args: argparse.Namespace) -> Outcome:
     """Hold a file of adversarial examples against the network."""
     from rsnn_zoo.cli._weights import load_named
     from rsnn_zoo.evaluate_entry import data_of
-    from rsnn_zoo.evaluation.examples import ROUNDED, verify
+    from rsnn_zoo.evaluation.examples import ROUNDED, verify_examples
     from rsnn_zoo.verify_entry import TOLERANCE
 
     model = load_named(args.model, args.weights, args.neuron, args.key).to(args.device)
     where = {"root": args.data_root, "download": args.download}
     data = data_of(model, args.data, args.split, **where) if args.data else None
-    found = verify(model, args.name, data, allow_cost=args.allow_cost)
+    found = verify_examples(model, args.name, data, allow_cost=args.allow_cost)
     lines = []
     for fault, samples in found.faults.items():
         shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")

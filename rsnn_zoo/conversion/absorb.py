@@ -213,7 +213,7 @@ def _correct(snn: Temporal, root: nn.Module, observed: Observed, progress: bool,
     return divergence
 
 
-def _lower(snn: Temporal, root: nn.Module, gains: _Gains, observed: Observed, progress: bool) -> None:
+def _lower_gains(snn: Temporal, root: nn.Module, gains: _Gains, observed: Observed, progress: bool) -> None:
     """Lowers all gains by the one of ``FACTORS`` with which the logits of some images are nearest to the ANN's."""
     few = observed.first(SEARCH_IMAGES)
     biases = {name: root.get_submodule(name).bias.clone() for name in observed.means}
@@ -244,7 +244,7 @@ def absorb(
     gains = _Gains({root.get_submodule(name): value for name, value in thresholds.items()})
     with _standing_for(gains.plain):
         if (snn.timesteps or 1) <= SEARCHED_TO:
-            _lower(snn, root, gains, observed, progress)
+            _lower_gains(snn, root, gains, observed, progress)
         _correct(snn, root, observed, progress)
     if not gains.plain:
         return

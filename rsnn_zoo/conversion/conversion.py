@@ -125,7 +125,7 @@ def convert(
     """
     counted = method == "absorb" and not isinstance(ann, ForeignNetwork)
     max_pool = max_pool or ("counts" if counted else "spikes")
-    _check(ann, images, method, max_pool, mean, std)
+    _check_arguments(ann, images, method, max_pool, mean, std)
     given = {"timesteps": calibration_timesteps, "percentile": percentile, "scale": scale}
     published = {key: value for key, value in given.items() if value is not None}
     if method == "absorb" and published:
@@ -135,7 +135,7 @@ def convert(
         usual if given is None else given for given, usual in zip((reset, initial), METHODS[method], strict=True)
     )
     spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, initial=initial, surrogate=surrogate)
-    network = _copied(ann)
+    network = _copied_network(ann)
     images = images.to(next(network.parameters(), images))  # in the network's precision, on its device
     normalize: nn.Module = nn.Identity()
     if mean is not None or std is not None:
@@ -180,7 +180,9 @@ def _publish(snn: Temporal, images: Tensor, bounds: dict[str, float | None], set
             neuron.threshold.clamp_(max=limit)
 
 
-def _check(ann: nn.Module, images: Tensor | None, method: str, max_pool: str, mean: object, std: object) -> None:
+def _check_arguments(
+    ann: nn.Module, images: Tensor | None, method: str, max_pool: str, mean: object, std: object
+) -> None:
     """Refuses what :func:`convert` cannot take."""
     if images is None:
         raise ValueError("convert finds thresholds from data: pass some hundred training images (B, C, H, W) in [0, 1]")
@@ -217,7 +219,7 @@ def _count_pools(snn: Temporal, images: Tensor) -> None:
     replace(snn, POOLS, lambda pool: PooledCounts(pool, steps) if pool in timed else pool)
 
 
-def _copied(ann: nn.Module) -> nn.Module:
+def _copied_network(ann: nn.Module) -> nn.Module:
     """A copy in evaluation mode."""
     if isinstance(ann, torch.jit.ScriptModule):
         raise ValueError("a scripted network has no modules to put neurons in place of: convert the nn.Module itself")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rsnn_zoo._utils.archives import UNREADABLE, check_swelling
-from rsnn_zoo.data.checks import check_labels
+from rsnn_zoo.data.checks import CHANNELS, check_labels
 from rsnn_zoo.spec.datasets import Augmentation, DatasetInfo
 
 __all__ = ["Arrays", "read_npz"]
@@ -22,7 +22,6 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ALIASES = dict(zip(NPZ_KEYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))  # Keras'
-_CHANNELS = (1, 3)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DARK = 64  # of pixels from 0 to 255, the largest in a whole data set is above
 
@@ -73,7 +72,7 @@ def _arrays(path: Path) -> list[np.ndarray]:
             missing = [key for key, name in zip(NPZ_KEYS, names, strict=True) if name not in there]
             members = [f"{name}.npy" for name in names]
             check_swelling(archive, members)
-            found = [] if missing else [_read(archive, member) for member in members]
+            found = [] if missing else [_read_array(archive, member) for member in members]
     except (*UNREADABLE, zlib.error) as error:
         raise ValueError(f"{path} is damaged or not what numpy.savez writes: {error}") from error
     if missing:
@@ -84,7 +83,7 @@ def _arrays(path: Path) -> list[np.ndarray]:
     return found
 
 
-def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     """An array, once it is seen to be as large as it says.
 
     Raises:
@@ -106,7 +105,7 @@ def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
 
 def _channels_last(images: np.ndarray) -> np.ndarray:
     """(N, C, H, W) to (N, H, W, C); what is so already is left."""
-    if images.ndim == 4 and images.shape[3] not in _CHANNELS and images.shape[1] in _CHANNELS:
+    if images.ndim == 4 and images.shape[3] not in CHANNELS and images.shape[1] in CHANNELS:
         return np.moveaxis(images, 1, 3)
     return images
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_images", "check_labels"]
+__all__ = ["CHANNELS", "check_images", "check_labels"]
 
-_CHANNELS = (1, 3)  # of grey and of colour images
+CHANNELS = (1, 3)  # of grey and of colour images
 _SMALLEST = 8  # side of the smallest images of a data set, the digits: below, a first dimension is taken for channels
 
 
@@ -25,11 +25,11 @@ def check_images(images: Tensor, channels: int | None = None, size: int | None =
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         remedy = "divide uint8 by 255" if isinstance(images, Tensor) else "use torch.as_tensor"
-        raise TypeError(f"Images must be a floating-point tensor, not {_kind(images)}; {remedy}")
+        raise TypeError(f"Images must be a floating-point tensor, not {_dtype_name(images)}; {remedy}")
     if images.ndim != 4 or not images.numel():
         raise ValueError(f"Images must be (B, C, H, W), none of them 0, not {tuple(images.shape)}")
     _, found, height, width = images.shape
-    if found not in (channels, *_CHANNELS) and found >= _SMALLEST and height == found and width in _CHANNELS:
+    if found not in (channels, *CHANNELS) and found >= _SMALLEST and height == found and width in CHANNELS:
         raise ValueError(
             f"Images must be (B, C, H, W), and {tuple(images.shape)} looks like (B, H, W, C); use "
             "images.permute(0, 3, 1, 2)"
@@ -57,9 +57,9 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
         ValueError: If it is no vector, or a label is out of range.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}; use torch.as_tensor")
+        raise TypeError(f"Labels must be a tensor of integers, not {_dtype_name(labels)}; use torch.as_tensor")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"Labels must be a tensor of integers, not {_kind(labels)}; use labels.long()")
+        raise TypeError(f"Labels must be a tensor of integers, not {_dtype_name(labels)}; use labels.long()")
     if labels.ndim != 1:
         raise ValueError(f"Labels must be a vector (B,), not {tuple(labels.shape)}; flatten them")
     if not len(labels):
@@ -73,5 +73,5 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
         )
 
 
-def _kind(value: object) -> str:
+def _dtype_name(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -153,14 +153,14 @@ def load_dataset(
     if not 0 <= validation < 1 or (split == "validation" and not validation):
         raise ValueError(f"validation must be a share of the training split, such as 0.1, not {validation}")
     train, path, root = split != "test", Path(source).expanduser(), Path(root).expanduser()
-    record = None if dataset is None else _record(dataset)
+    record = None if dataset is None else _known(dataset)
 
     if path.suffix.lower() == ".npz":
         info, (images, labels) = read_npz(path, record, train)
     else:
         on_disk = None if source in DATASETS else data_set_in(path, dataset)
         name, root = on_disk or (str(source), root)
-        info = _record(name)
+        info = _known(name)
         if record not in (None, info):
             raise ValueError(f"{source} is {info.title}, not {dataset}; give another source, or leave out dataset=")
         images, labels = READERS[name](info, root, train, download)
@@ -178,7 +178,7 @@ def load_dataset(
     return data.select(torch.from_numpy(held_out if split == "validation" else kept))
 
 
-def _record(name: str) -> DatasetInfo:
+def _known(name: str) -> DatasetInfo:
     if name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}{near_matches(name, DATASETS)}, or an .npz file or folder on disk")
     return DATASETS[name]

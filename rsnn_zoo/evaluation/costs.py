@@ -19,7 +19,7 @@ MAX_MEMORY = 8 * 2**30
 MAX_PASSES = 200_000
 """Gradient passes of one time step that one verdict may take: four times what ``worst-case-v1`` takes at T = 8."""
 
-_SOURCE = re.compile(r"transfer\[([^\]]*)\]")
+_TRANSFER_SOURCE = re.compile(r"transfer\[([^\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def sources_of(protocol: str) -> list[str]:
         >>> sources_of("pgd20+transfer[hf-hub:me/net]-pgd5")
         ['hf-hub:me/net']
     """
-    return _SOURCE.findall(protocol)
+    return _TRANSFER_SOURCE.findall(protocol)
 
 
 def missed(invented: int, total: int, drawn: int, tolerated: int = 0) -> float:

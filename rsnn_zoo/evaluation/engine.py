@@ -24,7 +24,7 @@ from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Run, in_255
 
 __all__ = ["Engine", "Samples"]
 
-PATIENCE = 30.0
+SAVE_WITHIN = 30.0
 """Seconds after which the verdicts of a batch should be on disk: so much is lost where an evaluation is killed."""
 
 _FELL = 0
@@ -127,7 +127,7 @@ class Engine:
             ]
             took = time.perf_counter() - started
             self.ledger.add(job, list(zip(batch, verdicts, kept, strict=True)), took)
-            if took < PATIENCE / 2:
+            if took < SAVE_WITHIN / 2:
                 size = min(2 * size, self.batch_size)
             known.update(zip(batch, verdicts, strict=True))
             if show:

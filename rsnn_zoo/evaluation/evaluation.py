@@ -112,7 +112,7 @@ def evaluate(
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.evaluation.flags`); 0 for no flags.
         state: File (SQLite, on a local disk) that holds the verdicts so far: killed and called again, with any number
             of processes, an evaluation resumes from it. More attacks, radii and samples may be asked of it later.
-        adversarial: File for the adversarial examples: see :func:`rsnn_zoo.evaluation.examples.verify`.
+        adversarial: File for the adversarial examples: see :func:`rsnn_zoo.evaluation.examples.verify_examples`.
         taught: By member, as ``"adaptive434/own"``, what an adaptive ensemble has learned, as a report holds it; by
             default it learns from the first samples.
         progress: Show a progress bar with the robust accuracy so far and the time left.

@@ -1,4 +1,4 @@
-"""Adversarial examples in a file that anyone can re-check with nothing but the model: see :func:`verify`."""
+"""Adversarial examples in a file that anyone can re-check with nothing but the model: see :func:`verify_examples`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo._utils.files import parse_json, replacing, write_through
 from rsnn_zoo._utils.provenance import digest
+from rsnn_zoo._utils.renamed import renamed
 from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.victim import ModelVictim, exact_arithmetic, passes_of
 from rsnn_zoo.data.images import ImageData
@@ -22,12 +23,12 @@ from rsnn_zoo.report.evidence import SETTINGS
 from rsnn_zoo.report.report import Run
 from rsnn_zoo.spec.schema import Section
 
-__all__ = ["ROUNDED", "TOLERANCE", "Examples", "Verification", "save_examples", "to_uint8", "verify"]
+__all__ = ["EPS_TOLERANCE", "ROUNDED", "Examples", "Verification", "save_examples", "to_uint8", "verify_examples"]
 
-TOLERANCE = 1e-6
+EPS_TOLERANCE = 1e-6
 """How far outside its ball or [0, 1] a pixel in float32 may lie."""
 
-FORMAT = "rsnn_zoo adversarial examples 2"
+_EXAMPLES_FORMAT = "rsnn_zoo adversarial examples 2"
 STANDING, CLEAN_WRONG, STANDING_8 = (
     "not misclassified",
     "misclassified without any attack",
@@ -61,7 +62,7 @@ def to_uint8(adversarial: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
     Returns:
         uint8 (M, C, H, W). A pixel whose ball holds no k / 255 gets the one nearest to the clean pixel, outside.
     """
-    clean, radius, slack = 255 * clean.double(), 255 * eps.double().reshape(-1, 1, 1, 1), 255 * TOLERANCE / 2
+    clean, radius, slack = 255 * clean.double(), 255 * eps.double().reshape(-1, 1, 1, 1), 255 * EPS_TOLERANCE / 2
     low = (clean - radius - slack).ceil().clamp(min=0)
     high = (clean + radius + slack).floor().clamp(max=255)
     nearest = torch.minimum(torch.maximum((255 * adversarial.double()).round(), low), high)
@@ -69,7 +70,7 @@ def to_uint8(adversarial: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
 
 
 def _in_ball(x: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
-    near = (x - clean).abs().flatten(1) <= (eps + TOLERANCE)[:, None]
+    near = (x - clean).abs().flatten(1) <= (eps + EPS_TOLERANCE)[:, None]
     return (near & ((x >= 0) & (x <= 1)).flatten(1)).all(1)  # in this form NaN lies outside
 
 
@@ -128,7 +129,7 @@ def save_examples(
         device = next(iter(victim.module.parameters()), torch.zeros(())).device
         down[down.clone()] = victim.fallen(pixels[down].to(device), examples.labels[down].to(device)).cpu()
     about = {
-        "format": FORMAT,
+        "format": _EXAMPLES_FORMAT,
         "model": model,
         "model_sha256": digest,
         "chunk": str(chunk),
@@ -142,7 +143,7 @@ def save_examples(
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found.
+    """What :func:`verify_examples` found.
 
     Attributes:
         n: Examples in the file.
@@ -155,7 +156,7 @@ class Verification:
     faults: dict[str, list[int]]
 
 
-def verify(
+def verify_examples(
     model: nn.Module, path: str | os.PathLike[str], data: ImageData | None = None, *, allow_cost: bool = False
 ) -> Verification:
     """Re-checks a file of adversarial examples with nothing but the model.
@@ -175,10 +176,10 @@ def verify(
         ValueError: If it is not such a file, damaged, made against other weights, or too costly.
 
     Example:
-        >>> verify(model, "adversarial.safetensors").faults  # doctest: +SKIP
+        >>> verify_examples(model, "adversarial.safetensors").faults  # doctest: +SKIP
         {}
     """
-    tensors, about = _read(path)
+    tensors, about = _read_examples(path)
     if about.value("model_sha256") != digest(model):
         raise ValueError(
             f"{path} was made against another model ({about.value('model')!r:.100}, of other weights or timesteps): "
@@ -238,7 +239,7 @@ def _check_cost(module: nn.Module, image: Tensor, settings: Mapping[str, int], p
         )
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
+def _read_examples(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
     """The tensors and what is said about them, once the one fits the other, whoever wrote the file.
 
     Raises:
@@ -246,7 +247,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
         ValueError: If it is not such a file, or damaged.
     """
     tensors, said = read_tensors(path)
-    if said.get("format") != FORMAT:
+    if said.get("format") != _EXAMPLES_FORMAT:
         raise ValueError(f"{path} holds no adversarial examples of rsnn_zoo")
     if missing := [name for name in TENSORS if name not in tensors]:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; fetch it again")
@@ -263,3 +264,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Section]:
     if odd or ((tensors["run"] < 0) | (tensors["run"] >= runs)).any():
         raise ValueError(f"{path} is damaged: {', '.join(odd) or 'run'} does not fit the rest; fetch it again")
     return tensors, about
+
+
+__getattr__ = renamed(__name__, TOLERANCE="EPS_TOLERANCE", verify="verify_examples")

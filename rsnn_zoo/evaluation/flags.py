@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rsnn_zoo.attacks.base import Victim
-from rsnn_zoo.attacks.gradients import LOSSES
+from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.victim import passes_of
 from rsnn_zoo.evaluation.consistency import TOLERATED
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu

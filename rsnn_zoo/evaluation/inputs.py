@@ -55,7 +55,7 @@ def labelled(data: Data) -> ImageData | tuple[Tensor, Tensor]:
     if isinstance(data, DataLoader):  # which batches in a way of its own
         return _joined(data, data.dataset)
     if isinstance(data, Dataset):
-        return _joined(_batches(data), data)
+        return _joined(_single_samples(data), data)
     raise TypeError(f"{_WHOLE}, not {type(data).__name__}")
 
 
@@ -84,11 +84,11 @@ def _of_loader(loader: DataLoader[Any]) -> Any:
     return DataLoader(known, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
 
 
-def _batches(data: Dataset[Any]) -> Iterable[Any]:
+def _single_samples(data: Dataset[Any]) -> Iterable[Any]:
     samples = iter(data) if isinstance(data, IterableDataset) else (data[i] for i in range(len(data)))
     for sample in samples:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise TypeError(f"samples must be pairs of an image and a label, not {_kind(sample)}; {_WHOLE}")
+            raise TypeError(f"samples must be pairs of an image and a label, not {_type_name(sample)}; {_WHOLE}")
         image, label = sample
         yield _tensor(image)[None], torch.as_tensor(label).reshape(1)
 
@@ -99,7 +99,7 @@ def _joined(batches: Iterable[Any], source: object) -> tuple[Tensor, Tensor]:
     labels: list[Tensor] = []
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(f"batches must be pairs of images and labels, not {_kind(batch)}; {_WHOLE}")
+            raise TypeError(f"batches must be pairs of images and labels, not {_type_name(batch)}; {_WHOLE}")
         images.append(_tensor(batch[0]).cpu())
         labels.append(_tensor(batch[1]).cpu())
     if not images:
@@ -120,10 +120,10 @@ def _tensor(values: Any) -> Tensor:
         except (TypeError, ValueError) as error:
             raise TypeError(f"images and labels must be tensors or arrays of numbers: {error}") from error
     raise TypeError(
-        f"images and labels must be tensors or arrays, not {_kind(values)}; of PIL images make tensors by "
+        f"images and labels must be tensors or arrays, not {_type_name(values)}; of PIL images make tensors by "
         "transform=torchvision.transforms.ToTensor()"
     )
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     return type(value).__name__

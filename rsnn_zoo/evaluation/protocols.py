@@ -85,8 +85,10 @@ _PATTERNS = {
     re.compile(re.sub("[A-Z]+", lambda capitals: _CAPITALS[capitals[0]], re.escape(name))): make
     for name, make in _ATTACKS.items()
 }
-_NAME = r"(?:[^@\[]|\[[^\]]*\])+?"  # in brackets stands the name of a model, which may hold anything
-_TERM = re.compile(rf"(?P<ensemble>ensemble-)?(?P<attack>{_NAME})(x(?P<restarts>[1-9][0-9]?))?(@(?P<modes>[^@]+))?")
+_ATTACK_NAME = r"(?:[^@\[]|\[[^\]]*\])+?"  # in brackets stands the name of a model, which may hold anything
+_TERM = re.compile(
+    rf"(?P<ensemble>ensemble-)?(?P<attack>{_ATTACK_NAME})(x(?P<restarts>[1-9][0-9]?))?(@(?P<modes>[^@]+))?"
+)
 _PLUS = re.compile(r"\+(?![^\[]*\])")
 
 

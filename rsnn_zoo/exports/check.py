@@ -19,7 +19,7 @@ from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
 __all__ = ["Comparison", "Judged", "Pass", "compare", "default_images", "recorded_spikes", "reference_pass"]
 
-CHUNK = 32
+_CHUNK = 32
 
 Pass = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 """Images (B, C, H, W) to logits (B, K) and, by the name of the layer, spikes (T, B, ...) of bool; empty if unseen."""
@@ -135,7 +135,7 @@ def compare(ours: Pass, judged: Sequence[Judged], images: Tensor) -> list[Compar
         ExportError: If logits have another shape, or are not finite.
     """
     counts = [_Counts() for _ in judged]
-    for chunk in images.split(CHUNK):
+    for chunk in images.split(_CHUNK):
         logits, spikes = ours(chunk)
         for one, count in zip(judged, counts, strict=True):
             other, others = one.run(chunk)

@@ -19,7 +19,7 @@ from rsnn_zoo.models import ForeignNetwork, Network
 
 __all__ = ["Conv", "ExportError", "Fire", "SpikingGraph", "Value", "checked_network"]
 
-Pair = tuple[int, int]
+Sides = tuple[int, int]
 Shape = tuple[int, int, int]
 
 
@@ -45,9 +45,9 @@ class Conv:
     inputs: tuple[str, ...]
     weight: Tensor
     bias: Tensor
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: Sides
+    padding: Sides
+    dilation: Sides
     shape: Shape
     source: Shape
 
@@ -91,7 +91,7 @@ class Value:
     terms: tuple[str, ...]
     shape: Shape
     scale: float = 1.0
-    pool: Pair = (1, 1)
+    pool: Sides = (1, 1)
     source: Shape | None = None
     flat: bool = False
 
@@ -129,9 +129,9 @@ class SpikingGraph:
         value: Value,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: Pair = (1, 1),
-        padding: Pair = (0, 0),
-        dilation: Pair = (1, 1),
+        stride: Sides = (1, 1),
+        padding: Sides = (0, 0),
+        dilation: Sides = (1, 1),
     ) -> Value:
         """Adds a convolution; the scale and the average pool of what it takes go into its weight."""
         if value.pool != (1, 1) and not self._composes(value, padding, dilation):
@@ -170,7 +170,7 @@ class SpikingGraph:
         return self.diagonal(name, value, torch.full((value.shape[0],), float(factor), dtype=torch.float64))
 
     @staticmethod
-    def _composes(value: Value, padding: Pair, dilation: Pair) -> bool:
+    def _composes(value: Value, padding: Sides, dilation: Sides) -> bool:
         """Whether a convolution after the pool is one convolution: rows that the pool leaves over are no padding."""
         whole = all(n % p == 0 for n, p in zip(value.unpooled[1:], value.pool, strict=True))
         return dilation == (1, 1) and (whole or padding == (0, 0))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from rsnn_zoo.exports.graph import Conv, ExportError, Fire, Pair, SpikingGraph, Value, checked_network
+from rsnn_zoo.exports.graph import Conv, ExportError, Fire, Sides, SpikingGraph, Value, checked_network
 from rsnn_zoo.models import ForeignNetwork, Network
 from rsnn_zoo.models.layers import Normalize, StaticBatchNorm2d, WeightedSum
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
@@ -32,7 +32,7 @@ class _Body(nn.Module):
         return model.get_classifier()(model.pool(model.forward_features(x)))
 
 
-class _Tracer(fx.Tracer):
+class _LayerTracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module) in _LAYERS or super().is_leaf_module(module, name)
 
@@ -57,7 +57,7 @@ def spiking_graph(model: nn.Module) -> SpikingGraph:
         )
     body = _Body(model)
     try:
-        traced = _Tracer().trace(body)
+        traced = _LayerTracer().trace(body)
     except Exception as error:  # of the network's own code
         cause = str(error).split("\n")[0]
         raise ExportError(f"{model.architecture} cannot be followed layer by layer ({cause}): not exported") from error
@@ -90,11 +90,11 @@ class _Lowering:
                 return handler(self, node, module)
             what = f"{self.layer(node)}, a {type(module).__name__},"
         else:
-            handler = _CALLS.get(node.target)
+            handler = _CALL_HANDLERS.get(node.target)
             if handler is not None:
                 return handler(self, node)
             what = f"{node.name}, a call of {getattr(node.target, '__name__', node.target)},"
-        raise ExportError(f"{what} has no form in NIR: {_REMEDIES.get(_kind(node, self.body), _REMEDY)}")
+        raise ExportError(f"{what} has no form in NIR: {_REMEDIES.get(_target_name(node, self.body), _REMEDY)}")
 
     # --- what handlers ask ---
 
@@ -113,7 +113,7 @@ class _Lowering:
     def alone(self, node: fx.Node, position: int = 0) -> bool:
         """Whether nobody else takes that argument, so that what gives it may be changed."""
         source = node.args[position]
-        while source.op == "call_module" and _LAYERS.get(type(self.body.get_submodule(source.target))) is _same:
+        while source.op == "call_module" and _LAYERS.get(type(self.body.get_submodule(source.target))) is _passed_on:
             if len(source.users) > 1:
                 return False
             source = source.args[0]
@@ -127,19 +127,19 @@ _REMEDIES = {
 }
 
 
-def _kind(node: fx.Node, body: nn.Module) -> str:
+def _target_name(node: fx.Node, body: nn.Module) -> str:
     target = type(body.get_submodule(str(node.target))) if node.op == "call_module" else node.target
     return getattr(target, "__name__", str(target))
 
 
-def _pair(value: Any) -> Pair:
+def _pair(value: Any) -> Sides:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _same(self: _Lowering, node: fx.Node, module: nn.Module | None = None) -> Value:
+def _passed_on(self: _Lowering, node: fx.Node, module: nn.Module | None = None) -> Value:
     return self.input(node)
 
 
@@ -212,7 +212,7 @@ def _average(self: _Lowering, node: fx.Node, module: nn.AvgPool2d) -> Value:
     return _pooled(value, sides)
 
 
-def _pooled(value: Value, sides: Pair) -> Value:
+def _pooled(value: Value, sides: Sides) -> Value:
     shape = (value.shape[0], value.shape[1] // sides[0], value.shape[2] // sides[1])
     both = (value.pool[0] * sides[0], value.pool[1] * sides[1])
     return Value(value.terms, shape, value.scale, both, value.unpooled, value.flat)
@@ -285,12 +285,12 @@ _LAYERS: dict[type[nn.Module], Callable[..., Value]] = {
     nn.AvgPool2d: _average,
     nn.AdaptiveAvgPool2d: _global_average,
     nn.Flatten: _flatten,
-    nn.Identity: _same,
-    nn.Dropout: _same,
-    nn.Dropout2d: _same,
+    nn.Identity: _passed_on,
+    nn.Dropout: _passed_on,
+    nn.Dropout2d: _passed_on,
 }
 
-_CALLS: dict[Any, Callable[..., Value]] = {
+_CALL_HANDLERS: dict[Any, Callable[..., Value]] = {
     operator.add: _plain_sum,
     operator.iadd: _plain_sum,
     torch.add: _plain_sum,

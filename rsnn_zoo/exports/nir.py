@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["interpret", "neuron_names", "read_nir", "text", "to_nir"]
 
-FORMAT = "rsnn_zoo spiking network 1"
+_GRAPH_FORMAT = "rsnn_zoo spiking network 1"
 
 
 def _nir() -> Any:
@@ -47,7 +47,7 @@ def to_nir(graph: SpikingGraph, **about: str | int | float) -> nir.NIRGraph:
     nodes: dict[str, Any] = {"input": nir.Input({"input": _array(graph.shape)})}
     edges: list[tuple[str, str]] = []
     for name, node in graph.nodes.items():
-        nodes[name] = _convolution(nir, node) if isinstance(node, Conv) else _neurons(nir, node)
+        nodes[name] = _nir_convolution(nir, node) if isinstance(node, Conv) else _neurons(nir, node)
         edges += [(source, name) for source in node.inputs]
     classes = graph.nodes[graph.output[0]].shape
     nodes["output"] = nir.Output({"output": _array(classes)})
@@ -56,7 +56,7 @@ def to_nir(graph: SpikingGraph, **about: str | int | float) -> nir.NIRGraph:
     if first is None:
         raise ExportError("the network has no spiking neuron: export it to onnx or torch")
     metadata = {
-        "format": FORMAT,
+        "format": _GRAPH_FORMAT,
         "timesteps": graph.timesteps,
         "reset": first.reset,
         "initial": first.initial,
@@ -73,7 +73,7 @@ def _array(shape: tuple[int, ...]) -> Any:
     return torch.tensor(shape).numpy()
 
 
-def _convolution(nir: Any, node: Conv) -> Any:
+def _nir_convolution(nir: Any, node: Conv) -> Any:
     return nir.Conv2d(
         input_shape=node.source[1:],
         weight=node.weight.contiguous().numpy(),
@@ -111,7 +111,7 @@ def read_nir(path: str | os.PathLike[str]) -> nir.NIRGraph:
         graph = nir.read(path)
     except Exception as error:  # h5py and nir raise of many kinds
         raise ExportError(f"{path} is no NIR file, or damaged: {str(error)[:200]}; export it again") from error
-    if text(graph.metadata.get("format")) != FORMAT:
+    if text(graph.metadata.get("format")) != _GRAPH_FORMAT:
         raise ExportError(f"{path} was not exported by rsnn_zoo, or has lost its metadata: how to reset is not known")
     return graph
 

@@ -74,7 +74,7 @@ def onnx_pass(path: str | os.PathLike[str], threads: int = 1) -> Pass:
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
 
     def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = [session.run(None, {given.name: part.numpy()})[0] for part in _batches(images.float(), fixed)]
+        logits = [session.run(None, {given.name: part.numpy()})[0] for part in _padded_batches(images.float(), fixed)]
         return torch.cat([torch.from_numpy(part) for part in logits])[: len(images)], {}
 
     return run
@@ -101,12 +101,12 @@ def torch_pass(path: str | os.PathLike[str], batch: int | None) -> Pass:
 
     @torch.no_grad()
     def run(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.cat([module(part) for part in _batches(images.float(), batch)])[: len(images)], {}
+        return torch.cat([module(part) for part in _padded_batches(images.float(), batch)])[: len(images)], {}
 
     return run
 
 
-def _batches(images: Tensor, size: int | None) -> tuple[Tensor, ...]:
+def _padded_batches(images: Tensor, size: int | None) -> tuple[Tensor, ...]:
     """Batches of a fixed size, the last filled up with black images."""
     if size is None:
         return (images,)

@@ -220,13 +220,13 @@ def load_nir(
     graph = read_nir(path)
     nodes = {
         nir.IF: lambda node: SIMULATORS[simulator](_Neurons.of(node, dtype)),
-        nir.Conv2d: lambda node: _convolution(node, dtype),
+        nir.Conv2d: lambda node: _torch_convolution(node, dtype),
     }
     network = nirtorch.nir_to_torch(graph, nodes, dtype=dtype)
     return Simulated(network, int(graph.metadata["timesteps"])).requires_grad_(False).eval()
 
 
-def _convolution(node: nir.Conv2d, dtype: torch.dtype) -> nn.Conv2d:
+def _torch_convolution(node: nir.Conv2d, dtype: torch.dtype) -> nn.Conv2d:
     weight = torch.from_numpy(node.weight).to(dtype)
     how: dict[str, Any] = {
         name: tuple(int(side) for side in getattr(node, name)) for name in ("stride", "padding", "dilation")

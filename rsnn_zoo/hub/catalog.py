@@ -8,7 +8,7 @@ from itertools import product
 
 from rsnn_zoo.hub.resolve import published_names
 from rsnn_zoo.spec.datasets import DATASETS
-from rsnn_zoo.spec.names import ARCHITECTURES, ModelName, UnknownNameError, is_model, near_matches, objectives
+from rsnn_zoo.spec.names import ModelName, UnknownNameError, architectures, is_model, near_matches, objectives
 
 __all__ = ["is_model", "list_models"]
 
@@ -45,7 +45,7 @@ def list_models(
     # an entry of an architecture that is not registered in this process cannot be built in it
     names = [ModelName.parse(name) for name in published_names() if is_model(name)]
     if not pretrained:
-        grid = product(ARCHITECTURES, DATASETS, objectives(), _LISTED_TIMESTEPS)
+        grid = product(architectures(), DATASETS, objectives(), _LISTED_TIMESTEPS)
         names += [ModelName(*parts) for parts in grid]
     patterns = [filter] if isinstance(filter, str) else filter
     return sorted(

@@ -44,7 +44,7 @@ __all__ = [
     "update_card",
 ]
 
-_PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
+_PUSH_PATIENCE = 30.0  # seconds for the first answer to a push, which has no other deadline
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def push_to_hub(
 
     api = HfApi(endpoint=endpoint, token=token)
     with explained(repo):
-        within(_PATIENCE, lambda: api.create_repo(repo, private=private, exist_ok=True))
+        within(_PUSH_PATIENCE, lambda: api.create_repo(repo, private=private, exist_ok=True))
         before = api.model_info(repo)
         if private and not before.private:
             raise HubError("it is there already and public; make it private in its settings first")

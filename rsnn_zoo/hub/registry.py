@@ -18,8 +18,7 @@ from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork, Network
 from rsnn_zoo.models.layers import Normalize
 from rsnn_zoo.spec.config import ModelConfig
 from rsnn_zoo.spec.datasets import DATASETS
-from rsnn_zoo.spec.names import ModelName
-from rsnn_zoo.spec.names import register_architecture as register_name
+from rsnn_zoo.spec.names import ModelName, add_architecture
 
 __all__ = ["build", "create_model", "is_model", "list_models", "register_architecture"]
 
@@ -218,11 +217,11 @@ def register_architecture(name: str) -> Callable[[Builder], Builder]:
     """
     _, *registered = getattr(ARCHITECTURES.get(name), "args", (name,))
     if not registered:
-        register_name(name)
+        add_architecture(name)
 
     def register(build: Builder) -> Builder:
         if registered and not _is_anew(build, registered[0]):
-            register_name(name)  # which says that it is taken
+            add_architecture(name)  # which says that it is taken
         ARCHITECTURES[name] = partial(ForeignNetwork, name, build)
         return build
 

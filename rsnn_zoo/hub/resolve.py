@@ -36,7 +36,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError
 from rsnn_zoo._utils.folders import current, locked
-from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, WEIGHTS, ModelConfig, load_config
+from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, SHA256, WEIGHTS, ModelConfig, load_config
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matches
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ EVIDENCE = "evaluation.json"
 
 PATIENCE = 4.0  # seconds for the first answer; huggingface_hub alone tries an unreachable Hub for 23
 _SHA1 = re.compile("[0-9a-f]{40}")
-_SHA256 = re.compile("[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
@@ -91,7 +90,7 @@ class Entry:
         if self.config.weights:
             return self.config.weights.sha256
         own = self.weights_path.resolve().name  # the cache names a large file by the Hub's SHA-256 of it
-        if not _SHA256.fullmatch(own):
+        if not SHA256.fullmatch(own):
             raise HubError(f"{self.origin} has no checksum of {WEIGHTS}; ask its publisher to use rsnn_zoo.push_to_hub")
         return own
 

@@ -94,13 +94,13 @@ def packed(
         _check_untied(tensors)
     if names == [WEIGHTS]:
         data = to_bytes(stored)
-        return {WEIGHTS: data}, info_of(model, _record(WEIGHTS, data), stored=form.stored)
+        return {WEIGHTS: data}, info_of(model, _file_info(WEIGHTS, data), stored=form.stored)
     files = {name: to_bytes({key: stored[key] for key in stored if weight_map[key] == name}) for name in names}
-    shards = tuple(_record(name, data) for name, data in files.items())
+    shards = tuple(_file_info(name, data) for name, data in files.items())
     about = {"total_size": sum(tensor.nbytes for tensor in stored.values())}
     about |= {"sha256": {shard.file: shard.sha256 for shard in shards}}
     index = to_json({"metadata": about, "weight_map": dict(sorted(weight_map.items()))})
-    return {INDEX: index, **files}, info_of(model, _record(INDEX, index), stored=form.stored, shards=shards)
+    return {INDEX: index, **files}, info_of(model, _file_info(INDEX, index), stored=form.stored, shards=shards)
 
 
 def published_dtype(model: nn.Module) -> str | None:
@@ -308,7 +308,7 @@ def _check_untied(tensors: Mapping[str, Tensor]) -> None:
             raise WeightsError(f"Cannot save the network: {other} and {name} share memory; give each its own")
 
 
-def _record(name: str, data: bytes) -> FileInfo:
+def _file_info(name: str, data: bytes) -> FileInfo:
     return FileInfo(name, hashlib.sha256(data).hexdigest(), len(data))
 
 

@@ -29,7 +29,7 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-_BESIDES = {"U8": torch.uint8, "BOOL": torch.bool}  # no weights, but of other files of tensors
+_OTHER_DTYPES = {"U8": torch.uint8, "BOOL": torch.bool}  # no weights, but of other files of tensors
 _MAX_DIMS = 8
 _LARGE = 2**23  # bytes from which whole large pages are filled
 _PIECE = 2**20  # bytes that are hashed while they are still in the cache
@@ -61,7 +61,7 @@ def load_weights(path: str | os.PathLike[str], sha256: str, size: int | None = N
     """
     buffer = read_verified(path, sha256, size)
     try:
-        return _parsed(buffer, str(path), _DTYPES)[0]
+        return _parsed_tensors(buffer, str(path), _DTYPES)[0]
     except _UNREADABLE as error:
         raise _refused(path, f"is not a safetensors file of ours: {error}") from error
 
@@ -74,7 +74,7 @@ def verified_bytes(path: str | os.PathLike[str], sha256: str, size: int | None =
     """
     buffer = read_verified(path, sha256, size)
     try:
-        _parsed(buffer, str(path), _DTYPES)
+        _parsed_tensors(buffer, str(path), _DTYPES)
     except _UNREADABLE as error:
         raise _refused(path, f"is not a safetensors file of ours: {error}") from error
     return buffer.numpy().tobytes()
@@ -92,7 +92,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         WeightsError: If it is no safetensors file, or damaged.
     """
     try:
-        tensors, about = _parsed(read_verified(path), str(path), _DTYPES | _BESIDES)
+        tensors, about = _parsed_tensors(read_verified(path), str(path), _DTYPES | _OTHER_DTYPES)
     except _UNREADABLE as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
     return {key: one.view(torch.uint8) != 0 if one.dtype == torch.bool else one for key, one in tensors.items()}, about
@@ -231,7 +231,9 @@ def check_state_dict(
         )
 
 
-def _parsed(buffer: Tensor, source: str, dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _parsed_tensors(
+    buffer: Tensor, source: str, dtypes: Mapping[str, torch.dtype]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Views of the buffer, once the header is seen to tile it exactly; and the metadata."""
     raw = buffer.numpy().data
     start = 8 + int.from_bytes(raw[:8], "little")

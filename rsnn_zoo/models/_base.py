@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.models._arguments import checked_integer, neuron_arguments
-from rsnn_zoo.models._stages import Stage, Staged
+from rsnn_zoo.models._stages import FeatureStage, Staged
 from rsnn_zoo.models.layers import Normalize, PooledCounts, Spiking, StaticBatchNorm2d
 from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 
-__all__ = ["Junction", "Network", "Stage", "Temporal", "initialise"]
+__all__ = ["FeatureStage", "Junction", "Network", "Temporal", "initialise"]
 
 
 class Junction(NamedTuple):

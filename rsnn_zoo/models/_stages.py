@@ -19,11 +19,11 @@ from rsnn_zoo.models.layers import BATCH_NORMS, Spiking, WeightedSum
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, backward_mode, current_mode
 from rsnn_zoo.neurons.modes import ASSG, BackwardMode
 
-__all__ = ["Stage", "Staged"]
+__all__ = ["FeatureStage", "Staged"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class FeatureStage:
     """Modules that follow one another.
 
     Attributes:
@@ -74,10 +74,10 @@ class Staged(nn.Module):
     architecture: str
     spiking: Spiking
     normalize: nn.Module
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[FeatureStage, ...] = ()
     grad_checkpointing = False
 
-    def _staged(self) -> tuple[Stage, ...]:
+    def _staged(self) -> tuple[FeatureStage, ...]:
         if not self.stages:
             raise ValueError(
                 f"{self.architecture} comes from elsewhere, and where its stages are is not known here: ask its own "
@@ -93,14 +93,14 @@ class Staged(nn.Module):
 
     # --- forward ---
 
-    def _blocks(self, stage: Stage) -> list[nn.Module]:
+    def _blocks(self, stage: FeatureStage) -> list[nn.Module]:
         """What is computed anew together: the blocks of a sequence, or all of the stage."""
         modules = [self.get_submodule(name) for name in stage.modules]
         if len(modules) == 1 and isinstance(modules[0], nn.Sequential):
             return list(modules[0])
         return [nn.Sequential(*modules)]
 
-    def _through(self, stage: Stage, x: Tensor) -> Tensor:
+    def _through(self, stage: FeatureStage, x: Tensor) -> Tensor:
         mode = current_mode()
         # ASSG remembers what each layer of a pass was shown, once
         if not (self.grad_checkpointing and torch.is_grad_enabled()) or isinstance(mode, ASSG):

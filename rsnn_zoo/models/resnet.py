@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Junction, Network, Stage, initialise
+from rsnn_zoo.models._base import FeatureStage, Junction, Network, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["BasicBlock", "ResNet", "resnet20", "resnet32"]
@@ -70,8 +70,8 @@ class ResNet(Network):
         initialise(self)
         self.fc = nn.Linear(64, self.num_classes) if self.num_classes else nn.Identity()
         self.stages = (
-            Stage(("conv1", "bn1", "act1"), 16),
-            *(Stage((f"layer{n}",), 8 * 2**n, 2 ** (n - 1)) for n in (1, 2, 3)),
+            FeatureStage(("conv1", "bn1", "act1"), 16),
+            *(FeatureStage((f"layer{n}",), 8 * 2**n, 2 ** (n - 1)) for n in (1, 2, 3)),
         )
         self.ready()
 

@@ -39,7 +39,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _at(snn: nn.Module, timesteps: int) -> Iterator[None]:
+def _with_timesteps(snn: nn.Module, timesteps: int) -> Iterator[None]:
     before, snn.timesteps = snn.timesteps, timesteps
     try:
         yield
@@ -76,7 +76,7 @@ def mark_stem(snn: nn.Module, x: Tensor) -> None:
         return found
 
     x = _two(x)
-    with _at(snn, 3):
+    with _with_timesteps(snn, 3):
         try:
             with hooked(neurons, pre=mark):
                 snn(x)
@@ -112,7 +112,7 @@ def check_rows(snn: nn.Module, x: Tensor) -> None:
         parts += [(_watched(snn, x[i : i + 1], 3), slice(3), slice(i, i + 1)) for i in range(2)]
     except (RuntimeError, ValueError) as error:
         parts, cause = [], f" ({error})"
-    differing = [key for key in several if not all(_same(several[key], part.get(key), *at) for part, *at in parts)]
+    differing = [key for key in several if not all(_agrees(several[key], part.get(key), *at) for part, *at in parts)]
     if cause or "" in differing:
         named = differing[0] if differing and not cause else ""
         raise ValueError(
@@ -133,11 +133,11 @@ def _watched(snn: nn.Module, x: Tensor, timesteps: int) -> dict[str, Tensor]:
         if inputs[0].numel() % (steps * len(x)) == 0:
             found.setdefault(names[neuron], inputs[0].reshape(steps, len(x), -1))
 
-    with _at(snn, timesteps), hooked(list(names), pre=note):
+    with _with_timesteps(snn, timesteps), hooked(list(names), pre=note):
         logits = snn(x, per_step=True)
     return {**found, "": logits}
 
 
-def _same(whole: Tensor, part: Tensor | None, steps: slice, images: slice) -> bool:
+def _agrees(whole: Tensor, part: Tensor | None, steps: slice, images: slice) -> bool:
     expected = whole[steps, images]
     return part is not None and expected.shape == part.shape and torch.allclose(expected, part, rtol=1e-6, atol=1e-9)

@@ -46,7 +46,7 @@ class _Kind:
         self.order = state[1] if state[1] in ("<", ">") else "="
 
 
-def _number(kind: _Kind, data: bytes) -> float:
+def _plain_number(kind: _Kind, data: bytes) -> float:
     """Stands for what makes NumPy scalars; gives a plain number."""
     if not re.fullmatch(r"[biuf][1248]", kind.code):
         raise ValueError(f"a NumPy scalar of kind {kind.code!r}")
@@ -58,7 +58,7 @@ _SAFE: list[Any] = [
     argparse.Namespace,
     _Kind,
     (_Kind, "numpy.dtype"),
-    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # before and since NumPy 2
+    *((_plain_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # before and since NumPy 2
 ]
 
 
@@ -90,8 +90,8 @@ def read_state_dict(
     said = "the mapping"
     if isinstance(source, str | os.PathLike):
         said = os.fspath(source)
-        source = _read(Path(source).expanduser())
-    found, trimmed = _unwrapped(source, key, said)
+        source = _read_file(Path(source).expanduser())
+    found, trimmed = _innermost(source, key, said)
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"{said}: not a state dict: expected a mapping of names to tensors{_choices(source)}")
     return _unprefixed(dict(found), names, trimmed, said)
@@ -108,15 +108,15 @@ def _check_size(path: Path, file: BinaryIO) -> None:
         pass
 
 
-def _read(path: Path) -> Any:
+def _read_file(path: Path) -> Any:
     with open_regular(path) as file:
         if path.suffix != ".safetensors":
             _check_size(path, file)
         file.seek(0)
-        return _parsed(path, file)
+        return _load_safely(path, file)
 
 
-def _parsed(path: Path, file: BinaryIO) -> Any:
+def _load_safely(path: Path, file: BinaryIO) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(file.read())  # the tensors of load_file would change with the file
@@ -146,12 +146,12 @@ def _choices(source: Any) -> str:
     return f"; there are {', '.join(keys[:10])}: name one by key=" if keys else ""
 
 
-def _unwrapped(source: Any, key: str | None, said: str) -> tuple[Any, bool]:
+def _innermost(source: Any, key: str | None, said: str) -> tuple[Any, bool]:
     """The innermost state dict, and whether names outside of the network's may stand beside it."""
     if key is not None:
         if not isinstance(source, Mapping) or not isinstance(source.get(key), Mapping):
             raise ValueError(f"{said}: there is no state dict under {key!r}{_choices(source)}")
-        return _unwrapped(source[key], None, said)[0], _LIGHTNING in source
+        return _innermost(source[key], None, said)[0], _LIGHTNING in source
     lightning = False
     while held := _held(source):
         lightning |= _LIGHTNING in source

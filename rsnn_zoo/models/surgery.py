@@ -59,7 +59,7 @@ def _clipped(node: fx.Node) -> nn.Module | None:
     return ClippedReLU(high) if low == 0 and isinstance(high, int | float) and high > 0 else None
 
 
-_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
+_RELU_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), lambda node: nn.ReLU()),
     F.relu6: lambda node: ClippedReLU(6.0),
     **dict.fromkeys((F.hardtanh, F.hardtanh_, torch.clamp, torch.clip, torch.clamp_min), _clipped),
@@ -71,7 +71,7 @@ _CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
 # --- tracing --------------------------------------------------------------------------------------------------------
 
 
-class _Tracer(fx.Tracer):
+class _OpeningTracer(fx.Tracer):
     """Goes into the modules that hold one of some modules, and leaves all others as they are."""
 
     def __init__(self, opened: Collection[nn.Module] = ()):  # nothing, where torch unpickles what was traced
@@ -83,7 +83,7 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(network: nn.Module, opened: set[nn.Module]) -> fx.GraphModule:
-    tracer = _Tracer(opened)
+    tracer = _OpeningTracer(opened)
     graph = tracer.trace(network)
     return fx.GraphModule(tracer.root, graph)
 
@@ -166,7 +166,7 @@ def _make_modules(graph_module: fx.GraphModule) -> None:
     """Puts a module in place of each call that is a ReLU."""
     number = 0
     for node in list(graph_module.graph.nodes):
-        if node.op not in ("call_function", "call_method") or (make := _CALLS.get(node.target)) is None:
+        if node.op not in ("call_function", "call_method") or (make := _RELU_CALLS.get(node.target)) is None:
             continue
         if (relu := make(node)) is None:
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Junction, Network, Stage, initialise
+from rsnn_zoo.models._base import FeatureStage, Junction, Network, initialise
 
 __all__ = ["VGG", "vgg11", "vgg16"]
 
@@ -76,9 +76,9 @@ class VGG(Network):
         self.stages = self._stages()
         self.ready()
 
-    def _stages(self) -> tuple[Stage, ...]:
+    def _stages(self) -> tuple[FeatureStage, ...]:
         """A convolution with its norm and activation each; feature maps are taken before pools and at the end."""
-        stages: list[Stage] = []
+        stages: list[FeatureStage] = []
         names: list[str] = []
         channels, reduction, layers = 0, 1, list(self.features)
         for i, (layer, following) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
@@ -88,7 +88,7 @@ class VGG(Network):
             channels = layer.out_channels if isinstance(layer, nn.Conv2d) else channels
             if following is None or isinstance(following, nn.Conv2d | nn.AvgPool2d):
                 mapped = not pools and not isinstance(following, nn.Conv2d)
-                stages.append(Stage(tuple(names), channels if mapped else None, reduction))
+                stages.append(FeatureStage(tuple(names), channels if mapped else None, reduction))
                 names = []
         return tuple(stages)
 

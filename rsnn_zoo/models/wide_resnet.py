@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import Junction, Network, Stage, initialise
+from rsnn_zoo.models._base import FeatureStage, Junction, Network, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["PreActBlock", "WideResNet", "wrn16_4", "wrn28_4"]
@@ -67,9 +67,9 @@ class WideResNet(Network):
         initialise(self)
         self.fc = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
         self.stages = (
-            Stage(("conv1",), widths[0]),
-            *(Stage((f"layer{n}",), widths[n], 2 ** (n - 1)) for n in (1, 2, 3)),
-            Stage(("bn", "act"), norm=True),
+            FeatureStage(("conv1",), widths[0]),
+            *(FeatureStage((f"layer{n}",), widths[n], 2 ** (n - 1)) for n in (1, 2, 3)),
+            FeatureStage(("bn", "act"), norm=True),
         )
         self.ready()
 

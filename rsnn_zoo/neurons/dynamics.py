@@ -129,7 +129,7 @@ class _Spike(torch.autograd.Function):
         return d * slope(*ctx.saved_tensors, ctx.kind, ctx.units)
 
 
-def _at(t: int, width: Tensor) -> Tensor:
+def _width_at(t: int, width: Tensor) -> Tensor:
     """The width at step t, of a scalar, (1, N) or (T, N)."""
     return width if width.dim() == 0 else width[t if width.shape[0] > 1 else 0]
 
@@ -182,7 +182,7 @@ def backward(
     carry: Tensor | None = None
     for t in range(neuron.timesteps - 1, -1, -1):
         d = excess[t].to(dtype)
-        how = _at(t, width), threshold, kind, units
+        how = _width_at(t, width), threshold, kind, units
         g = grad[t].to(dtype)
         if carry is not None:
             g = g - (threshold if neuron.soft else d + threshold) * carry
@@ -250,7 +250,7 @@ def tangent(
         if not averaged:
             of_u = neuron.leak * of_v + of_u
         of_d = of_u - of_threshold
-        how = _at(t, width), threshold, kind, units
+        how = _width_at(t, width), threshold, kind, units
         of_spike = slope(d, *how) * of_d
         fired = _Spike.apply(d, *how)
         if neuron.soft:

@@ -82,9 +82,9 @@ Weights and code: MIT. {terms}
 """
 
 
-_SOURCE = re.compile(r'create_model\("hf-hub:([A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96})", pretrained=True\)')
+_LOADED_FROM = re.compile(r'create_model\("hf-hub:([A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96})", pretrained=True\)')
 _COSTS = (("Spikes an image", "spikes", "per_image"), ("Energy relative to its ANN, estimated", "energy", "ratio"))
-_BESIDES = 'After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.'
+_TIMM_TOO = 'After `import rsnn_zoo`, `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network.'
 _OWN = """\
 The architecture `{0}` is not part of rsnn_zoo. Before loading, run its author's Python file that registers it with
 `@rsnn_zoo.register_architecture("{0}")`; on the command line, give that file by `--plugin`."""
@@ -116,7 +116,7 @@ def model_card(config: ModelConfig, evidence: Mapping[str, Any] | None = None, r
         source=f"hf-hub:{repo}" if repo else name if dataset else "local-dir:FOLDER",
         shape=f"B, {config.in_chans}, {config.img_size}, {config.img_size}",
         classes=config.num_classes,
-        besides=_BESIDES if ours else _OWN.format(config.architecture),
+        besides=_TIMM_TOO if ours else _OWN.format(config.architecture),
         results=results_of(evidence) if evidence else "Not evaluated yet.",
         training="\n".join(facts_of(_told(config.training))) or "Not recorded.",
         terms=f"{dataset.title}: {dataset.terms}" if dataset else "The terms of the training data apply.",
@@ -145,7 +145,7 @@ def check_card(
     Raises:
         ValueError: If anything differs; shows the first lines that do.
     """
-    named = _SOURCE.search(text)
+    named = _LOADED_FROM.search(text)
     found = named[1] if named else None
     if repo and found not in (None, repo):
         raise ValueError(f"the card says to load {found}, and the entry is that of {repo}: load it by this name")
@@ -264,7 +264,7 @@ def _told(training: Mapping[str, Any]) -> Mapping[str, Any]:
     stage = training.get("stage")
     if not isinstance(stage, Mapping) or stage.get("objective") != "natural":
         return training
-    unused = {*_ATTACK} if stage.get("validation_steps") else {*_ATTACK, *_VALIDATION}
+    unused = {*_ATTACK} if stage.get("validation_steps") else {*_ATTACK, *_VALIDATION_ONLY}
     return {**training, "stage": {key: value for key, value in stage.items() if key not in unused}}
 
 
@@ -272,4 +272,4 @@ _ATTACK = (
     *("weight", "eps", "eps_warmup", "steps_warmup"),
     *("attack", "attack_steps", "attack_step", "attack_start", "attack_loss", "attack_pass"),
 )
-_VALIDATION = ("validation_eps", "validation_steps", "attack_mode")  # of the attack that selects the epoch
+_VALIDATION_ONLY = ("validation_eps", "validation_steps", "attack_mode")  # of the attack that selects the epoch

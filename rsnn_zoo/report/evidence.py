@@ -14,6 +14,9 @@ from rsnn_zoo.spec.config import ModelConfig
 from rsnn_zoo.spec.schema import Section
 from rsnn_zoo.spec.units import ABSOLUTE, UNITS
 
+Evidence = Mapping[str, Any]
+"""What ``evaluation.json`` says, as :func:`check_evidence` lets it pass."""
+
 MAX_EVIDENCE_BYTES = 2**24  # a verdict for each image, attack and eps
 
 NETWORK = ("timesteps", "reset", "leak", "initial")
@@ -22,7 +25,8 @@ NETWORK = ("timesteps", "reset", "leak", "initial")
 SETTINGS = {"seed": (0, 2**64 - 1), "chunk": (1, 4096), "draws": (1, 1024)}
 """Bounds of the integers among the settings, since whoever recomputes a verdict takes them from a stranger."""
 PRECISIONS = ("float32", "bfloat16", "folded")
-"""As of ``rsnn_zoo.attacks.gradients``, which needs torch; a test holds the two together."""
+"""The keys of ``attacks.gradients.COMPUTE_DTYPES``, then ``attacks.victim.FOLDED``: a test holds them together, since
+those need torch."""
 
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6

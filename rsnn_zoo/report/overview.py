@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rsnn_zoo.report.evidence import Evidence
 from rsnn_zoo.report.plots import new_figure, save_figure
 from rsnn_zoo.spec.names import ModelName, UnknownNameError
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["overview", "plot_overview"]
-
-Evidence = Mapping[str, Any]
 
 COLUMNS = 4
 _COLORS = (
@@ -71,7 +70,7 @@ def overview(evidence: Sequence[Evidence]) -> Figure:
             axes.set_axis_off()
         for axes, (family, reports) in zip(line, families, strict=False):
             for report in reports:
-                _draw(axes, report, colors[_steps(report)])
+                _draw_entry(axes, report, colors[_steps(report)])
             axes.set_title(f"{dataset}: {family}", fontsize="small")
             axes.set(ylim=(0, 100), xlim=(-0.03 * widest, 1.05 * widest))
             axes.set_xticks([widest * quarter / 4 for quarter in range(5)])
@@ -92,23 +91,23 @@ def _families(dataset: str, evidence: Sequence[Evidence]) -> dict[str, list[Evid
 
 
 def _family(model: str) -> str:
-    name = _parsed(model)
+    name = _model_name(model)
     return f"{name.architecture}, {name.objective}" + (f", {name.tag}" if name.tag else "") if name else model
 
 
 def _steps(report: Evidence) -> int:
-    name = _parsed(report["model"])
+    name = _model_name(report["model"])
     return (name.timesteps or 0) if name else 0
 
 
-def _parsed(model: str) -> ModelName | None:
+def _model_name(model: str) -> ModelName | None:
     try:
         return ModelName.parse(model.rpartition("/")[2])
     except UnknownNameError:  # a name of somebody's own
         return None
 
 
-def _draw(axes: Axes, report: Evidence, color: str) -> None:
+def _draw_entry(axes: Axes, report: Evidence, color: str) -> None:
     """Draw a line under the ensemble from no attack on, and points for other protocols where they were run."""
     curve, points = [(0.0, report["clean"]["accuracy"], report["clean"]["ci95"])], {}
     for run in sorted(report["runs"], key=lambda run: (run["eps"], run["protocol"])):

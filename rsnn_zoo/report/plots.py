@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo._utils.files import replacing
+from rsnn_zoo.report.evidence import Evidence
 from rsnn_zoo.report.report import ALL, by_steps, in_255, wilson
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["new_figure", "plot_accuracy", "plot_curves", "save_figure", "save_page"]
-
-Evidence = Mapping[str, Any]
 
 
 def plot_accuracy(evidence: Sequence[Evidence], path: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rsnn_zoo._utils.files import ConfigError, load_json
 from rsnn_zoo.spec.datasets import DATASETS
-from rsnn_zoo.spec.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, near_matches
+from rsnn_zoo.spec.names import MAX_TIMESTEPS, ModelName, UnknownNameError, architectures, near_matches
 from rsnn_zoo.spec.schema import Section
 
 SCHEMA = 1
@@ -34,14 +34,14 @@ _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
 # what is meant where an argument is absent
 _USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "scaled": False}
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
-_ONE_FILE = re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors)")
-_INDEX = re.compile(_FILE_NAME.pattern + r"(?<=\.safetensors\.index\.json)")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_ONE_FILE = re.compile(FILE_NAME.pattern + r"(?<=\.safetensors)")
+_INDEX = re.compile(FILE_NAME.pattern + r"(?<=\.safetensors\.index\.json)")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,7}")
 _ARCHITECTURE = re.compile(_PREFIX + r"(?=.{1,64}$)[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile(r"(?:pcw|exp|exp_d|rect)-\d{1,4}(?:\.\d{1,20})?(?:e-\d{1,2})?|ste")
 
 
@@ -92,7 +92,7 @@ class ModelConfig:
     """A validated ``config.json``.
 
     Attributes:
-        architecture: One of ``names.ARCHITECTURES``.
+        architecture: One of :func:`rsnn_zoo.spec.names.architectures`.
         num_classes: Number of classes, 1 to 10,000.
         num_features: Width of the layer before the classifier.
         in_chans: Input channels, 1 to 16.
@@ -227,7 +227,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
         scaled=args.flag("scaled"),
         first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
         classifier=cfg.text("classifier", _MODULE_PATH, "fc"),
-        name=ours.text("name", _FILE_NAME, None),
+        name=ours.text("name", FILE_NAME, None),
         revision=ours.text("revision", _REVISION, None),
         created=ours.text("created", re.compile(r"[0-9T:.+-]{10,40}Z?"), None),
         training=ours.section("training", optional=True).content,
@@ -239,7 +239,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
 
 
 def _architecture(top: Section, source: str, registered: bool) -> str:
-    known, named = tuple(_PREFIX + a for a in ARCHITECTURES), str(top.value("architecture"))
+    known, named = tuple(_PREFIX + a for a in architectures()), str(top.value("architecture"))
     if not registered and _ARCHITECTURE.fullmatch(named):
         return named.removeprefix(_PREFIX)
     if named.startswith(_PREFIX) and named not in known:
@@ -281,7 +281,7 @@ def shard_names(count: int) -> list[str]:
 def _file(section: Section, name: re.Pattern[str]) -> dict[str, Any]:
     return {
         "file": section.text("file", name),
-        "sha256": section.text("sha256", _SHA256),
+        "sha256": section.text("sha256", SHA256),
         "size": section.integer("size", 8, MAX_WEIGHTS_BYTES),
     }
 

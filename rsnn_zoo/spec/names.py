@@ -15,10 +15,10 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from rsnn_zoo._utils.renamed import renamed
 from rsnn_zoo.spec.datasets import DATASETS
 
-ARCHITECTURES = ["vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4"]
-"""Those of the zoo, then the registered ones."""
+_architectures = ["vgg11", "vgg16", "resnet20", "resnet32", "wrn16_4", "wrn28_4"]
 MAX_TIMESTEPS = 1000  # far beyond any published SNN, and small enough that no name asks for absurd amounts of memory
 
 # What a name may say before training.objectives, which needs torch, is imported; a test holds the two together.
@@ -39,9 +39,9 @@ class ModelName:
     """A model name, part by part; ``str()`` gives back the text that ``parse`` read.
 
     Attributes:
-        architecture: One of ``ARCHITECTURES``.
+        architecture: One of :func:`architectures`.
         dataset: A key of ``rsnn_zoo.spec.datasets.DATASETS``.
-        objective: One of ``objectives()``.
+        objective: One of :func:`objectives`.
         timesteps: Number of time steps, 1 to ``MAX_TIMESTEPS``; None for the un-converted ReLU network.
         tag: The recipe, e.g. ``"linf8"``; None for the default recipe of that name.
 
@@ -57,7 +57,7 @@ class ModelName:
 
     def __post_init__(self) -> None:
         """Refuse what is not of the grid."""
-        for part, known in (("architecture", ARCHITECTURES), ("dataset", DATASETS), ("objective", _objectives)):
+        for part, known in (("architecture", _architectures), ("dataset", DATASETS), ("objective", _objectives)):
             if (value := getattr(self, part)) not in known:
                 own = "" if part == "dataset" else "; one of your own is to be registered first (--plugin FILE.py)"
                 raise UnknownNameError(f"unknown {part} {value!r}{near_matches(value, known)}{own}")
@@ -96,12 +96,17 @@ class ModelName:
         return f"{self.architecture}_{self.dataset}_{self.objective}_{time}{tag}"
 
 
+def architectures() -> tuple[str, ...]:
+    """Return the known architectures, those of the zoo first, then the registered ones."""
+    return tuple(_architectures)
+
+
 def objectives() -> tuple[str, ...]:
     """Return the known training objectives, those of the papers first, then the registered ones."""
     return tuple(_objectives)
 
 
-def register_objective(name: str) -> None:
+def add_objective(name: str) -> None:
     """Make a new training objective part of the grammar.
 
     Args:
@@ -116,10 +121,10 @@ def register_objective(name: str) -> None:
 
 def check_objective(name: str, known: Collection[str]) -> None:
     """Raises ValueError if the name of a new objective is malformed, or among the known ones."""
-    _check("Objective", name, known, "[a-z][a-z0-9]*", "lower-case letters and digits, starting with a letter")
+    _check_new_name("Objective", name, known, "[a-z][a-z0-9]*", "lower-case letters and digits, starting with a letter")
 
 
-def register_architecture(name: str) -> None:
+def add_architecture(name: str) -> None:
     """Make a new architecture part of the grammar.
 
     Args:
@@ -129,11 +134,13 @@ def register_architecture(name: str) -> None:
         ValueError: If the name is malformed or taken.
     """
     pattern = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
-    _check("Architecture", name, ARCHITECTURES, pattern, "lower-case letters and digits joined by single underscores")
-    ARCHITECTURES.append(name)
+    _check_new_name(
+        "Architecture", name, _architectures, pattern, "lower-case letters and digits joined by single underscores"
+    )
+    _architectures.append(name)
 
 
-def _check(what: str, name: str, known: Collection[str], pattern: str, described: str) -> None:
+def _check_new_name(what: str, name: str, known: Collection[str], pattern: str, described: str) -> None:
     if not re.fullmatch(pattern, name):
         raise ValueError(f"{what} {name!r} must be {described}")
     if name in known:
@@ -160,3 +167,11 @@ def is_model(name: str) -> bool:
     except UnknownNameError:
         return False
     return True
+
+
+__getattr__ = renamed(
+    __name__,
+    ARCHITECTURES="_architectures",
+    register_architecture="add_architecture",
+    register_objective="add_objective",
+)

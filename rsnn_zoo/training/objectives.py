@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsnn_zoo.attacks.inner import INNER_LOSSES, STARTS
-from rsnn_zoo.spec.names import check_objective, near_matches, objectives
-from rsnn_zoo.spec.names import register_objective as register_name
+from rsnn_zoo.spec.names import add_objective, check_objective, near_matches, objectives
 
 __all__ = ["OBJECTIVES", "Objective", "get_objective", "register_objective"]
 
-Loss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+TrainingLoss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Objective:
             clean images; the attack too where it maximises ``"teacher"``.
     """
 
-    loss: Loss
+    loss: TrainingLoss
     clean: bool = True
     inner: str | None = None
     start: str = "uniform"
@@ -55,7 +54,7 @@ OBJECTIVES: dict[str, Objective] = {}
 
 def register_objective(
     name: str, *, clean: bool = True, inner: str | None = None, start: str = "uniform", teacher: bool = False
-) -> Callable[[Loss], Loss]:
+) -> Callable[[TrainingLoss], TrainingLoss]:
     """Decorator that makes a loss an objective, and its name a part of the grammar of model names (but with a teacher).
 
     Args:
@@ -80,9 +79,9 @@ def register_objective(
         if name in OBJECTIVES:
             check_objective(name, OBJECTIVES)
         if name not in objectives():  # those of the papers are known beforehand
-            register_name(name)
+            add_objective(name)
 
-    def register(loss: Loss) -> Loss:
+    def register(loss: TrainingLoss) -> TrainingLoss:
         OBJECTIVES[name] = Objective(loss, clean, inner, start, teacher)
         return loss
 

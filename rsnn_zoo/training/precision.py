@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES
 
 WORTH_SAYING = 1.5  # below that, what a short measurement finds may be noise
 
@@ -18,7 +18,7 @@ def relative_time(precision: str, device: torch.device | str = "cpu", repeats: i
     """Measure how long a convolution takes in ``precision``, in multiples of the time that it takes in float32.
 
     Args:
-        precision: A key of ``PRECISIONS``, ``"float32"`` or ``"bfloat16"``.
+        precision: A key of ``COMPUTE_DTYPES``, ``"float32"`` or ``"bfloat16"``.
         device: Where to measure; some hundredths of a second on a CPU.
         repeats: Runs, of which the fastest counts.
 
@@ -32,7 +32,7 @@ def relative_time(precision: str, device: torch.device | str = "cpu", repeats: i
     """
     if precision == "float32":
         return 1.0
-    return _seconds(PRECISIONS[precision], device, repeats) / _seconds(torch.float32, device, repeats)
+    return _seconds(COMPUTE_DTYPES[precision], device, repeats) / _seconds(torch.float32, device, repeats)
 
 
 def warn_where_slow(precision: str, device: torch.device | str) -> None:

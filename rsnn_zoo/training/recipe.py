@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rsnn_zoo._utils.files import ConfigError, read_text
+from rsnn_zoo.spec.config import FILE_NAME
 from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.training.objectives import OBJECTIVES, get_objective
 from rsnn_zoo.training.stages import Conversion, Neuron, Recipe, RecipeError, Split, Stage, split_of
@@ -46,7 +47,6 @@ __all__ = [
 FOLDER = Path(__file__).parent / "recipes"
 MAX_BYTES = 2**16
 _MAX_LINE, _MAX_DEPTH = 1000, 8
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _NUMBER = re.compile(
     r"\s*[+-]?(\d{1,16}(\.\d{0,20})?|\.\d{1,20})(e[+-]?\d{1,2}|/\d{1,16})?\s*", re.IGNORECASE | re.ASCII
 )
@@ -81,7 +81,7 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     path = Path(source) if str(source).endswith(".toml") else FOLDER / f"{source}.toml"
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {source}{near_matches(str(source), recipe_names())}, or a .toml file")
-    content = _content(path, ())
+    content = _with_base(path, ())
     variants = content.pop("variants", {})
     if not _is_table(variants) or not all(map(_is_table, variants.values())):
         raise RecipeError(f"{path}: variants must hold tables, such as [variants.at.ann]")
@@ -99,7 +99,7 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     return _build(Recipe, {"name": path.stem} | content, str(path))
 
 
-def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """What a file says, over what its base says."""
     try:
         content = _toml(read_text(path, MAX_BYTES), str(path))
@@ -107,13 +107,13 @@ def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(str(error)) from None
     if (base := content.pop("base", None)) is None:
         return content
-    if not isinstance(base, str) or not _NAME.fullmatch(base):
+    if not isinstance(base, str) or not FILE_NAME.fullmatch(base):
         raise RecipeError(f"{path}: base is {base!r:.100}, must be the name of a recipe, such as 'digits'")
     beside = path.with_name(f"{base}.toml")
     found = beside if beside.is_file() else FOLDER / beside.name
     if found in (path, *above) or not found.is_file():
         raise RecipeError(f"{path}: base is {base!r}{near_matches(str(base), recipe_names())}, or a file beside it")
-    return _merged(_content(found, (path, *above)), content)
+    return _merged(_with_base(found, (path, *above)), content)
 
 
 def _toml(text: str, source: str) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class TrainingRun:
         """Keeps these weights if none before were better."""
         score = [record["validation_robust"] or 0.0, record["validation"]]
         if not self.best or score >= self.best["score"]:
-            self.best = {"score": score, "epoch": record["epoch"], "state": _copied(self.updates.result)}
+            self.best = {"score": score, "epoch": record["epoch"], "state": _copied_state(self.updates.result)}
 
     @exact_arithmetic()
     def validate(self) -> tuple[float, float | None]:
@@ -283,7 +283,7 @@ class TrainingRun:
         """Writes a checkpoint and the log; a failure is fatal only where it ``must``."""
         state = {key: getattr(self, key) for key in _REMEMBERED}
         for key, part in self.parts().items():
-            state[key] = _copied(part) if isinstance(part, nn.Module) else part.state_dict()
+            state[key] = _copied_state(part) if isinstance(part, nn.Module) else part.state_dict()
         try:
             self.folder.save(state)
         except OSError as error:
@@ -311,6 +311,6 @@ class TrainingRun:
 _REMEMBERED = ("epoch", "batch", "sums", "seconds", "training_seconds", "history", "best")
 
 
-def _copied(module: nn.Module) -> dict[str, Tensor]:
+def _copied_state(module: nn.Module) -> dict[str, Tensor]:
     """The state, each tensor in memory of its own: those of a loaded network are views of one file."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

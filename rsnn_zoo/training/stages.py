@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rsnn_zoo.attacks.gradients import PRECISIONS
+from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES
 from rsnn_zoo.attacks.inner import ATTACKS, STARTS
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, RESETS, Surrogate
 from rsnn_zoo.neurons.modes import parse_mode
@@ -175,7 +175,7 @@ class Stage(_Checked):
     ema: float = _number(0.0, 0.0, 0.99999)
     staircase: int = _number(0, 0, 1024)
     staircase_epochs: float = _number(0.0, 0.0, 10_000.0)
-    precision: str = _one_of("float32", PRECISIONS)
+    precision: str = _one_of("float32", COMPUTE_DTYPES)
     channels_last: bool = False
     compile: bool = False
     augmentation: Augmentation = _UNCHANGED

@@ -15,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rsnn_zoo.attacks.base import project
-from rsnn_zoo.attacks.gradients import PRECISIONS, InputGradient, PassGradient
+from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES, InputGradient, PassGradient
 from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, ascend, perturb, start_noise
 from rsnn_zoo.models.distributed import Ranks, parallel
 from rsnn_zoo.models.layers import batch_statistics
@@ -28,7 +28,7 @@ from rsnn_zoo.training.staircases import Staircases
 
 __all__ = ["MEASURED", "Updates"]
 
-CHUNK = 16
+CPU_CHUNK = 16
 """Images at once through a spiking network on a CPU, in attacks: so a layer's T steps stay in the cache."""
 
 MEASURED = ("loss", "clean", "robust")
@@ -85,7 +85,7 @@ class Updates:
         spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
         self.attack_options = {
             "precision": stage.precision,
-            "chunk": CHUNK if spiking and self.device.type == "cpu" else None,
+            "chunk": CPU_CHUNK if spiking and self.device.type == "cpu" else None,
             "mode": None if stage.attack_mode == "own" else parse_mode(stage.attack_mode),
         }
 
@@ -239,7 +239,7 @@ class Updates:
 
     def _forward(self, images: Tensor, network: nn.Module) -> Tensor:
         """Logits, convolutions in the stage's precision."""
-        dtype = PRECISIONS[self.stage.precision]
+        dtype = COMPUTE_DTYPES[self.stage.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             try:
                 logits = network(images)

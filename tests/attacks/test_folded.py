@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _draw
+from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _is_audited
 from rsnn_zoo.neurons.modes import Surrogate
 from tests.models.test_fused import network
 
@@ -48,14 +48,14 @@ def test_a_sampled_share_of_what_stands_is_shown_to_the_exact_network():
         victim._fast.model.fc.bias[3] = 1e3  # by the folded one all stand
     truth = victim.fallen(images, labels)
     down = victim.under(None).gradient(images, labels, loss, labels, {})[2]
-    drawn = _draw(images)
+    drawn = _is_audited(images)
     assert down.equal(truth & drawn)
     assert (victim.agreement.sampled, victim.agreement.fell) == (int(drawn.sum()), int((truth & drawn).sum()))
     assert 0 < victim.agreement.sampled < 16
 
 
-def test_the_draw_depends_on_the_image_alone():
+def test_the_is_audited_depends_on_the_image_alone():
     images = torch.rand(200, 3, 8, 8)
-    drawn, order = _draw(images), torch.randperm(200)
-    assert _draw(images[order]).equal(drawn[order])
+    drawn, order = _is_audited(images), torch.randperm(200)
+    assert _is_audited(images[order]).equal(drawn[order])
     assert 1 < drawn.sum() < 40

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 
-from rsnn_zoo.attacks.gradients import LOSSES, InputGradient, PassGradient, fold, input_gradient
+from rsnn_zoo.attacks.gradients import InputGradient, PassGradient, fold, input_gradient
+from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.models.frozen import freeze

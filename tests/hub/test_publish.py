@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import ConfigError, load_json, to_json
-from rsnn_zoo.attacks.gradients import PRECISIONS, fold
+from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES, fold
 from rsnn_zoo.attacks.victim import FOLDED
 from rsnn_zoo.cli import build
 from rsnn_zoo.hub import publish
@@ -359,7 +359,7 @@ def test_settings_within_their_bounds_are_those_of_an_evaluation(entry):
     config = load_config(entry / "config.json")
     for settings in ({"chunk": None, "draws": None}, {"chunk": 4096, "draws": 1024, "seed": 2**64 - 1}, {}):
         check_evidence(config, evidence_for(config, settings=settings))
-    assert (*PRECISIONS, FOLDED) == evidence.PRECISIONS
+    assert (*COMPUTE_DTYPES, FOLDED) == evidence.PRECISIONS
 
 
 def test_missing_evidence_is_refused(entry, hub, push):

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from rsnn_zoo.report.card import check_card, model_card, summary
 from rsnn_zoo.spec.config import ModelConfig, WeightsInfo
-from rsnn_zoo.spec.names import ARCHITECTURES
+from rsnn_zoo.spec.names import architectures
 from rsnn_zoo.training.recipe import Stage
 from tests.conftest import evidence_for
 from tests.spec.test_config import CONFIG
@@ -67,7 +67,7 @@ def test_the_tables_say_what_the_evidence_says():
         assert said in text, said
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", architectures())
 @pytest.mark.parametrize("timesteps", [None, 4])
 def test_every_network_has_a_card_before_its_first_evaluation(architecture, timesteps):
     config = replace(CONFIG, architecture=architecture, timesteps=timesteps, name=None, training={})

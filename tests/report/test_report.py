@@ -19,7 +19,7 @@ import rsnn_zoo
 from rsnn_zoo._utils.files import load_json
 from rsnn_zoo._utils.provenance import digest
 from rsnn_zoo.evaluation.evaluation import evaluate
-from rsnn_zoo.evaluation.examples import to_uint8, verify
+from rsnn_zoo.evaluation.examples import to_uint8, verify_examples
 from rsnn_zoo.hub.resolve import entry_folder
 from rsnn_zoo.report.card import model_card
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, EvidenceError, published_runs
@@ -284,7 +284,7 @@ def test_every_claimed_fall_is_in_the_file(examples):
     rows = zip(*(found[key].tolist() for key in ("run", "index", "member")), strict=True)
     claimed = {(number, i, v) for number, run in enumerate(report.runs) for i, v in enumerate(run.verdicts) if v >= 0}
     assert set(rows) == claimed and len(claimed) > 20
-    verification = verify(tiny.network(True), path, tiny.digits())
+    verification = verify_examples(tiny.network(True), path, tiny.digits())
     assert not verification.faults and verification.n == len(claimed) >= verification.n_uint8 > 10
     plain = tiny.network(True)(found["images"]).argmax(1)
     assert (plain != found["labels"]).float().mean() > 0.99  # but for roundings
@@ -347,7 +347,7 @@ def eight_bits(tensors):
     ],
 )
 def test_a_false_claim_is_found(examples, tmp_path, change, fault):
-    assert fault in verify(tiny.network(True), forged(examples, tmp_path, change)).faults
+    assert fault in verify_examples(tiny.network(True), forged(examples, tmp_path, change)).faults
 
 
 def nothing(tensors):
@@ -385,7 +385,7 @@ def nothing(tensors):
 def test_a_malformed_file_is_refused(examples, tmp_path, change, about, said):
     about = {"model_sha256": "0" * 64} | about if "model" in about else about
     with pytest.raises(ValueError, match=said):
-        verify(tiny.network(True), forged(examples, tmp_path, change, **about))
+        verify_examples(tiny.network(True), forged(examples, tmp_path, change, **about))
 
 
 @pytest.mark.parametrize(
@@ -398,10 +398,10 @@ def test_a_file_does_not_choose_what_is_spent_on_it(examples, tmp_path, monkeypa
     monkeypatch.setattr("rsnn_zoo.evaluation.costs.MAX_PASSES", 10**4)
     path = forged(examples, tmp_path, nothing, **about)
     with pytest.raises(ValueError, match=f"would take .*{said}.*: allow it by allow_cost"):
-        verify(tiny.network(True), path)
-    assert verify(tiny.network(True), examples[1]).n  # as it was made
+        verify_examples(tiny.network(True), path)
+    assert verify_examples(tiny.network(True), examples[1]).n  # as it was made
     monkeypatch.setattr("rsnn_zoo.evaluation.examples.ModelVictim.fallen", lambda self, x, y: torch.ones(len(x)) > 0)
-    assert verify(tiny.network(True), path, allow_cost=True).n
+    assert verify_examples(tiny.network(True), path, allow_cost=True).n
 
 
 def test_images_of_another_size_are_refused(examples, tmp_path):
@@ -410,31 +410,31 @@ def test_images_of_another_size_are_refused(examples, tmp_path):
 
     for model, data in ((small_network(), None), (tiny.network(True), tiny.digits())):
         with pytest.raises(ValueError, match=r"holds images \(1, 8, 7\), not \(1, 8, 8\)"):
-            verify(model, forged(examples, tmp_path, crop, model_sha256=digest(model)), data)
+            verify_examples(model, forged(examples, tmp_path, crop, model_sha256=digest(model)), data)
 
 
 def test_images_of_another_data_set_are_found(examples):
     other = rsnn_zoo.load_dataset("digits", "train").select(360)
-    assert "not of this data set" in verify(tiny.network(True), examples[1], other).faults
+    assert "not of this data set" in verify_examples(tiny.network(True), examples[1], other).faults
 
 
 def test_other_weights_and_other_files_are_refused(examples, tmp_path):
     with pytest.raises(ValueError, match="other weights"):
-        verify(tiny.network(False), examples[1])
+        verify_examples(tiny.network(False), examples[1])
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="no adversarial examples"):
-        verify(tiny.network(True), tmp_path / "other")
+        verify_examples(tiny.network(True), tmp_path / "other")
     (tmp_path / "cut").write_bytes(examples[1].read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged"):
-        verify(tiny.network(True), tmp_path / "cut")
+        verify_examples(tiny.network(True), tmp_path / "cut")
     with pytest.raises(FileNotFoundError):
-        verify(tiny.network(True), tmp_path / "none")
+        verify_examples(tiny.network(True), tmp_path / "none")
 
 
 def test_no_falls_make_an_empty_file(tmp_path):
     data = tiny.digits().select(5)
     evaluate(tiny.network(), data, "fgsm", 0.0, checks=0, adversarial=tmp_path / "none")
-    assert verify(tiny.network(), tmp_path / "none", data).n == 0
+    assert verify_examples(tiny.network(), tmp_path / "none", data).n == 0
 
 
 @given(

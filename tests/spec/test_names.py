@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from rsnn_zoo.spec import names
 from rsnn_zoo.spec.datasets import DATASETS
-from rsnn_zoo.spec.names import ARCHITECTURES, MAX_TIMESTEPS, ModelName, UnknownNameError, register_objective
+from rsnn_zoo.spec.names import MAX_TIMESTEPS, ModelName, UnknownNameError, add_objective, architectures
 from rsnn_zoo.training.objectives import OBJECTIVES
 
 tags = st.none() | st.from_regex(r"[a-z0-9]+([_-][a-z0-9]+)?", fullmatch=True)
 grid = st.builds(
     ModelName,
-    st.sampled_from(ARCHITECTURES),
+    st.sampled_from(architectures()),
     st.sampled_from(sorted(DATASETS)),
     st.sampled_from(names.objectives()),
     st.none() | st.integers(1, MAX_TIMESTEPS),
@@ -80,9 +80,9 @@ print(*objectives())
 
 def test_a_registered_objective_joins_the_grammar(monkeypatch):
     monkeypatch.setattr(names, "_objectives", list(names.objectives()))
-    register_objective("awp")
+    add_objective("awp")
     assert ModelName.parse("vgg11_svhn_awp_t2").objective == "awp"
     with pytest.raises(ValueError, match="already registered"):
-        register_objective("awp")
+        add_objective("awp")
     with pytest.raises(ValueError, match="lower-case"):
-        register_objective("my_objective")
+        add_objective("my_objective")
