@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rsnn_zoo._utils.folders import current
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.evaluation import evaluate
@@ -144,7 +145,7 @@ def save_report(report: Report, path: Path, *others: Path) -> Path | None:
         PosixPath('results/net.1.json')
     """
     former = keep_former([path, *others], report.to_json())
-    if path.name == EVIDENCE and (path.parent / CONFIG).is_file():
+    if path.name == EVIDENCE and current(path.parent, CONFIG).is_file():
         save_evidence(path.parent, report.to_json())  # and the card, which is of the evidence too
     else:
         report.save(path)

@@ -32,12 +32,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for a zero byte
         raise ValueError(f"{path} cannot be written: its folder cannot be made ({error}); name another path") from None
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path} cannot be written: it is a folder; name a file in it")
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path.with_name(temporary_name(path.name)))
+    except (OSError, ValueError) as error:  # nothing can be called so
+        raise ValueError(f"{printable(path)} cannot be written ({str(error)[:40]}); name another path") from None
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path} cannot be written: {path.parent} is read-only for you; name another path")
+
+
+def printable(path: str | os.PathLike[str] | None) -> str:
+    """Return a path for a message, of a zero byte or an end of line in it what can be seen."""
+    return repr(os.fspath(path or ""))[1:-1][:300]
 
 
 def load_json(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> Any:
@@ -62,7 +72,7 @@ def open_regular(path: str | os.PathLike[str]) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
     except ValueError as error:  # a zero byte in its name
-        raise OSError(f"{path!r} cannot be opened: {error}") from None
+        raise OSError(f"{printable(path)} cannot be opened ({error}): give the path of a file") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(f"{path} is no regular file: give the path of one")

@@ -36,9 +36,9 @@ def locked(folder: str | os.PathLike[str], shared: bool = False) -> Iterator[Non
         shared: Other readers may hold it too.
     """
     handle = None
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # the latter for a zero byte
         if fcntl:
-            handle = os.open(folder, os.O_RDONLY)
+            handle = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
             fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         yield

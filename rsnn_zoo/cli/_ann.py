@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rsnn_zoo._utils.folders import current
 from rsnn_zoo.cli._weights import load_file
 from rsnn_zoo.conversion.conversion import convert
 from rsnn_zoo.data.images import ImageData
@@ -56,7 +57,7 @@ def trained_ann(name: ModelName, source: str | None, key: str | None = None) -> 
     """
     own = str(replace(name, timesteps=None))
     run = Path("runs") / own
-    source = source or (str(run) if (run / CONFIG).is_file() else own)
+    source = source or (str(run) if current(run, CONFIG).is_file() else own)
     if not Path(source).is_file() and Path(source).suffix not in (".safetensors", ".pth", ".pt"):
         try:
             ann = create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)

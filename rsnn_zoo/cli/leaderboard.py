@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rsnn_zoo._utils.folders import current
 from rsnn_zoo.cli._console import Outcome
 from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE, entries_folder
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> Outcome:
     """Write the page."""
     from rsnn_zoo.report.leaderboard import save_leaderboard
 
-    published = sorted(path.parent for path in args.folder.glob(f"*/{EVIDENCE}") if (path.parent / CONFIG).is_file())
+    published = sorted(
+        path.parent for path in args.folder.glob(f"*/{EVIDENCE}") if current(path.parent, CONFIG).is_file()
+    )
     count = save_leaderboard(args.output, [*published, *args.folders])
     return f"{count} entries on {args.output}", {"entries": count, "page": str(args.output)}, 0

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from rsnn_zoo._utils.folders import current
 from rsnn_zoo.cli._arguments import add_plugin
 from rsnn_zoo.cli._console import ERRORS, Outcome, complain
 from rsnn_zoo.hub.resolve import CONFIG, NotPublishedError, entries_folder
@@ -56,7 +57,7 @@ def _folders(args: argparse.Namespace) -> list[Path]:
     for pattern in ["*"] if args.all else args.names:
         own = Path(pattern)
         matching = [folder for folder in known if fnmatchcase(folder.name, pattern)]
-        here = (own / CONFIG).is_file()
+        here = current(own, CONFIG).is_file()
         if here and matching and not any(folder.samefile(own) for folder in matching):
             raise ValueError(f"{pattern} is a folder here and an entry: name ./{pattern}, or {matching[0]}")
         if not matching and not here:

@@ -5,11 +5,13 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from rsnn_zoo._utils.archives import UNREADABLE, check_swelling
+from rsnn_zoo._utils.files import open_regular
 from rsnn_zoo.data.checks import CHANNELS, check_labels
 from rsnn_zoo.spec.datasets import Augmentation, DatasetInfo
 
@@ -31,6 +33,7 @@ def read_npz(path: Path, info: DatasetInfo | None, train: bool) -> tuple[Dataset
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read, or is no regular file.
         ValueError: If it is damaged, or holds other arrays.
     """
     arrays = {key: value for key, value in zip(NPZ_KEYS, _arrays(path), strict=True)}
@@ -60,13 +63,21 @@ def read_npz(path: Path, info: DatasetInfo | None, train: bool) -> tuple[Dataset
 
 
 def _arrays(path: Path) -> list[np.ndarray]:
-    """Read the arrays under ``NPZ_KEYS``, or under Keras' names."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}")
+    """Read the arrays under ``NPZ_KEYS``, or under Keras' names.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If it is damaged, or lacks some.
+    """
+    with open_regular(path) as file:
+        return _named(path, file)
+
+
+def _named(path: Path, file: BinaryIO) -> list[np.ndarray]:
     try:
-        if not zipfile.is_zipfile(path):
+        if not zipfile.is_zipfile(file):
             raise zipfile.BadZipFile("no zip archive")
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             there = [name.removesuffix(".npy") for name in archive.namelist()]
             names = [key if key in there else _ALIASES[key] for key in NPZ_KEYS]
             missing = [key for key, name in zip(NPZ_KEYS, names, strict=True) if name not in there]

@@ -78,9 +78,9 @@ def _read_torchvision(info: DatasetInfo, root: Path, train: bool, download: bool
     part = {"split": "train" if train else "test"} if info.name == "svhn" else {"train": train}
     try:
         images, labels = zip(*factory(root, download=download, **part), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, LookupError, TypeError, ValueError, EOFError) as error:  # of files cut short
         if download:
-            raise
+            raise OSError(f"{info.title} could not be downloaded into {root}/: {error}; try again") from error
         raise FileNotFoundError(
             f"{info.title} is missing or damaged in the folder {root}/: pass download=True (--download) to fetch it, "
             "or an .npz file as source (--data FILE.npz)"

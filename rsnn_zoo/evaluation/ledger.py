@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rsnn_zoo._utils.files import printable
 from rsnn_zoo.models.distributed import Ranks
 
 __all__ = ["Ledger"]
@@ -89,9 +90,10 @@ class Ledger:
             if path is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path or ":memory:", timeout=600, isolation_level=None)
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, ValueError, sqlite3.OperationalError) as error:  # of a zero byte in its name, the second
             raise OSError(
-                f"the state of the evaluation cannot be kept in {path} ({error}): name a file that can be written"
+                f"the state of the evaluation cannot be kept in {printable(path)} ({error}): name a file that can be "
+                "written"
             ) from None
         try:
             self._open(json.dumps(fingerprint), json.dumps(environment or {}), images or {})

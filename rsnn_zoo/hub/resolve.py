@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import git_hash
 
-from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError
+from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, printable
 from rsnn_zoo._utils.folders import current, locked
 from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, SHA256, WEIGHTS, ModelConfig, load_config
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matches
@@ -186,12 +186,12 @@ def resolve(
     hub = _Hub(cache_dir, local_files_only, endpoint)
     source, colon, place = name.partition(":")
     if not colon:
-        if (Path(name) / CONFIG).is_file() and not is_model(name):
+        if os.path.isfile(Path(name) / CONFIG) and not is_model(name):
             raise UnknownNameError(f"{name} is a folder: say 'local-dir:{name}'")
         return _packaged(name, revision, hub)
     if source == "local-dir":
-        if not current(place, CONFIG).is_file():
-            raise FileNotFoundError(f"{place} is not the folder of an entry: there is no {CONFIG} in it")
+        if not os.path.isfile(current(place, CONFIG)):
+            raise FileNotFoundError(f"{printable(place)} is not the folder of an entry: there is no {CONFIG} in it")
         return _folder(Path(place), name)
     if source == "hf-hub":
         repo, _, tag = place.partition("@")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsnn_zoo._utils.files import replacing
+from rsnn_zoo._utils.folders import current, locked
 from rsnn_zoo.report.evidence import load_evidence, published_runs
 from rsnn_zoo.spec.config import ModelConfig, load_config
 
@@ -35,8 +36,9 @@ def read_entry(folder: str | os.PathLike[str], seen_from: str | os.PathLike[str]
         4
     """
     folder = Path(folder)
-    config = load_config(folder / _CONFIG, registered=False)  # nothing of the network is built here
-    evidence = load_evidence(folder / _EVIDENCE, config)
+    with locked(folder, shared=True):
+        config = load_config(current(folder, _CONFIG), registered=False)  # nothing of the network is built here
+        evidence = load_evidence(current(folder, _EVIDENCE), config)
     published_runs(evidence)  # refuses accuracies that the verdicts do not give
     energy = evidence.get("energy", {})
     link = Path(os.path.relpath(folder, seen_from)).as_posix()
@@ -57,7 +59,7 @@ def read_entry(folder: str | os.PathLike[str], seen_from: str | os.PathLike[str]
         "flags": {
             flag: str(one.get("message") or "") for flag, one in evidence.get("flags", {}).items() if one.get("raised")
         },
-        "card": f"{link}/{_CARD}" if (folder / _CARD).is_file() else None,
+        "card": f"{link}/{_CARD}" if current(folder, _CARD).is_file() else None,
         "evidence": f"{link}/{_EVIDENCE}",
         "bibtex": _bibtex(name, config, evidence),
     }
@@ -69,7 +71,7 @@ def _bibtex(name: str, config: ModelConfig, evidence: Mapping[str, Any]) -> str:
     fields = {
         "title": "{" + name + "}: a network of the rsnn\\_zoo model zoo",
         "year": str(evidence.get("created", ""))[:4],
-        "howpublished": f"rsnn\\_zoo {evidence['versions']['rsnn_zoo']}",
+        "howpublished": f"rsnn\\_zoo {evidence.get('versions', {}).get('rsnn_zoo', '')}".strip(),
         "note": f"weights with SHA-256 {sha256}",
     }
     lines = "".join(f"  {key} = {{{value}}},\n" for key, value in fields.items())

@@ -29,9 +29,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if path.suffix not in (".csv", ".json"):
         raise ValueError(f"a results file ends in .csv or .json, not as {path}")
-    if not path.is_file():
-        return []
     try:
+        if not path.exists():
+            return []
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         if path.suffix == ".json":
             rows = load_json(path, MAX_EVIDENCE_BYTES)
         else:

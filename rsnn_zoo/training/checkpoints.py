@@ -188,6 +188,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             return _state(data)
         except FileNotFoundError:
             continue
+        except OSError as error:  # no regular file, not readable for us, a disk that fails
+            faults.append(f"{folder / name} cannot be read ({error})")
+            _log.warning("%s: falling back to the one before", faults[-1])
         except CheckpointError as error:
             faults.append(f"{folder / name} {error}")
             _log.warning("%s: falling back to the one before", faults[-1])

@@ -12,6 +12,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rsnn_zoo._utils.files import ConfigError, read_text
+from rsnn_zoo._utils.files import ConfigError, printable, read_text
 from rsnn_zoo.spec.config import FILE_NAME
 from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.training.objectives import OBJECTIVES, get_objective
@@ -75,12 +76,14 @@ def load_recipe(source: str | Path, objective: str, changes: Iterable[str] = ())
     Raises:
         RecipeError: If the file or a change is no TOML, or a key is unknown, of the wrong type or out of bounds.
         FileNotFoundError: If there is no such recipe.
+        OSError: If it cannot be read, or is no regular file.
         ValueError: If the objective is unknown.
     """
     get_objective(objective)
     path = Path(source) if str(source).endswith(".toml") else FOLDER / f"{source}.toml"
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe {source}{near_matches(str(source), recipe_names())}, or a .toml file")
+    if not os.path.exists(path):
+        near = near_matches(str(source), recipe_names())
+        raise FileNotFoundError(f"no recipe {printable(source)}{near}, or a .toml file")
     content = _with_base(path, ())
     variants = content.pop("variants", {})
     if not _is_table(variants) or not all(map(_is_table, variants.values())):

@@ -56,6 +56,26 @@ def test_evidence_that_contradicts_itself_is_refused(tmp_path):
         save_leaderboard(tmp_path / "page.html", [folder])
 
 
+def test_evidence_may_leave_out_its_versions(tmp_path):
+    folder = shutil.copytree(entries_folder() / NAME, tmp_path / "theirs")
+    evidence = load_json(folder / "evaluation.json", 10**9)
+    del evidence["versions"]
+    (folder / "evaluation.json").write_bytes(to_json(evidence))
+    assert "howpublished = {rsnn\\_zoo}" in read_entry(folder)["bibtex"]
+
+
+def test_an_entry_whose_commit_was_cut_short_is_read_whole(tmp_path):
+    folder = shutil.copytree(entries_folder() / NAME, tmp_path / "theirs")
+    names = ("config.json", "evaluation.json", "README.md")
+    staged = {name: f".{name}.1.new" for name in names}
+    for name, new in staged.items():
+        (folder / name).rename(folder / new)
+    (folder / ".commit.json").write_bytes(to_json(staged))
+    found, whole = read_entry(folder), read_entry(entries_folder() / NAME)
+    assert found["runs"] == whole["runs"] and found["bibtex"] == whole["bibtex"] and found["card"]
+    assert main(["leaderboard", "--folder", str(tmp_path / "none"), str(folder), "--output", str(tmp_path / "p")]) == 0
+
+
 def test_no_text_of_an_entry_ends_the_element_that_holds_it():
     entry = read_entry(entries_folder() / NAME) | {"name": EVIL}
     text = leaderboard_page([entry])
