@@ -20,7 +20,8 @@ from rsnn_zoo.models.resnet import BasicBlock, ResNet
 from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, to_rows
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 from rsnn_zoo.neurons.kernels import run, transforming, wide
-from rsnn_zoo.neurons.modes import BackwardMode, Firing, Relu, ThroughRate, current_mode, current_units
+from rsnn_zoo.neurons.modes import Firing, Relu, ThroughRate, current_mode, current_units
+from rsnn_zoo.neurons.surrogates import SpikeDerivative
 
 __all__ = ["fuse"]
 
@@ -44,14 +45,12 @@ def _back(
     threshold: Tensor,
     width: Tensor,
     neuron: Dynamics,
-    kind: str,
-    units: str,
-    averaged: bool,
+    derivative: SpikeDerivative,
 ) -> Tensor:
     """Gradient of the currents, (T, N) or, where that of each step is the same, (1, N); likewise that of the spikes."""
     grad = grad.expand(neuron.timesteps, -1)
-    currents, _ = backward(grad, excess, threshold, width, neuron, kind, units, averaged, False)
-    return currents[:1] if averaged else currents
+    currents, _ = backward(grad, excess, threshold, width, neuron, derivative, with_threshold=False)
+    return currents[:1] if derivative.averaged else currents
 
 
 def _back_sum(excess: Tensor, grad: Tensor, other: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
@@ -64,27 +63,28 @@ def _back_sum(excess: Tensor, grad: Tensor, other: Tensor, alpha: Tensor, *rest:
 
 @dataclass
 class _Fired:
-    """What a layer of neurons has to remember: its mode, and either the slope or u - threshold and a width."""
+    """What a layer of neurons has to remember."""
 
-    mode: BackwardMode
     neuron: Dynamics
+    derivative: SpikeDerivative | None
+    """Of the spike; None where the backward pass is through the rate."""
     kept: tuple[Tensor, ...]
+    """u - threshold, the threshold and the derivative's width; or the slope of the rate alone."""
     shape: tuple[int, ...]
     """Of the currents of one step, (B, C, H, W)."""
     channels_last: bool
-    units: str
 
     def back(self, grad: Tensor, other: Tensor | None, alpha: Tensor) -> Tensor:
         """Gradient of the currents, given that of the spikes as the sum grad + alpha * other; one step, or all."""
         steps = grad.shape[0] // self.shape[0]
         rows = to_rows(grad, steps, self.channels_last)
         others = None if other is None else to_rows(other, steps, self.channels_last)
-        if isinstance(self.mode, ThroughRate):
+        if self.derivative is None:
             rows = rows if others is None else rows + alpha * others
             result = rows * self.kept[0]
         else:
             excess, *rest = self.kept
-            how = self.neuron, self.mode.kind, self.units, self.mode.averaged
+            how = self.neuron, self.derivative
             if others is None:
                 result = run(_back, (excess, rows, *rest), how, steps=self.neuron.timesteps)
             else:
@@ -129,11 +129,11 @@ def _spikes(
     shape = (x.shape[0] // neuron.rows, *x.shape[1:])
     firing = Firing(rows, excess, threshold, neuron.leak, shape, channels_last, current_units())
     if isinstance(mode, ThroughRate):
-        kept: tuple[Tensor, ...] = (mode.slope_of(firing),)
+        derivative, kept = None, (mode.slope_of(firing),)
     else:
-        kept = excess, threshold, mode.width_of(firing)
+        derivative, kept = mode.spike_derivative(firing.units), (excess, threshold, mode.width_of(firing))
     spikes = from_rows(spikes, (neuron.timesteps * shape[0], *shape[1:]), channels_last)
-    return spikes, _Fired(mode, neuron, kept, shape, channels_last, firing.units)
+    return spikes, _Fired(neuron, derivative, kept, shape, channels_last)
 
 
 # --- all blocks ---------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         steps = ctx.stem.neuron.timesteps
-        if isinstance(ctx.stem.mode, ThroughRate):  # linear, and at each step the same
+        if ctx.stem.derivative is None:  # linear, and at each step the same
             flat = to_rows(grad, steps, ctx.stem.channels_last).sum(0)
             grad = from_rows(flat, (grad.shape[0] // steps, *grad.shape[1:]), ctx.stem.channels_last)
         other: Tensor | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rsnn_zoo.neurons.kernels import wide
-from rsnn_zoo.neurons.surrogates import slope
+from rsnn_zoo.neurons.surrogates import SpikeDerivative
 
 __all__ = ["Dynamics", "backward", "fire", "fire_only", "from_rows", "is_channels_last", "tangent", "to_rows"]
 
@@ -111,22 +111,22 @@ class _Spike(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(d: Tensor, width: Tensor, threshold: Tensor, kind: str, units: str) -> Tensor:
+    def forward(d: Tensor, width: Tensor, threshold: Tensor, derivative: SpikeDerivative) -> Tensor:
         return (d >= 0).to(d.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.kind, ctx.units = inputs
+        *tensors, ctx.derivative = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad * slope(*ctx.saved_tensors, ctx.kind, ctx.units), None, None, None, None
+        return grad * ctx.derivative.slope(*ctx.saved_tensors), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, d: Tensor, *_: Any) -> Tensor:
-        return d * slope(*ctx.saved_tensors, ctx.kind, ctx.units)
+        return d * ctx.derivative.slope(*ctx.saved_tensors)
 
 
 def _width_at(t: int, width: Tensor) -> Tensor:
@@ -135,12 +135,15 @@ def _width_at(t: int, width: Tensor) -> Tensor:
 
 
 def _select(
-    d: Tensor, silent: Tensor | float, fired: Tensor | float, how: tuple[Any, ...], differentiable: bool
+    silent: Tensor | float,
+    fired: Tensor | float,
+    at: tuple[Tensor, Tensor, Tensor],
+    derivative: SpikeDerivative | None,
 ) -> Tensor:
-    """``fired`` where d >= 0, else ``silent``; differentiable in d too where asked for."""
-    if not differentiable:
-        return torch.where(d >= 0, fired, silent)
-    spike = _Spike.apply(d, *how)
+    """``fired`` where d >= 0, else ``silent``, at (d, width, threshold); with a derivative of it, if that is given."""
+    if derivative is None:
+        return torch.where(at[0] >= 0, fired, silent)
+    spike = _Spike.apply(*at, derivative)
     return spike * fired + (1 - spike) * silent
 
 
@@ -150,9 +153,7 @@ def backward(
     threshold: Tensor,
     width: Tensor,
     neuron: Dynamics,
-    kind: str,
-    units: str,
-    averaged: bool,
+    derivative: SpikeDerivative,
     with_threshold: bool,
     grad_excess: Tensor | None = None,
     again: bool = False,
@@ -160,7 +161,7 @@ def backward(
     """Gradients with respect to the currents, (T, N) or (1, N), and to the threshold.
 
     The chain rule through the recursion of :func:`fire`, from the last step to the first, reset included, with
-    :func:`rsnn_zoo.neurons.surrogates.slope` in place of the spike's derivative.
+    :class:`rsnn_zoo.neurons.surrogates.SpikeDerivative` in place of the spike's.
 
     Args:
         grad: Of the spikes, (T, N).
@@ -168,9 +169,7 @@ def backward(
         threshold: A scalar.
         width: Of the derivative: a scalar, (1, N) or (T, N).
         neuron: Constants.
-        kind: A key of ``DERIVATIVES``.
-        units: Of the width.
-        averaged: From step to step nothing is carried back, and each step's current gets the mean over the steps.
+        derivative: Of the spike.
         with_threshold: The threshold wants a gradient.
         grad_excess: Of ``excess``, (T, N), where it was used: by a derivative that is differentiated.
         again: The result will be differentiated, reset included.
@@ -182,26 +181,26 @@ def backward(
     carry: Tensor | None = None
     for t in range(neuron.timesteps - 1, -1, -1):
         d = excess[t].to(dtype)
-        how = _width_at(t, width), threshold, kind, units
+        at = d, _width_at(t, width), threshold
         g = grad[t].to(dtype)
         if carry is not None:
             g = g - (threshold if neuron.soft else d + threshold) * carry
-        lost = through = g * slope(d, *how)
+        lost = through = g * derivative.slope(*at)
         if grad_excess is not None:
             lost = through = through + grad_excess[t].to(dtype)
         du = through
         if carry is not None and neuron.soft:
             du = carry + through
-            lost = through + _select(d, 0.0, carry, how, again)
+            lost = through + _select(0.0, carry, at, derivative if again else None)
         elif carry is not None:
-            du = _select(d, carry, 0.0, how, again) + through
-        if neuron.repeated or averaged:
+            du = _select(carry, 0.0, at, derivative if again else None) + through
+        if neuron.repeated or derivative.averaged:
             total = du if total is None else total + du
         else:
             grads.append(du.to(grad.dtype))
         if with_threshold:
             threshold_sum = lost if threshold_sum is None else threshold_sum + lost
-        if not averaged:
+        if not derivative.averaged:
             carry = du if neuron.leak == 1.0 else neuron.leak * du
     if neuron.initial and threshold_sum is not None and carry is not None:
         threshold_sum = threshold_sum - neuron.initial * carry  # v_0 is a part of the threshold
@@ -221,9 +220,7 @@ def tangent(
     of_x: Tensor,
     of_threshold: Tensor,
     neuron: Dynamics,
-    kind: str,
-    units: str,
-    averaged: bool,
+    derivative: SpikeDerivative,
 ) -> tuple[Tensor, Tensor]:
     """Tangents of the spikes and of u - threshold, (T, N) each: the linear map of which :func:`backward` is transposed.
 
@@ -234,25 +231,23 @@ def tangent(
         of_x: Tangent of the currents, (T, N) or (1, N).
         of_threshold: Tangent of the threshold, a scalar.
         neuron: Constants.
-        kind: A key of ``DERIVATIVES``.
-        units: Of the width.
-        averaged: See :func:`backward`.
+        derivative: Of the spike.
     """
     dtype = wide(excess.dtype)
     of_x = of_x.to(dtype)
-    if averaged:
+    if derivative.averaged:
         of_x = of_x.mean(0, keepdim=True)
     of_v = neuron.initial * of_threshold if neuron.initial else torch.zeros_like(of_threshold)
     spikes, excesses = [], []
     for t in range(neuron.timesteps):
         d = excess[t].to(dtype)
         of_u = of_x[t if of_x.shape[0] > 1 else 0]
-        if not averaged:
+        if not derivative.averaged:
             of_u = neuron.leak * of_v + of_u
         of_d = of_u - of_threshold
-        how = _width_at(t, width), threshold, kind, units
-        of_spike = slope(d, *how) * of_d
-        fired = _Spike.apply(d, *how)
+        at = d, _width_at(t, width), threshold
+        of_spike = derivative.slope(*at) * of_d
+        fired = _Spike.apply(*at, derivative)
         if neuron.soft:
             of_v = of_u - threshold * of_spike - fired * of_threshold
         else:

@@ -112,7 +112,7 @@ class _IntegrateAndFire(torch.autograd.Function):
             compared = threshold.to(wide(excess.dtype))
             of_excess = grads[0]
             grad = torch.zeros_like(excess) if grad is None else grad
-            static = neuron, mode.kind, ctx.units, mode.averaged, ctx.needs_input_grad[1]
+            static = neuron, mode.spike_derivative(ctx.units), ctx.needs_input_grad[1]
             if of_excess is not None or torch.is_grad_enabled() or transforming():
                 of_x, of_threshold = backward(grad, excess, compared, width, *static, of_excess, again=True)
             else:
@@ -143,8 +143,8 @@ class _WithTangent(_IntegrateAndFire):
             return from_rows(of_spikes, shape, ctx.channels_last), None
         compared = threshold.to(wide(kept[0].dtype))
         of_threshold = torch.zeros_like(compared) if of_threshold is None else of_threshold.to(compared.dtype)
-        how = neuron, mode.kind, ctx.units, mode.averaged
-        of_spikes, of_excess = tangent(kept[0], compared, kept[1], rows, of_threshold, *how)
+        derivative = mode.spike_derivative(ctx.units)
+        of_spikes, of_excess = tangent(kept[0], compared, kept[1], rows, of_threshold, neuron, derivative)
         return from_rows(of_spikes, shape, ctx.channels_last), of_excess, None
 
 

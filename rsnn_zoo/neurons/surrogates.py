@@ -33,11 +33,11 @@ __all__ = [
     "Firing",
     "Rate",
     "Relu",
+    "SpikeDerivative",
     "Surrogate",
     "ThroughRate",
     "ThroughTime",
     "mode_name",
-    "slope",
 ]
 
 
@@ -62,19 +62,31 @@ DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """h'(u) by kind, of u and a width in the same unit: a scalar, or one value for each u."""
 
 
-def slope(excess: Tensor, width: Tensor, threshold: Tensor, kind: str, units: str) -> Tensor:
-    """The spike's derivative in the current.
+@dataclass(frozen=True)
+class SpikeDerivative:
+    """What a backward pass through time puts in place of the spike's derivative; its width alone is a tensor.
 
-    Args:
-        excess: Membrane - threshold, any shape.
-        width: In ``units``.
-        threshold: Positive.
+    Attributes:
         kind: A key of ``DERIVATIVES``.
-        units: One of ``rsnn_zoo.spec.units.UNITS``.
+        units: Of the width, one of ``rsnn_zoo.spec.units.UNITS``.
+        averaged: From step to step nothing is carried back, and each step's current gets the mean over the steps.
     """
-    if units == RELATIVE:
-        return DERIVATIVES[kind](excess / threshold, width) / threshold
-    return DERIVATIVES[kind](excess, width)
+
+    kind: str
+    units: str = RELATIVE
+    averaged: bool = False
+
+    def slope(self, excess: Tensor, width: Tensor, threshold: Tensor) -> Tensor:
+        """The derivative in the current, shaped as ``excess``.
+
+        Args:
+            excess: Membrane - threshold, any shape.
+            width: In ``units``: a scalar, or one value for each of ``excess``.
+            threshold: Positive, a scalar.
+        """
+        if self.units == RELATIVE:
+            return DERIVATIVES[self.kind](excess / threshold, width) / threshold
+        return DERIVATIVES[self.kind](excess, width)
 
 
 # --- what a mode is -------------------------------------------------------------------------------------------------
@@ -118,6 +130,10 @@ class ThroughTime(ABC):
 
     kind: str
     averaged: ClassVar[bool] = False
+
+    def spike_derivative(self, units: str) -> SpikeDerivative:
+        """The derivative, its widths in these units."""
+        return SpikeDerivative(self.kind, units, self.averaged)
 
     @abstractmethod
     def width_of(self, firing: Firing) -> Tensor:
