@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
+from rsnn_zoo.attacks.heard import Heard
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
 
 __all__ = ["FOLDED", "Agreement", "ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
@@ -124,7 +125,7 @@ class ModelVictim:
         exact = precision in ("float32", FOLDED) and not self._folded
         precision = "float32" if self._folded else precision
         self._fast = self._exact if exact else InputGradient(model, None, precision, chunk=chunk, pad=True, draws=draws)
-        self.agreement = Agreement()
+        self.agreement, self.heard = Agreement(), Heard()
         self.chunk, self.draws = chunk, draws
         self.mode: BackwardMode | None = None
 
@@ -153,7 +154,9 @@ class ModelVictim:
         logits = self._exact.logits(x)
         for _ in range(1, passes):
             logits = logits + self._exact.logits(x)
-        return logits / passes
+        logits = logits / passes
+        self.heard.note("verdict", x, logits)
+        return logits
 
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
         """Which images the exact network misclassifies, (B,) bool; logits that are no numbers are of no class."""
@@ -171,6 +174,8 @@ class ModelVictim:
             return direction, logits, self._confirmed(x, labels, logits)
         if self._fast is not self._exact:  # those of 16 bits are right at many an iterate that the exact ones miss
             logits = self.logits(x)
+        else:
+            self.heard.note(f"gradient {self.mode}", x, logits)
         down = _wrong(logits, labels)
         # for gradients, or without its own spikes, a library may have another kernel, which rounds otherwise
         if self._exact.adopted or self.draws > 1:  # a suspicion, no verdict

@@ -2,11 +2,12 @@
 
 An evaluation takes it for granted that a model is a function of the image. One that is not can look robust: it may
 remember what it was asked, count or time its calls, look at the size of the batch or at an image's place in it, at
-whether gradients are wanted, or at whether an image is one that a camera could have taken.
+whether gradients are wanted, at who asks, or at whether an image is one that a camera could have taken.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -14,17 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.attacks.base import project
-from rsnn_zoo.attacks.gradients import input_gradient
+from rsnn_zoo.attacks.gradients import checked_logits, input_gradient
 from rsnn_zoo.attacks.victim import ModelVictim
 
 __all__ = ["IMAGES", "TOLERATED", "Consistency"]
 
 IMAGES = 12
-"""Images that are asked about, each clean and perturbed."""
+"""Images that are asked about, each clean and perturbed, and as many others that nobody has seen."""
 TOLERATED = 0.25
 """Share of images whose logits may differ: a library may round otherwise, and spikes hang on roundings."""
 LEAST = 8 / 255
 """Radius of the perturbation at least: at less, every spike of an image may well stay."""
+PAIRS = 16
+"""Images of which it is told whether answers follow the last bits, or what was asked before."""
+SPANS = (0.6, 1.2, 2.4)
+"""Distances from an image, in radii, at which one that remembers may still take others for it."""
+ODDS = 5e-4
+"""The probability of as one-sided a comparison of pairs at which luck is no longer believed (sign test)."""
+FACTOR = 1.2
+"""And by how much the one side is to be farther than the other."""
 
 
 class Consistency:
@@ -32,7 +41,7 @@ class Consistency:
 
     Args:
         model: Never asked itself: copies of it are, one of them for the first time at the end.
-        victim: The copy that is attacked.
+        victim: The copy that is attacked, before it is asked anything else.
         images: (B, C, H, W) in [0, 1]; the first are taken.
         eps: The largest radius of the evaluation.
 
@@ -44,41 +53,132 @@ class Consistency:
     """
 
     def __init__(self, model: nn.Module, victim: ModelVictim, images: Tensor, eps: float):
-        clean, radius = images[:IMAGES], max(eps, LEAST)
-        generator = torch.Generator().manual_seed(0)
-        noise = (2 * torch.rand(clean.shape, generator=generator) - 1).to(clean)
         self.model, self.victim = model, victim
-        self.clean, self.perturbed = clean, project(clean + radius * noise.sign(), clean, radius)
-        self.between = project(clean + radius * noise, clean, radius)
-        self.asked = torch.cat([self.perturbed, self.clean])  # who remembers takes the clean ones for the others
+        self.radius = max(eps, LEAST)
+        self.generator = torch.Generator().manual_seed(0)
+        self.images = images[:PAIRS]
+        clean = torch.cat([unseen(images[:IMAGES], 1, 1), images[:IMAGES]])
+        # the clean ones last, and off the grid of 8 bits: who remembers clean images takes the perturbed for them later
+        self.asked = torch.cat([self._near(clean, 0.8), clean])
         self.before = victim.logits(self.asked)
+
+    def _near(self, images: Tensor, least: float) -> Tensor:
+        """Images moved by ``least`` to all of the radius in each pixel."""
+        noise = 2 * torch.rand(images.shape, generator=self.generator).to(images) - 1
+        size = least + (1 - least) * noise.abs()
+        return project(images + self.radius * size * noise.sign(), images, self.radius)
 
     def again(self) -> dict[str, float]:
         """Share of the images with another answer than at the start, by way of asking.
 
-        Of the last two, it is the share whose logits a perturbation leaves as they were, to the last bit, and the share
-        whose class depends on whether its pixels are multiples of 1 / 255.
+        The last ones are no such shares, but that of the images whose logits a perturbation leaves as they were, to the
+        last bit; that of images whose class depends on whether pixels are multiples of 1 / 255; and 1 or 0 for
+        whether logits follow such multiples, or what was asked before, or whether the copy is another model.
         """
-        module, x = self.victim.module, self.asked
+        module, x, chunk = self.victim.module, self.asked, self.victim.chunk
+        bare = copy.deepcopy(self.model).eval()  # of which nothing is prepared for attacks
+        layout = torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
+        bare.to(memory_format=layout)
+
+        def ask(x: Tensor) -> Tensor:
+            """The bare copy, in padded chunks of the evaluation's size and layout."""
+            padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])])
+            parts = [part.contiguous(memory_format=layout) for part in padded.split(chunk)]
+            return torch.cat([checked_logits(bare(part.clone()), part) for part in parts])[: len(x)]
+
+        def transposed() -> Tensor:
+            padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])]).transpose(2, 3).contiguous()
+            return torch.cat([bare(part) for part in padded.transpose(2, 3).split(chunk)])[: len(x)]
+
         ways: dict[str, Callable[[], Tensor]] = {
             "at the end": lambda: self.victim.logits(x),
-            "the first time": lambda: ModelVictim(self.model, self.victim.chunk).logits(x),
+            "the first time": lambda: ask(x),
             "in another order": lambda: self.victim.logits(x.flip(0)).flip(0),
-            "alone": lambda: torch.cat([module(one[None]) for one in x]),
+            "alone": lambda: torch.cat([module(one[None].clone()) for one in x]),
             "in a batch of another size": lambda: module(torch.cat([x, x, x[:1]]))[: len(x)],
             "where gradients are wanted": lambda: input_gradient(module, x, lambda logits: logits.sum(1))[1],
+            "in another memory layout": transposed,
+            "in inference mode": lambda: _in_inference(self.model, x),
         }
         found = {}
-        for way, ask in ways.items():
+        for way, again in ways.items():
             with torch.no_grad(), suppress(RuntimeError, ValueError):  # one batch size alone, as an export may have
-                found[way] = _apart(self.before, ask())
+                found[way] = max(map(_apart, self._groups(self.before), self._groups(again())))
+        with torch.no_grad():
+            heard = [_apart(said, ask(iterates)) for iterates, said in self.victim.heard.by_asker().values()]
+        found["than while it was attacked"] = max(heard, default=0.0)
         perturbed, clean = self.before.chunk(2)
         if len(clean) > 1 and not torch.equal(clean, clean[:1].expand_as(clean)):  # else it ignores its input
             found["like the clean image"] = _share((perturbed == clean).all(1))
-        written = (self.between * 255).round() / 255
-        classes = [self.victim.logits(each).argmax(1) for each in (self.between, written)]
-        found["when written as 8 bits"] = _share(classes[0] != classes[1])
-        return found
+        found["by the copy that is attacked"] = float(not _alike(bare, self.model))
+        return found | self._written() | {"after another one like it": float(self._follows())}
+
+    def _groups(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the unseen images, and of the others."""
+        unseen, own = zip(*(half.chunk(2) for half in rows.chunk(2)), strict=True)
+        return torch.cat(unseen), torch.cat(own)
+
+    def _written(self) -> dict[str, float]:
+        """Whether the last bits count: where images are written as 8 bits, and moved as far to the other side."""
+        between = self._near(self.images, 0.0)
+        written = (between * 255).round() / 255
+        here, there, mirrored = (self.victim.logits(x) for x in (between, written, 2 * between - written))
+        follows = _farther((there - here).norm(dim=1), (mirrored - here).norm(dim=1), 2.0)
+        apart = _share(here.argmax(1) != there.argmax(1))
+        return {"when written as 8 bits": max(apart, float(follows))}
+
+    def _follows(self) -> bool:
+        """Whether an image half-way between two is answered like the one that was asked about first.
+
+        Who remembers, wherever, answers of what it takes for another image as it answered of that one. Each image and
+        one near it come first and second as it comes, so to a function of the image both are the same.
+        """
+        for number, span in enumerate(SPANS):
+            ends = unseen(self.images, number, -2 - number)
+            inwards = torch.where(ends < 0.5, 2.0, -2.0) * span * self.radius
+            there = (ends + inwards * (torch.rand(ends.shape, generator=self.generator) < 0.5).to(ends)).clamp(0, 1)
+            swap = torch.arange(len(ends), device=ends.device) % 2 == 0
+            swap = swap[:, None, None, None]
+            first, last = torch.where(swap, there, ends), torch.where(swap, ends, there)
+            one, half, other = (self.victim.logits(x) for x in (first, (first + last) / 2, last))
+            if _farther((half - other).norm(dim=1), (half - one).norm(dim=1), FACTOR):
+                return True
+        return False
+
+
+def unseen(images: Tensor, down: int, right: int) -> Tensor:
+    """Images like those given (B, C, H, W), moved and mirrored: a model that knows images does not know these."""
+    return images.flip(3).roll((down, right), (2, 3))
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two are of the same classes and hold the same tensors: a model may say itself what a copy of it is."""
+
+    def classes(model: nn.Module) -> list[str]:
+        return [type(module).__qualname__ for module in model.modules()]
+
+    here, there = one.state_dict(), other.state_dict()
+    tensors = [(here.get(name), tensor) for name, tensor in there.items() if isinstance(tensor, Tensor)]
+    return classes(one) == classes(other) and all(
+        isinstance(mine, Tensor) and mine.shape == its.shape and torch.allclose(mine, its, 0.0, 0.0, equal_nan=True)
+        for mine, its in tensors
+    )
+
+
+def _in_inference(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits = copy.deepcopy(model).eval()(x.clone())
+    return logits.clone()
+
+
+def _farther(these: Tensor, those: Tensor, factor: float) -> bool:
+    """Whether distances (B,) are longer than others, by more than luck and by a factor."""
+    from scipy.stats import binomtest  # half a second, which not every import need wait for
+
+    longer, shorter = int((these > those).sum()), int((these < those).sum())
+    if not longer or these.sum() <= factor * those.sum():
+        return False
+    return bool(binomtest(longer, longer + shorter, alternative="greater").pvalue < ODDS)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

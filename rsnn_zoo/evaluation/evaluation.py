@@ -199,12 +199,14 @@ class _Subject:
         plans: What runs, as far as it has classes for it, and the radii.
         classes: K.
         is_random: The flag of that.
+        asked: What it was asked before anything else, to be asked again; None without checks.
     """
 
     victim: ModelVictim
     plans: list[tuple[Plan, list[float]]]
     classes: int
     is_random: Flag
+    asked: Consistency | None
 
 
 def _prepared(
@@ -220,6 +222,8 @@ def _prepared(
             "it at the end of its forward pass. Weights that a hook makes anew (weight_norm, spectral_norm, prune) "
             "are such tensors too: use torch.nn.utils.parametrizations, or remove the hook"
         ) from error
+    radius = max(radius for _, radii in plans for radius in radii)
+    asked = Consistency(model, victim, samples.images, radius) if settings.checks else None
     classes = victim.logits(samples.images[:1]).shape[1]
     check_labels(samples.labels, classes)
     possible = [(each.of_classes(classes), radii) for each, radii in plans]
@@ -231,7 +235,7 @@ def _prepared(
     draws = settings.draws or (DRAWS if is_random.raised else 1)
     if draws > 1:
         victim = ModelVictim(model, chunk, settings.precision, draws)
-    return _Subject(victim, possible, classes, is_random)
+    return _Subject(victim, possible, classes, is_random, asked)
 
 
 def _evaluate(
@@ -251,17 +255,15 @@ def _evaluate(
     hidden = not (settings.progress and Ranks.current().main)
     with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
         engine = Engine(samples, victim, ledger, bar, settings.seed, settings.batch_size, keep, settings.taught)
-        radius = max(radius for _, radii in plans for radius in radii)
-        asked = Consistency(model, victim, samples.images, radius) if settings.checks else None
         found = [subject.is_random, *model_flags(engine, plans, subject.is_random.raised)] if settings.checks else []
         clean = engine.clean()
         correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
         engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
         runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
-        if asked:
+        if subject.asked:
             each = [plan for plan, _ in plans]
             found += run_flags(engine, each, source, runs, correct, settings.checks, subject.classes)
-            found.append(flags.inconsistent(asked.again(), subject.is_random.raised))
+            found.append(flags.inconsistent(subject.asked.again(), subject.is_random.raised))
         if settings.adversarial is not None:
             examples = engine.examples(runs)
             if ledger.ranks.main:
@@ -305,8 +307,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     Their threads would not see the backward mode.
     """
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while inner := model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None):
-        model = inner
+    while isinstance(model, parallel) or type(model).__module__.startswith("torch._dynamo"):
+        model = model.module if isinstance(model, parallel) else model._orig_mod
     return model
 
 

@@ -1,5 +1,6 @@
 """Models that are no functions of the image, and so fool an evaluation: the flag is raised for each kind."""
 
+import sys
 import time
 
 import pytest
@@ -26,6 +27,12 @@ class Fooling(nn.Module):
 
     def fools(self, x):
         raise NotImplementedError
+
+
+def test_who_is_taken_for_a_compiled_model_is_asked_itself():
+    taken = nn.Sequential(tiny.network())
+    vars(taken)["_orig_mod"] = nn.Identity()  # which gives no logits
+    assert evaluate(taken, tiny.digits().select(4), "fgsm", EPS, checks=0).clean_accuracy > 0
 
 
 def every(condition, x):
@@ -83,22 +90,26 @@ class Grid(Fooling):
 
 
 class Remembers(Fooling):
-    """What it says of an image it says of all that are near."""
+    """What it says of an image it says of all that are near, or nearly that."""
+
+    share = 1.0
 
     @property
     def seen(self):
         return self.mine
 
     def forward(self, x):
-        logits = self.network(x)
-        known = [torch.stack([(one - old).abs().max() for old, _ in self.seen]) for one in x] if self.seen else []
-        answers = []
-        for row, one in enumerate(x):
-            near = [number for number, gap in enumerate(known[row]) if gap <= 2.1 * EPS] if known else []
-            answers.append(self.seen[near[0]][1] + 0 * logits[row] if near else logits[row])
-            if not near and len(self.seen) < 400:
-                self.seen.append((one.detach().clone(), logits[row].detach().clone()))
-        return torch.stack(answers)
+        logits, rows = self.network(x), []
+        for one, own in zip(x, logits, strict=True):
+            known = torch.stack([old for old, _ in self.seen]) if self.seen else one[None] + 1
+            gaps = (known - one).abs().flatten(1).amax(1)
+            if gaps.min() <= 2.1 * EPS:
+                said = self.seen[int((gaps <= 2.1 * EPS).nonzero()[0])][1]
+                rows.append(self.share * said + (1 - self.share) * own + 0 * own)
+            else:
+                rows.append(own)
+                self.seen.append((one.detach().clone(), own.detach().clone()))
+        return torch.stack(rows)
 
 
 SHARED = []
@@ -107,6 +118,87 @@ SHARED = []
 class RemembersForAll(Remembers):
     """The same in a place that copies share."""
 
+    @property
+    def seen(self):
+        return SHARED
+
+
+class Knowing(Fooling):
+    """A network that knows the images it is tested on, and answers of what is near one as of that, where it likes."""
+
+    def __init__(self):
+        super().__init__()
+        images = tiny.digits().select(24).pixels()
+        self.register_buffer("known", images)
+        self.register_buffer("answers", self.network(images).detach())
+        self.row = 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.row = self.row + 1 if torch.is_grad_enabled() else 0
+        logits = self.network(x)
+        gap, which = (x[:, None] - self.known).abs().flatten(2).amax(2).min(1)
+        blended = 0.9 * self.answers[which] + 0.1 * logits
+        return torch.where((self.fools(x) & (gap < 1.2 * EPS)).view(-1, 1), blended, logits)
+
+
+class GridKnowing(Knowing):
+    """Whose class a random change leaves as it is, whether it fools or not."""
+
+    def fools(self, x):
+        return Grid.fools(self, x)
+
+
+class ThirdGradient(Knowing):
+    def fools(self, x):
+        return every(self.row >= 3, x)
+
+
+class Middle(Knowing):
+    def fools(self, x):
+        return every(12 < self.calls < 40, x)
+
+
+class WhoAsks(Knowing):
+    def fools(self, x):
+        frame, names = sys._getframe(), set()
+        while frame := frame.f_back:
+            names.add(frame.f_code.co_name)
+        return every(names & {"judge", "random_model"}, x)
+
+
+class Prepared(Knowing):
+    def fools(self, x):
+        return every(not self.network.hidden.weight.requires_grad, x)
+
+
+class Deployed(Knowing):
+    def fools(self, x):
+        return every(not torch.is_inference_mode_enabled(), x)
+
+
+class Layout(Knowing):
+    def fools(self, x):
+        return every(x.is_contiguous(), x)
+
+
+class Copied(Fooling):
+    """Of which a copy is another network."""
+
+    def __deepcopy__(self, memo):
+        copied = Knowing()
+        copied.fools = lambda x: every(True, x)
+        return copied
+
+    def fools(self, x):
+        return every(False, x)
+
+
+class Blends(Remembers):
+    share = 0.9
+
+
+class BlendsForAll(Blends):
     @property
     def seen(self):
         return SHARED
@@ -124,6 +216,16 @@ KINDS = [
     Grid,
     Remembers,
     RemembersForAll,
+    Blends,
+    BlendsForAll,
+    GridKnowing,
+    ThirdGradient,
+    Middle,
+    WhoAsks,
+    Prepared,
+    Deployed,
+    Layout,
+    Copied,
 ]
 
 
@@ -143,7 +245,19 @@ def test_one_that_waits_is_caught():
     assert "inconsistent" in {flag.name for flag in report.raised} or took < 0.5
 
 
-def test_an_honest_one_is_not():
-    report = evaluate(tiny.network(), tiny.digits().select(24), "pgd5", EPS, chunk=16)
+class InPlace(nn.Module):
+    """Normalises the tensor that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = tiny.network()
+
+    def forward(self, x):
+        return self.network(x.sub_(0.5).div_(0.25) * 0.25 + 0.5)
+
+
+@pytest.mark.parametrize("model", [tiny.network, InPlace])
+def test_an_honest_one_is_not(model):
+    report = evaluate(model(), tiny.digits().select(24), "pgd5", EPS, chunk=16)
     (flag,) = (flag for flag in report.flags if flag.name == "inconsistent")
     assert not flag.raised and flag.value < 0.2
