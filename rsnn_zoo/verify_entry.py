@@ -15,9 +15,11 @@ from torch import nn
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, read_text
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation import flags
-from rsnn_zoo.evaluation.costs import Cost, cost_of, missed, sources_of
+from rsnn_zoo.evaluation.claims import check_attacks, tolerated_moves
+from rsnn_zoo.evaluation.costs import Cost, chances_of_missing, cost_of, sources_of
 from rsnn_zoo.evaluation.evaluation import evaluate
-from rsnn_zoo.evaluation.protocols import plan
+from rsnn_zoo.evaluation.protocols import Plan, plan
+from rsnn_zoo.evaluation.transfer import packaged_only
 from rsnn_zoo.hub.registry import load_entry
 from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, held, is_packaged, resolve
 from rsnn_zoo.report.card import check_card
@@ -25,6 +27,7 @@ from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
     EvidenceError,
     PublishedRun,
+    check_shown,
     images_of,
     load_evidence,
     published_index,
@@ -46,8 +49,8 @@ class Check:
     """One thing that was verified.
 
     Attributes:
-        what: ``"config"``, ``"weights"``, ``"evidence"``, ``"card"``, ``"verdicts"`` and at which eps, or ``"draw"``:
-            how verdicts were drawn and what that proves.
+        what: ``"config"``, ``"weights"``, ``"evidence"``, ``"card"``, ``"verdicts"`` and at which eps, ``"attacks"``
+            where a run lists others than its protocol's, or ``"draw"``: how verdicts were drawn and what that proves.
         holds: Whether it is as published.
         said: What was found.
     """
@@ -105,7 +108,8 @@ def verify(
         raise ValueError(f"images must be at least 1, got {images}")
     with held(name):
         entry = resolve(name, **where)
-        checks = [Check("config", True, entry.origin)]
+        word = "; not checked: how it was trained" if entry.config.training else ""
+        checks = [Check("config", True, f"{entry.origin}{word}")]
         checks += [_as_check(what, check, entry) for what, check in _OF_FILES.items()]
         if not all(check.holds for check in checks):
             return checks
@@ -122,6 +126,8 @@ def verify(
     drawn = _drawn(published_runs(evidence), images, eps, seed)
     judged = _Recomputed(model, step, evidence, images is None, allow_fetch, allow_cost, progress)
     checks += [_as_check(f"verdicts at {in_255(run.eps)}", judged.compare, run, rows, data) for run, rows in drawn]
+    attacks = _as_check("attacks", judged.check_attacks)  # of runs too that no verdict was drawn of
+    checks += [] if attacks.holds else [attacks]
     return [*checks, _as_check("draw", judged.conclude, drawn, "all" if images is None else f"seed {seed}")]
 
 
@@ -160,6 +166,7 @@ def _check_weights(entry: Entry) -> str:
 def _check_evidence(entry: Entry) -> str:
     evidence = _evidence(entry)
     runs = published_runs(evidence)
+    check_shown(evidence)
     _check_flags(evidence)
     said = f"made with these weights; {len(runs)} runs on {images_of(evidence)}, whose verdicts give the accuracies"
     unchecked = [said for key, said in _UNCHECKED.items() if key in evidence]
@@ -171,6 +178,7 @@ _UNCHECKED = {
     "spikes": "spikes",
     "energy": "energy",
     "flags": "flags that take more than verdicts",
+    "versions": "versions, hardware and minutes",
 }
 
 
@@ -217,27 +225,63 @@ class _Recomputed:
     ):
         self.model, self.step, self.evidence, self.all = model, step, evidence, all_of_them
         self.allow_fetch, self.allow_cost, self.progress = allow_fetch, allow_cost, progress
-        self.differing = self.compared = 0
+        self.differing = self.moved = self.fallen = self.compared = 0
+        self.plans: dict[str, Plan] = {}
         self.settings = published_settings(evidence)
+
+    def check_attacks(self) -> str:
+        """Hold the attacks that each run lists against those that its protocol runs.
+
+        Raises:
+            EvidenceError: If they are others.
+        """
+        for run in published_runs(self.evidence):
+            if not self._unnamed(run):  # refused where a verdict of it is drawn
+                check_attacks(run, self._plan(run))
+        return "they are those of their protocols"
+
+    def _unnamed(self, run: PublishedRun) -> list[str]:
+        """Models that the run transfers from, and that nobody allowed to load."""
+        sources = [] if self.allow_fetch else sources_of(run.protocol)
+        return [other for other in sources if not is_packaged(other, weights=True)]
+
+    def _plan(self, run: PublishedRun) -> Plan:
+        if run.protocol not in self.plans:
+            try:
+                with packaged_only(not self.allow_fetch):
+                    found = plan(run.protocol, self.model)
+            except LookupError as error:
+                raise EvidenceError(str(error)) from None
+            self.plans[run.protocol] = found.of_classes(self.model.num_classes)
+        return self.plans[run.protocol]
 
     def compare(self, run: PublishedRun, rows: list[int], data: ImageData) -> str:
         """Attack these images as the evidence says, and compare verdict by verdict."""
         part = self._part(rows, data)
         self._allow(run, part)
+        check_attacks(run, self._plan(run))
         settings = self.settings | {
             "batch_size": min(256, len(part)),
             "taught": run.learned if len(rows) < len(run.verdicts) else None,
         }
-        report = evaluate(self.model, part, run.protocol, run.eps, checks=0, progress=self.progress, **settings)
+        with packaged_only(not self.allow_fetch):
+            report = evaluate(self.model, part, run.protocol, run.eps, checks=0, progress=self.progress, **settings)
         published = [run.verdicts[row] for row in rows]
         pairs = [(here, there) for here, there in zip(report.runs[0].verdicts, published, strict=True) if here != there]
         differ = sum(min(here, there) < 0 for here, there in pairs)  # else it fell in both, to another member
+        moved, fallen = len(pairs) - differ, sum(there >= 0 for there in published)
         self.differing, self.compared = self.differing + differ, self.compared + len(rows)
+        self.moved, self.fallen = self.moved + moved, self.fallen + fallen
         if differ > _tolerated(len(rows)):
             raise EvidenceError(f"{differ} of {len(rows)} verdicts of {run.protocol} differ")
+        if moved > tolerated_moves(fallen):
+            raise EvidenceError(
+                f"{moved} of {fallen} images that {run.protocol} fells fall to another attack of it than the evidence "
+                "says"
+            )
         equal = f"{len(rows)} of {len(run.verdicts)} verdicts of {run.protocol} are equal"
         equal += f" but for {differ}: a rounding each" if differ else ""
-        return equal + (f"; {len(pairs) - differ} fell to another attack" if len(pairs) > differ else "")
+        return equal + (f"; {moved} fell to another attack" if moved else "")
 
     def _part(self, rows: list[int], data: ImageData) -> ImageData:
         places = {number: row for row, number in enumerate(data.index.tolist())}
@@ -253,19 +297,16 @@ class _Recomputed:
         Raises:
             EvidenceError: If it is not allowed.
         """
-        if not self.allow_fetch:
-            ann = getattr(self.model, "training_record", {}).get("ann")
-            sources = [*sources_of(run.protocol), *([ann] if is_packaged(ann, weights=False) else [])]
-            for other in sources:
-                if not is_packaged(other, weights=True):
-                    raise EvidenceError(
-                        f"{run.protocol[:100]} would load {other[:100]!r}, which you have not named: allow it by "
-                        "allow_fetch (--allow-fetch)"
-                    )
-        try:
-            members = plan(run.protocol, self.model).members
-        except LookupError as error:
-            raise EvidenceError(str(error)) from None
+        for other in self._unnamed(run):
+            raise EvidenceError(
+                f"{run.protocol[:100]} would load {other[:100]!r}, which you have not named: allow it by allow_fetch "
+                "(--allow-fetch)"
+            )
+        members = self._plan(run).members
+        if not self.allow_cost and (unknown := [member for member in members if not member.is_bounded]):
+            raise EvidenceError(
+                f"nobody knows what {unknown[0]} would take in memory and time: allow it by allow_cost (--allow-cost)"
+            )
         cost = self._cost(sum(member.cost for member in members), part)
         if not self.allow_cost and cost.excess:
             raise EvidenceError(
@@ -289,19 +330,16 @@ class _Recomputed:
             raise EvidenceError(f"{wanted - self.compared} of {wanted} verdicts could not be recomputed ({how})")
         if self.differing > tolerated:
             raise EvidenceError(f"{self.differing} of {wanted} verdicts differ ({how})")
+        if self.moved > tolerated_moves(self.fallen):
+            raise EvidenceError(
+                f"{self.moved} of {self.fallen} images that fell do so to another attack than is said ({how})"
+            )
         said = f"{wanted} verdicts recomputed ({how}), {self.differing} differ"
         if self.all:
             return said
         total = sum(len(run.verdicts) for run, _ in drawn)
-        odds = (max(1, round(share * total)) for share in (0.01, 0.05, 0.1, 0.3))
-        chances = ", ".join(f"{k} invented {_percent(missed(k, total, wanted, tolerated))}" for k in odds)
+        chances = chances_of_missing(total, wanted, tolerated)
         return f"{said}; of {total} in these runs, the probability of missing {chances}"
-
-
-def _percent(share: float) -> str:
-    """A probability in percent: to the unit, or if smaller than that, to two digits."""
-    percent = 100 * share
-    return f"{percent:.0f} %" if percent >= 1 else f"{percent:.2g} %"
 
 
 def _tolerated(drawn: int) -> int:

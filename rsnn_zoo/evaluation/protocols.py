@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -120,10 +121,23 @@ class Member:
     @property
     def cost(self) -> int:
         """About how many gradient passes a sample takes that does not fall; a question costs a third of one."""
-        attack = self.attack.attack if isinstance(self.attack, Transfer) else self.attack
-        if isinstance(attack, TorchAttack):
+        if not self.is_bounded:
             return 1000  # who knows
+        attack = self._runs
         return getattr(attack, "steps", 0) + -(-getattr(attack, "queries", 0) // 3)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it is known what it takes; of another library's attacks it is not."""
+        return not isinstance(self._runs, TorchAttack)
+
+    @property
+    def _runs(self) -> Any:
+        """What is run in the end, be it on the source of a source."""
+        attack = self.attack
+        while isinstance(attack, Transfer):
+            attack = attack.attack
+        return attack
 
     def __str__(self) -> str:
         return f"{self.attack.name}/{self.mode_name}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -11,11 +13,40 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import Attack, Batch, State, Victim
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk
 from rsnn_zoo.hub.registry import create_model
-from rsnn_zoo.hub.resolve import published_names
+from rsnn_zoo.hub.resolve import is_packaged, published_names
+from rsnn_zoo.models import Network
 from rsnn_zoo.neurons.modes import BackwardMode
+from rsnn_zoo.report.evidence import EvidenceError
 from rsnn_zoo.spec.names import ModelName, UnknownNameError
 
-__all__ = ["Transfer", "published", "unconverted"]
+__all__ = ["Transfer", "packaged_only", "published", "unconverted"]
+
+_PACKAGED_ONLY: ContextVar[bool] = ContextVar("packaged_only", default=False)
+
+
+@contextmanager
+def packaged_only(only: bool = True) -> Iterator[None]:
+    """Load no source of transfer inside, but what came with the package.
+
+    Args:
+        only: Whether to, or leave things as they are.
+
+    Raises:
+        EvidenceError: Inside, where another is asked for.
+    """
+    before = _PACKAGED_ONLY.set(only or _PACKAGED_ONLY.get())
+    try:
+        yield
+    finally:
+        _PACKAGED_ONLY.reset(before)
+
+
+def _source(name: str) -> Network:
+    if _PACKAGED_ONLY.get() and not is_packaged(name, weights=True):
+        raise EvidenceError(
+            f"the attack would load {name[:100]!r}, which you have not named: allow it by allow_fetch (--allow-fetch)"
+        )
+    return create_model(name, pretrained=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,7 @@ def published(name: str, victim: nn.Module) -> nn.Module:
     Example:
         >>> source = published("resnet20_digits_natural_ann", victim)  # doctest: +SKIP
     """
-    source = create_model(name, pretrained=True)
+    source = _source(name)
     for what in ("num_classes", "in_chans"):
         mine, wanted = getattr(source, what, None), getattr(victim, what, None)
         if None not in (mine, wanted) and mine != wanted:
@@ -132,7 +163,7 @@ def unconverted(model: nn.Module) -> nn.Module | None:
         names.append(_ann_of(getattr(model, "pretrained_name", None) or ""))
     for name in names:
         if name in published_names():
-            source = create_model(name, pretrained=True)
+            source = _source(name)
             if sha256 in (None, source.weights_sha256):
                 return source
     return None

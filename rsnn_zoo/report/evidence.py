@@ -11,6 +11,7 @@ from typing import Any
 from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.report.report import FIRST, MISCLASSIFIED, STANDS, in_255, wilson
 from rsnn_zoo.spec.config import ModelConfig
+from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.spec.schema import Section
 from rsnn_zoo.spec.units import ABSOLUTE, UNITS
 
@@ -28,11 +29,30 @@ PRECISIONS = ("float32", "bfloat16", "folded")
 """The keys of ``attacks.gradients.COMPUTE_DTYPES``, then ``attacks.victim.FOLDED``: a test holds them together, since
 those need torch."""
 
+FLAGS = (
+    *("random_model", "ignores_input", "normalisation_outside", "zero_gradients", "depends_on_batch", "inconsistent"),
+    *("tied_logits", "above_chance", "gradient_free", "more_eps", "more_steps"),
+)
+"""Of ``evaluation.flags``, likewise."""
+
+SHOWN_SETTINGS = (*SETTINGS, "precision", "units", "checks")
+"""Those that a card shows."""
+_COUNTED_COSTS = {
+    "spikes": ("images", "per_image", "rates"),
+    "energy": (
+        *("images", "ann_macs", "macs", "accumulates", "ann_nanojoule", "nanojoule", "ratio"),
+        *("picojoule_per_mac", "picojoule_per_accumulate"),
+    ),
+}
+"""What ``evaluation.energy`` says; a card shows all of it, so nothing else may stand there."""
+
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6
 _ROUNDING = 1e-6
 _SPLIT = re.compile("(train|validation|test)?")  # none where images came as tensors
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
+_NAME = re.compile(r"[^\x00-\x20|<>]{1,300}")
+_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 
 
 class EvidenceError(ValueError):
@@ -48,12 +68,14 @@ class PublishedRun:
         eps: Radius, in units of pixels in [0, 1].
         verdicts: By image: number of the attack that felled it, -1 if it stands, -2 if wrong without any attack.
         learned: What its adaptive ensembles had learned, by member.
+        claimed: All that is said of it, as it stands there.
     """
 
     protocol: str
     eps: float
     verdicts: tuple[int, ...]
     learned: Mapping[str, Any] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_evidence(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, Any]:
@@ -87,15 +109,15 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
     n = top.integer("n", 1, _MAX_IMAGES)
     settings = top.section("settings", optional=True)
-    settings.one_of("precision", PRECISIONS, default=PRECISIONS[0])
-    settings.one_of("units", UNITS, default=ABSOLUTE)
     integers = [(top, key, (1, _MAX_PROCESSES)) for key in ("cores", "threads", "processes")]
     for section, key, bounds in [*integers, *((settings, key, bounds) for key, bounds in SETTINGS.items())]:
         if section.content.get(key) is not None:
             section.integer(key, *bounds)
     top.text("dataset", _TEXT)
     top.text("split", _SPLIT, default="test")
-    for key in ("versions", "spikes", "energy"):
+    settings.one_of("precision", PRECISIONS, default=PRECISIONS[0])
+    settings.one_of("units", UNITS, default=ABSOLUTE)
+    for key in ("versions", *_COUNTED_COSTS):
         top.section(key, optional=True)
     flags = top.section("flags", optional=True)
     for name in flags.content:
@@ -112,6 +134,41 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         ann.text("name", _TEXT)
         ann.integer("n", 1, _MAX_IMAGES)
         _accuracies(ann)
+
+
+def check_shown(evidence: Mapping[str, Any]) -> None:
+    """Refuse what a card would show beside the figures and no evaluation writes: it could say anything.
+
+    Args:
+        evidence: As :func:`check_evidence` lets it pass.
+
+    Raises:
+        ConfigError: If a flag, a version or a cost is none that an evaluation writes.
+    """
+    top = Section(evidence, "the evidence")
+    settings, versions, flags = (top.section(key, optional=True) for key in ("settings", "versions", "flags"))
+    for name in flags.content:
+        if name not in FLAGS:
+            raise flags.error(name, f"is no sanity flag{near_matches(name, FLAGS)}")
+    if settings.content.get("checks") is not None:
+        settings.integer("checks", 0, _MAX_IMAGES)
+    for key, value in versions.content.items():
+        if not _VERSION.fullmatch(key) or (value is not None and not _VERSION.fullmatch(str(value))):
+            raise versions.error(key, f"is {value!r:.100}, no version")
+    for part, known in _COUNTED_COSTS.items():
+        _check_numbers(top.section(part, optional=True), known)
+    if "ann" in evidence:
+        top.section("ann").text("name", _NAME)
+
+
+def _check_numbers(section: Section, known: tuple[str, ...] | None) -> None:
+    for key, value in section.content.items():
+        if known and key not in known:
+            raise section.error(key, f"is nothing that an evaluation counts{near_matches(key, known)}")
+        if isinstance(value, dict) and known:
+            _check_numbers(section.section(key), None)  # by layer
+        elif not _NAME.fullmatch(key) or not (value is None or type(value) in (int, float)):
+            raise section.error(key, f"is {value!r:.100}, no number")
 
 
 def _accuracies(report: Section) -> list[Section]:
@@ -191,7 +248,7 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
         _check_claim(f"{place} claims robust accuracy", run["robust_accuracy"], run["ci95"], counts[STANDS], n)
         _check_claim(f"{place} claims clean accuracy", clean["accuracy"], clean["ci95"], n - counts[MISCLASSIFIED], n)
         learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in attacks if "learned" in a}
-        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned))
+        runs.append(PublishedRun(run["protocol"], run["eps"], verdicts, learned, run))
     for claim in evidence.get("robust", []):
         what = f"the worst case at eps {in_255(claim['eps'])} claims accuracy"
         if claim["eps"] not in {run.eps for run in runs}:

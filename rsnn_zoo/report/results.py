@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rsnn_zoo.report.evidence import images_of
+from rsnn_zoo.report.evidence import SHOWN_SETTINGS, images_of
 from rsnn_zoo.report.report import ALL, in_255
 
 __all__ = ["accuracies", "cell", "facts_of", "results_of", "shown"]
@@ -43,7 +43,8 @@ def results_of(evidence: Mapping[str, Any]) -> str:
     for title, key in (("Spikes", "spikes"), ("Energy estimate", "energy")):
         if facts := list(facts_of(evidence.get(key) or {})):
             lines += ["", f"### {title}", "", *facts]
-    measured = [f"{key} {value}" for part in ("settings", "versions") for key, value in evidence.get(part, {}).items()]
+    settings = {key: value for key, value in evidence.get("settings", {}).items() if key in SHOWN_SETTINGS}
+    measured = [f"{key} {value}" for key, value in {**settings, **evidence.get("versions", {})}.items()]
     measured += [cell(evidence[key]) for key in ("cpu", "gpu", "created") if evidence.get(key)]
     counts = [_counted(evidence[key], key) for key in ("cores", "processes", "threads") if evidence.get(key)]
     measured += [f"{', '.join(counts)} each"] if counts else []
