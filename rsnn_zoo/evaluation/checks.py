@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
 from rsnn_zoo.evaluation import flags
+from rsnn_zoo.evaluation.consistency import LEAST
 from rsnn_zoo.evaluation.engine import Engine
 from rsnn_zoo.evaluation.protocols import Member, Plan
 from rsnn_zoo.evaluation.transfer import Transfer
@@ -28,12 +31,18 @@ def model_flags(engine: Engine, plans: Sequence[tuple[Plan, list[float]]], is_ra
     images, labels = samples.images[:CLEAN_CHECKS], samples.labels[:CLEAN_CHECKS]
     modes = [member.mode for plan, _ in plans for member in plan.members]
     logits = victim.logits(images)
+    radius = max(radius for _, radii in plans for radius in radii)
+    few = images[:GRADIENT_CHECKS].clone()
+    odd = few[1::2]  # of perturbed images: a model may hide the gradients that attacks meet alone
+    noise = torch.rand(odd.shape, generator=torch.Generator().manual_seed(0)).to(odd)
+    few[1::2] = project(odd + radius * (2 * noise - 1), odd, radius)
     return [
         flags.ignores_input(logits),
         flags.normalisation_outside(victim, images, labels, samples.mean, samples.std),
-        flags.zero_gradients(victim, images[:GRADIENT_CHECKS], labels[:GRADIENT_CHECKS], modes),
+        flags.zero_gradients(victim, few, labels[:GRADIENT_CHECKS], modes),
         flags.depends_on_batch(victim, images[: victim.chunk], is_random),
         flags.tied_logits(logits),
+        flags.knows_images(victim, images[:GRADIENT_CHECKS], max(radius, LEAST), is_random),
     ]
 
 

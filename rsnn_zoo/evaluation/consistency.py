@@ -26,6 +26,8 @@ TOLERATED = 0.25
 """Share of images whose logits may differ: a library may round otherwise, and spikes hang on roundings."""
 LEAST = 8 / 255
 """Radius of the perturbation at least: at less, every spike of an image may well stay."""
+ALONE = 3
+"""One in so many of them is asked about alone, which takes longest."""
 PAIRS = 16
 """Images of which it is told whether answers follow the last bits, or what was asked before."""
 SPANS = (0.6, 1.2, 2.4)
@@ -94,7 +96,7 @@ class Consistency:
             "at the end": lambda: self.victim.logits(x),
             "the first time": lambda: ask(x),
             "in another order": lambda: self.victim.logits(x.flip(0)).flip(0),
-            "alone": lambda: torch.cat([module(one[None].clone()) for one in x]),
+            "alone": lambda: torch.cat([module(one[None].clone()) for one in x[::ALONE]]),
             "in a batch of another size": lambda: module(torch.cat([x, x, x[:1]]))[: len(x)],
             "where gradients are wanted": lambda: input_gradient(module, x, lambda logits: logits.sum(1))[1],
             "in another memory layout": transposed,
@@ -103,7 +105,7 @@ class Consistency:
         found = {}
         for way, again in ways.items():
             with torch.no_grad(), suppress(RuntimeError, ValueError):  # one batch size alone, as an export may have
-                found[way] = max(map(_apart, self._groups(self.before), self._groups(again())))
+                found[way] = self._apart(again(), ALONE if way == "alone" else 1)
         with torch.no_grad():
             heard = [_apart(said, ask(iterates)) for iterates, said in self.victim.heard.by_asker().values()]
         found["than while it was attacked"] = max(heard, default=0.0)
@@ -113,10 +115,12 @@ class Consistency:
         found["by the copy that is attacked"] = float(not _alike(bare, self.model))
         return found | self._written() | {"after another one like it": float(self._follows())}
 
-    def _groups(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the unseen images, and of the others."""
-        unseen, own = zip(*(half.chunk(2) for half in rows.chunk(2)), strict=True)
-        return torch.cat(unseen), torch.cat(own)
+    def _apart(self, logits: Tensor, every: int) -> float:
+        """Share of other logits, among the unseen images or the others, of every so many images."""
+        unseen_ones = torch.arange(len(self.before), device=logits.device) % (len(self.before) // 2)
+        unseen_ones = (unseen_ones < len(self.before) // 4)[::every]
+        before = self.before[::every]
+        return max(_apart(before[rows], logits[rows]) for rows in (unseen_ones, ~unseen_ones))
 
     def _written(self) -> dict[str, float]:
         """Whether the last bits count: where images are written as 8 bits, and moved as far to the other side."""
@@ -186,4 +190,4 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _share(rows: Tensor) -> float:
-    return rows.double().mean().item()
+    return rows.double().mean().item() if len(rows) else 0.0

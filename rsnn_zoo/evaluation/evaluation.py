@@ -39,7 +39,7 @@ from rsnn_zoo.evaluation.transfer import unconverted
 from rsnn_zoo.hub.shards import packed
 from rsnn_zoo.hub.weights import WeightsError
 from rsnn_zoo.models import Temporal
-from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.models.distributed import Ranks, unwrapped
 from rsnn_zoo.neurons.modes import surrogate_units
 from rsnn_zoo.report.evidence import NETWORK
 from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
@@ -180,7 +180,7 @@ def evaluate(
     )
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module from images to logits, got {type(model).__name__}")
-    model = _unwrapped(model)
+    model = unwrapped(model)
     plans = settings.plans(model)
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
@@ -246,8 +246,8 @@ def _evaluate(
     weights = digest(model)
     subject = _prepared(model, samples, plans, settings)
     victim, plans = subject.victim, subject.plans
-    followed = {"seed": settings.seed, "precision": settings.precision, "chunk": victim.chunk, "draws": victim.draws}
-    followed["units"] = settings.units
+    followed = {"seed": settings.seed, "precision": settings.precision, "units": settings.units}
+    followed |= {"chunk": victim.chunk, "draws": victim.draws}
     keep = settings.adversarial is not None
     fingerprint = {"version": __version__, "model": weights, "adversarial": keep, **followed}
     here = environment(samples.images.device) | {"processes": Ranks.current().size}
@@ -256,11 +256,13 @@ def _evaluate(
     with closing(kept) as ledger, progress_bar(disable=hidden, unit="gradient") as bar:
         engine = Engine(samples, victim, ledger, bar, settings.seed, settings.batch_size, keep, settings.taught)
         found = [subject.is_random, *model_flags(engine, plans, subject.is_random.raised)] if settings.checks else []
+        victim.heard.phase = "attacked"
         clean = engine.clean()
         correct = [position for position, verdict in enumerate(clean) if verdict == STANDS]
         engine.expect(len(correct), [member for each, radii in plans for member in each.members * len(radii)])
         runs = tuple(_run(engine, each, radius, correct) for each, radii in plans for radius in radii)
         if subject.asked:
+            victim.heard.phase = "checked"
             each = [plan for plan, _ in plans]
             found += run_flags(engine, each, source, runs, correct, settings.checks, subject.classes)
             found.append(flags.inconsistent(subject.asked.again(), subject.is_random.raised))
@@ -273,9 +275,11 @@ def _evaluate(
     resumed = {"resumed_from": ledger.sessions} if ledger.sessions else {}
     told = followed | {"checks": settings.checks}
     agreement = dict(zip(("sampled", "fell"), map(int, asked_twice), strict=True)) if asked_twice[0] else None
+    if settings.checks:
+        found.append(flags.other_network(*map(int, asked_twice)))
     extra = {} if agreement is None else {"agreement": agreement}
-    about = {"settings": told, "environment": here | resumed, "flags": tuple(found), "extra": extra}
-    return _report(model, samples, clean, runs, **about)
+    environs = here | resumed
+    return _report(model, samples, clean, runs, settings=told, environment=environs, flags=tuple(found), extra=extra)
 
 
 def _called(model: nn.Module) -> str:
@@ -299,17 +303,6 @@ def _report(model: nn.Module, samples: Samples, clean: Sequence[int], runs: tupl
         training=_training(model) if sha256 and sha256 == getattr(model, "weights_sha256", None) else {},
         **more,
     )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """What is inside of torch.compile, which not every backward mode bears, and of wrappers for several devices.
-
-    Their threads would not see the backward mode.
-    """
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, parallel) or type(model).__module__.startswith("torch._dynamo"):
-        model = model.module if isinstance(model, parallel) else model._orig_mod
-    return model
 
 
 def _training(model: nn.Module) -> dict[str, Any]:

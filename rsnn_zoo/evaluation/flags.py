@@ -1,6 +1,6 @@
 """Sanity flags: signs that a robust accuracy should not be believed, each computed and each with what to do.
 
-The first six look at the model itself, the others at what attacks did to it.
+Some look at the model itself, the others at what attacks did to it.
 
 Source:
     Carlini et al., "On Evaluating Adversarial Robustness", 2019, section 3; Croce et al., "Evaluating the Adversarial
@@ -15,7 +15,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from rsnn_zoo.attacks.base import Victim
+from rsnn_zoo.attacks.base import Victim, project
 from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.victim import passes_of
 from rsnn_zoo.evaluation.consistency import TOLERATED
@@ -31,9 +31,11 @@ __all__ = [
     "gradient_free",
     "ignores_input",
     "inconsistent",
+    "knows_images",
     "more_eps",
     "more_steps",
     "normalisation_outside",
+    "other_network",
     "random_model",
     "tied_logits",
     "zero_gradients",
@@ -50,6 +52,11 @@ ZEROS = 0.1
 """Share of zeros in the input gradient that is still ordinary."""
 TIES = 0.01
 """Share of images with tied logits that is still ordinary."""
+KNOWN = 8.0
+"""How many times as large margins may be as those of the same images moved by a pixel or half of one: up to 4 times
+they were in ordinary networks, be it of images that they were trained on, and 16 times in one that knew them."""
+CONTRADICTED = 0.02
+"""Share of standing iterates in which the exact network may contradict the folded one: spikes hang on roundings."""
 LUCK = 0.05
 """An attack with more steps, or a larger radius, starts elsewhere, so a few samples may stand there by luck: the
 probability of as many at which that is no longer believed (sign test)."""
@@ -68,6 +75,10 @@ MESSAGES = {
     "so verdicts depend on which images are attacked together. Let batch norms use running statistics.",
     "inconsistent": "{:.0%} of the images get other logits {how}: the model is not a function of the image, so what an "
     "attack learns of it does not hold. Let it keep nothing between calls, and look at nothing but the pixels.",
+    "knows_images": "margins of these images are {:.0f} times as large, against what noise does to the logits, as "
+    "those of the same images moved a little: the model knows them. Evaluate on images that nobody had before.",
+    "other_network": "{:.1%} of the iterates that stand by the folded network, of those that were shown to the exact "
+    "one, have fallen: the two are not the same. Evaluate with precision float32.",
     "tied_logits": "{:.0%} of the images have several classes of the largest logit, of which verdicts take the first, "
     "and attacks on the margin find no slope. Return means over time of a linear layer, or membranes, and not counts "
     "of spikes.",
@@ -166,6 +177,42 @@ def inconsistent(found: Mapping[str, float], is_random: bool = False) -> Flag:
     """
     ways = [way for way, share in found.items() if share > TOLERATED]
     return _flag("inconsistent", bool(ways) and not is_random, max(found.values(), default=0.0), how=", ".join(ways))
+
+
+def knows_images(victim: Victim, images: Tensor, radius: float, is_random: bool = False) -> Flag:
+    """Whether margins of images (B, C, H, W) are far larger than those of the same ones moved by a pixel or half.
+
+    They are in units of what noise of that radius does to the logits.
+
+    Args:
+        victim: Asked.
+        images: In [0, 1].
+        radius: Of the noise in each pixel.
+        is_random: The model is known to be; then this says nothing.
+    """
+    sign = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images) - 0.5
+
+    def margin(x: Tensor) -> float:
+        logits = victim.logits(x)
+        moved = (victim.logits(project(x + radius * sign.sign(), x, radius)) - logits).norm(dim=1)
+        top = logits.topk(min(2, logits.shape[1]), 1).values
+        return ((top[:, 0] - top[:, -1]) / moved.clamp(min=1e-9)).median().item()
+
+    down, right = images.roll(1, 2), images.roll(1, 3)
+    moved = max(margin(down), margin((images + right) / 2))
+    ratio = margin(images) / max(moved, 1e-9)
+    return _flag("knows_images", ratio > KNOWN and len(images) > 7 and not is_random, ratio if moved else 1.0)
+
+
+def other_network(sampled: int, fell: int) -> Flag:
+    """Whether more have fallen, of iterates that stand by the folded network, than roundings explain.
+
+    Args:
+        sampled: Those that the exact network was shown.
+        fell: Those of them that fell.
+    """
+    raised = bool(sampled) and wilson(fell, sampled)[0] > CONTRADICTED
+    return _flag("other_network", raised, fell / sampled if sampled else 0.0)
 
 
 def tied_logits(logits: Tensor) -> Flag:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rsnn_zoo.models.layers import BATCH_NORMS, StaticBatchNorm2d, is_plain_norm
 
-__all__ = ["Ranks", "SyncedBatchNorm2d", "parallel"]
+__all__ = ["Ranks", "SyncedBatchNorm2d", "parallel", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,14 @@ class SyncedBatchNorm2d(StaticBatchNorm2d):
         scale = scale if self.weight is None else self.weight * scale
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What is inside of torch.compile, which not every backward mode bears, and of wrappers for several devices.
+
+    Their threads would not see the backward mode. What merely has the attributes of such a wrapper is left as it is.
+    """
+    wrappers = (nn.DataParallel, DistributedDataParallel)
+    while isinstance(model, wrappers) or type(model).__module__.startswith("torch._dynamo"):
+        model = getattr(model, "module" if isinstance(model, wrappers) else "_orig_mod")
+    return model

@@ -47,9 +47,14 @@ def _fold_sum(block: nn.Module) -> None:
     block.sum = FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
 
 
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether a hook of one of these makes a weight anew, or sees or changes what folding leaves out."""
+    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+
+
 def _is_plain_conv(module: nn.Module) -> bool:
-    """Whether it convolves with its weight as it is: no subclass, nor a hook that makes the weight anew."""
-    return type(module) is nn.Conv2d and not module._forward_pre_hooks
+    """Whether it is a convolution and nothing else: no subclass."""
+    return type(module) is nn.Conv2d
 
 
 @torch.no_grad()
@@ -63,14 +68,17 @@ def fold(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for conv, norm in getattr(module, "foldable", ()):
-            _fold_norm(module, conv, norm)
+            if not _hooked(getattr(module, conv), getattr(module, norm)):
+                _fold_norm(module, conv, norm)
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             names = list(module._modules)
             for conv, norm in pairwise(names):
                 first, second = module._modules[conv], module._modules[norm]
-                if _is_plain_conv(first) and is_plain_norm(second) and second.running_var is not None:
+                plain = _is_plain_conv(first) and is_plain_norm(second) and not _hooked(first, second)
+                if plain and second.running_var is not None:
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
-        if isinstance(getattr(module, "sum", None), WeightedSum):
+        added = getattr(module, "sum", None)
+        if isinstance(added, WeightedSum) and not _hooked(*module.modules()):
             _fold_sum(module)
     return model

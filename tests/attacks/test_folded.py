@@ -3,8 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _is_audited
+from rsnn_zoo.models.fold import fold
+from rsnn_zoo.models.layers import Spiking
+from rsnn_zoo.models.resnet import BasicBlock
 from rsnn_zoo.neurons.modes import Surrogate
 from tests.models.test_fused import network
 
@@ -59,3 +63,18 @@ def test_the_is_audited_depends_on_the_image_alone():
     drawn, order = _is_audited(images), torch.randperm(200)
     assert _is_audited(images[order]).equal(drawn[order])
     assert 1 < drawn.sum() < 40
+
+
+@pytest.mark.parametrize("at", ["0", "1", "4.sum", "4.bn2", "4.conv2", "4.downsample.1"])
+def test_what_hooks_change_stays_in_the_folded_network(at):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Identity(), BasicBlock(4, 8, 2, Spiking())
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.bias)
+    model.eval().get_submodule(at).register_forward_hook(lambda module, inputs, output: output.relu() + 0.3)
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(fold(model)(x), model(x))

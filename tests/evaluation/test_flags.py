@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from rsnn_zoo.attacks import gradients
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import checks, evaluation, flags
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import protocol
 from rsnn_zoo.hub.resolve import published_names
+from rsnn_zoo.models.fold import fold
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 from rsnn_zoo.neurons.modes import Relu, parse_mode
 from rsnn_zoo.report.report import Run
@@ -97,6 +99,51 @@ def test_ordinary_networks_raise_none(spiking):
 def test_quantised_input_masks_gradients():
     _, raised = found(Front(lambda x: (16 * x).round() / 16, network()), eps=[16 / 255, 32 / 255])
     assert {"zero_gradients", "gradient_free", "above_chance"} <= raised
+
+
+class HiddenFar(torch.autograd.Function):
+    """Lets no gradient pass of what no camera could have taken."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.off = ((x * 255).round() / 255 - x).abs().flatten(1).amax(1) > 1e-6
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (~ctx.off)[:, None, None, None]
+
+
+def test_gradients_that_are_hidden_from_perturbed_images_alone():
+    data = digits().select(48)
+    images = (data.pixels() * 255).round() / 255
+    assert "zero_gradients" in found(Front(HiddenFar.apply, network()), "fgsm", data=(images, data.labels))[1]
+
+
+class Sharpened(nn.Module):
+    """Sharpens its images first, unless it is folded."""
+
+    folded = False
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        return self.network(x if self.folded else x + 2 * (x - nn.functional.avg_pool2d(x, 3, 1, 1)))
+
+
+def test_a_folded_network_that_is_another_one_is_caught(monkeypatch):
+    def other(model):
+        model = fold(model)
+        model.folded = True
+        return model
+
+    monkeypatch.setattr(gradients, "fold", other)
+    data = digits().select(200)
+    report, raised = found(Sharpened(), "pgd10", 8 / 255, data, precision="folded")
+    assert report.extra["agreement"]["fell"] > 5 and "other_network" in raised
+    assert "other_network" not in found(network(), "pgd10", 8 / 255, precision="folded")[1]
 
 
 def test_saturated_input_masks_gradients():
