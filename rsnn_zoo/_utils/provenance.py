@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 import rsnn_zoo
-from rsnn_zoo._utils.digests import digest
+from rsnn_zoo._utils.digests import digest, workings
 
-__all__ = ["digest", "environment", "git_revision", "peak_memory"]
+__all__ = ["digest", "environment", "git_revision", "peak_memory", "workings"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "torchattacks", "huggingface_hub", "safetensors")
 

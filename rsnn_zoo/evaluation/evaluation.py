@@ -22,7 +22,7 @@ from torch import nn
 
 from rsnn_zoo import __version__
 from rsnn_zoo._utils.progress import bar as progress_bar
-from rsnn_zoo._utils.provenance import digest, environment
+from rsnn_zoo._utils.provenance import digest, environment, workings
 from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data.images import check_labels
@@ -250,6 +250,7 @@ def _evaluate(
     followed |= {"chunk": victim.chunk, "draws": victim.draws}
     keep = settings.adversarial is not None
     fingerprint = {"version": __version__, "model": weights, "adversarial": keep, **followed}
+    fingerprint |= {"workings": found} if (found := workings(model)) else {}
     here = environment(samples.images.device) | {"processes": Ranks.current().size}
     kept = Ledger(settings.state, fingerprint, here, samples.each())
     hidden = not (settings.progress and Ranks.current().main)

@@ -1,7 +1,11 @@
 """Which models are held to be the same: whose states are resumed, and whose adversarial examples are verified."""
 
 import copy
+import re
+import time
+from decimal import Decimal
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch
 from torch import nn
 
 import rsnn_zoo
-from rsnn_zoo._utils.provenance import digest
+from rsnn_zoo._utils.provenance import digest, workings
 from rsnn_zoo.evaluation.evaluation import evaluate
 from tests import tiny
 
@@ -127,3 +131,83 @@ def test_a_converted_network_is_the_same_once_saved_and_loaded(eager, tmp_path):
     snn = rsnn_zoo.convert(ann, 3, tiny.digits().pixels(slice(0, 8)), calibration_timesteps=4, method="published")
     rsnn_zoo.save_pretrained(snn, tmp_path, name="resnet20_digits_trades_t3")
     assert digest(rsnn_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)) == digest(snn)
+
+
+def times(gain):
+    class Times(Scaled):
+        def forward(self, x):
+            return self.network(x) * gain
+
+    return Times()
+
+
+def hooked(gain):
+    model = Scaled()
+    model.register_forward_hook(lambda module, inputs, output: output * gain)
+    return model
+
+
+def hidden(gain):
+    model = Scaled()
+    model._gain = gain
+    return model
+
+
+def held(gain):
+    return Scaled(name=type("Options", (), {"gain": gain, "__call__": lambda self, x: x * gain})())
+
+
+def patched(gain):
+    model = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
+    known = model.forward
+    model.forward = lambda x: known(x) * gain
+    return model
+
+
+@pytest.mark.parametrize("make", [times, hooked, hidden, held, patched])
+def test_how_a_model_computes_tells_states_apart(make):
+    one, other = workings(make(1.0)), workings(make(2.0))
+    assert one != other and one == workings(make(1.0)) is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (range(1), range(2)),
+        (Decimal(1), Decimal(2)),
+        (re.compile("a"), re.compile("b")),
+        (bytearray(b"a"), bytearray(b"b")),
+        (np.random.default_rng(1), np.random.default_rng(2)),
+        (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+        (itemgetter(1), itemgetter(2)),
+        ({1: 2}.get, {1: 3}.get),
+    ],
+    ids=str,
+)
+def test_objects_that_keep_their_fields_in_c_tell_models_apart(values):
+    one, other = (Scaled(name=value) for value in values)
+    assert digest(one) != digest(other) and digest(one) == digest(one)
+
+
+def test_of_a_network_of_the_zoo_nothing_is_to_be_added():
+    """So states of earlier versions are resumed."""
+    assert workings(rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)) is None
+
+
+def test_a_state_is_not_resumed_for_another_code(tmp_path):
+    data, state = tiny.digits().select(8), tmp_path / "state"
+    evaluate(times(1.0), data, "fgsm", state=state, checks=0)
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(times(-1.0), data, "fgsm", state=state, checks=0)
+    evaluate(times(1.0), data, "fgsm", state=state, checks=0)
+
+
+def test_objects_that_all_know_each_other_are_described_in_a_while():
+    friends = [Options(1.0) for _ in range(30)]
+    for number, one in enumerate(friends):
+        one.friends, one.number = friends, number
+    model, nested = Scaled(name=friends), []
+    nested += [nested] * 5
+    model.steps = nested
+    started = time.monotonic()
+    assert digest(model) == digest(model) and time.monotonic() - started < 60
