@@ -116,7 +116,7 @@ def _besides(module: nn.Module) -> dict[str, Any]:
     }
 
 
-_USUAL = {"surrogate", "spiking", "pretrained_cfg", "default_cfg", "stages"}
+_TOLD_ELSEWHERE = {"surrogate", "spiking", "pretrained_cfg", "default_cfg", "stages"}
 """Attributes of the zoo's modules that are not plain, and told by plain ones."""
 _CONSTANT = (float, complex, str, bytes, FunctionType, MethodType, BuiltinFunctionType, functools.partial, Enum, type)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -147,7 +147,9 @@ def _workings_of(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {key: list(hooks.values()) for key in _HOOKS if (hooks := getattr(module, key, None))}
     fields = vars(module)
     if _is_of(type(module), "rsnn_zoo"):
-        own = {key: value for key, value in _public(module).items() if key not in _USUAL and not _is_plain(value)}
+        own = {
+            key: value for key, value in _public(module).items() if key not in _TOLD_ELSEWHERE and not _is_plain(value)
+        }
         return found | {key: value for key, value in own.items() if not isinstance(value, Tensor)}
     found |= _of_class(type(module))
     if _is_own(type(module)):

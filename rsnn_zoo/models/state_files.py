@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 # Keys under which checkpoints keep a state dict. Averaged weights first, as in timm: they are what was evaluated.
 WRAPPERS = (
-    *("state_dict_ema", "model_state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema"),
-    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params"),
+    *("state_dict_ema", "model_state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "module", "shadow"),
 )
 PREFIXES = ("module.", "model.", "network.", "net.")
 """What DataParallel, averaged models, Lightning and the robustness library put before every name."""
-_COMPILED = re.compile(r"(^|\.)_orig_mod\.")
+_COMPILED = re.compile(r"(^|\.)(?:_orig_mod\.)+")
 _COUNTERS = ("n_averaged",)  # beside the weights of torch.optim.swa_utils.AveragedModel
 _COPIES = ("attacker.", "normalizer.")  # of the robustness library: the same weights again, and its mean and std
 _LIGHTNING = "pytorch-lightning_version"
@@ -92,8 +92,10 @@ def read_state_dict(
         said = os.fspath(source)
         source = _read_file(Path(source).expanduser())
     found, trimmed = _innermost(source, key, said)
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not (isinstance(found, Mapping) and found and all(isinstance(v, Tensor) for v in found.values())):
         raise ValueError(f"{said}: not a state dict: expected a mapping of names to tensors{_choices(source)}")
+    if odd := [name for name in found if not isinstance(name, str)]:
+        raise ValueError(f"{said}: not a state dict: {odd[0]!r:.80} is no name of a tensor")
     return _unprefixed(dict(found), names, trimmed, said)
 
 
@@ -153,13 +155,15 @@ def _innermost(source: Any, key: str | None, said: str) -> tuple[Any, bool]:
             raise ValueError(f"{said}: there is no state dict under {key!r}{_choices(source)}")
         return _innermost(source[key], None, said)[0], _LIGHTNING in source
     lightning = False
-    while held := _held(source):
+    outer = {id(source)}
+    while held := [wrapper for wrapper in _held(source) if id(source[wrapper]) not in outer]:  # one may hold itself
         lightning |= _LIGHTNING in source
         if len(held) > 1:
             _log.warning("%s: took %s of %s; key= (--key) names another", said, held[0], ", ".join(held))
         else:
             _log.info("%s: took %s", said, held[0])
         source = source[held[0]]
+        outer.add(id(source))
     return source, lightning
 
 

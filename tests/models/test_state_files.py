@@ -173,3 +173,26 @@ def test_a_pipe_is_no_file(tmp_path, suffix):
     os.mkfifo(tmp_path / f"x{suffix}")
     with pytest.raises(OSError, match="is no regular file"):
         read_state_dict(tmp_path / f"x{suffix}")
+
+
+def test_a_checkpoint_that_holds_itself_has_an_end(tmp_path):
+    holder = {"epoch": 1}
+    holder["state_dict"] = holder
+    torch.save(holder, tmp_path / "it.pth")
+    with pytest.raises(ValueError, match="not a state dict"):
+        read_state_dict(tmp_path / "it.pth")
+
+
+@pytest.mark.parametrize("state", [{1: torch.ones(1)}, {("a",): torch.ones(1)}, {}, {"state_dict": {}}])
+def test_what_has_no_names_is_no_state_dict(state):
+    with pytest.raises(ValueError, match="not a state dict"):
+        read_state_dict(state)
+
+
+def test_what_was_compiled_twice_is_read():
+    assert [*read_state_dict({"a._orig_mod._orig_mod.b": torch.ones(1)})] == ["a.b"]
+
+
+@pytest.mark.parametrize("averaged", [{"decay": 0.9, "shadow": {"w": torch.ones(1)}}, {"module": {"w": torch.ones(1)}}])
+def test_averaged_weights_may_have_a_wrapper_of_their_own(averaged):
+    assert read_state_dict({"model": {"w": torch.zeros(1)}, "ema": averaged})["w"] == 1
