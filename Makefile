@@ -32,7 +32,8 @@ test-older: setup
 	$(BIN)/python -m pip install --quiet --upgrade --target $(PYTHONPATH) --no-deps torchattacks==3.3.0
 	$(BIN)/python -c "import huggingface_hub as hub, torchattacks; assert hub.__version__ == '1.20.1', hub.__version__; \
 	    assert torchattacks.__file__.startswith('$(PYTHONPATH)'), torchattacks.__file__"
-	$(BIN)/python -m pytest tests/hub/test_hub.py tests/hub/test_publish.py tests/attacks/test_library.py tests/attacks/test_attacks.py
+	$(BIN)/python -m pytest tests/hub/test_hub.py tests/hub/test_connections.py tests/hub/test_cache.py \
+	    tests/hub/test_saving.py tests/hub/test_publish.py tests/attacks/test_library.py tests/attacks/test_attacks.py
 
 lint: setup
 	$(BIN)/ruff check .

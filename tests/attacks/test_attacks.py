@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import rsnn_zoo
 from rsnn_zoo.attacks.adaptive import adaptive
-from rsnn_zoo.attacks.apgd import apgd, checkpoints, dlr, on_sphere, targeted_dlr
+from rsnn_zoo.attacks.apgd import apgd, checkpoints, on_sphere
 from rsnn_zoo.attacks.base import Batch, check_eps
 from rsnn_zoo.attacks.fab import FAB, linf_step
 from rsnn_zoo.attacks.library import TorchAttack
@@ -23,9 +23,11 @@ from rsnn_zoo.attacks.signed import FGSM, RFGSM, pgd
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.neurons.integrate_fire import Rate, SpikingNeuron, Surrogate
 from rsnn_zoo.neurons.modes import MODES as ALL_MODES
+from tests.attacks.conftest import MODES
 
 APGDS = [apgd(9, "ce"), apgd(9, "dlr"), apgd(9, "t", 2)]
-MODES = (Surrogate("pcw", 2.0), Rate())
+
+
 GRADIENT_ATTACKS = [FGSM, RFGSM, pgd(1), pgd(5), *APGDS, sapgd(9), FAB(6), adaptive(31, MODES)]
 
 
@@ -342,51 +344,6 @@ def test_checkpoints_are_the_published_ones():
 def test_starts_lie_on_the_sphere():
     batch = Batch(torch.full((4, 1, 3, 3), 0.5), torch.zeros(4, dtype=torch.long), 0.1, (0, 1, 2, 3))
     torch.testing.assert_close((on_sphere(batch) - 0.5).abs().amax((1, 2, 3)), torch.full((4,), 0.1))
-
-
-# --- the DLR losses ---------------------------------------------------------------------------------------------------
-
-
-def test_dlr_is_its_definition():
-    logits = torch.tensor([[3.0, 1.0, 2.0, -1.0], [1.0, 3.0, 2.0, 0.0]])
-    labels = torch.tensor([0, 2])
-    torch.testing.assert_close(dlr(logits, labels), torch.tensor([-(3.0 - 2.0) / (3 - 1), -(2.0 - 3.0) / (3 - 1)]))
-    aim = torch.tensor([[0, 3], [2, 1]])
-    torch.testing.assert_close(targeted_dlr(logits, aim), torch.tensor([-4.0 / (3 - 0.0), 1.0 / (3 - 0.5)]))
-
-
-@pytest.mark.parametrize(("loss", "aim"), [(dlr, torch.tensor([1])), (targeted_dlr, torch.tensor([[1, 2]]))])
-def test_dlr_of_equal_logits_is_finite(loss, aim):
-    logits = torch.zeros(1, 10, requires_grad=True)
-    value = loss(logits, aim)
-    value.sum().backward()
-    assert value.isfinite().all() and logits.grad.isfinite().all() and logits.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize(("attack", "classes"), [(apgd(3, "dlr"), 2), (apgd(3, "t"), 3)])
-def test_too_few_classes_are_said(attack, classes):
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, classes))
-    torch.nn.init.zeros_(model[1].weight)
-    with pytest.raises(ValueError, match="classes"):
-        attack(ModelVictim(model, 4), Batch(torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), 0.1, (0,)))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: pgd(0),
-        lambda: apgd(0, "ce"),
-        lambda: apgd(5, "l2"),
-        lambda: apgd(5, "t", 0),
-        lambda: sapgd(0),
-        lambda: FAB(0),
-        lambda: FAB(5, 0),
-        lambda: adaptive(30, MODES),
-    ],
-)
-def test_bad_settings_are_refused(make):
-    with pytest.raises(ValueError, match=r"needs at least|unknown loss|from 1"):
-        make()
 
 
 # --- on a published spiking network -----------------------------------------------------------------------------------

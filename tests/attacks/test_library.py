@@ -17,7 +17,7 @@ from rsnn_zoo.attacks.signed import FGSM, pgd
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation.transfer import Transfer, unconverted
 from rsnn_zoo.neurons.integrate_fire import Rate, Relu
-from tests.attacks.test_gradients import GRAPHLESS, Wrapped
+from tests.attacks.test_odd_models import GRAPHLESS, Wrapped
 
 CLASSES = 3
 LIBRARY = [

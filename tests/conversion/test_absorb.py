@@ -15,12 +15,12 @@ from torchvision.models.googlenet import Inception
 
 import rsnn_zoo.conversion.absorb as absorbing
 from rsnn_zoo.conversion.conversion import convert
-from rsnn_zoo.conversion.staircase import Histogram, best_threshold, staircase
 from rsnn_zoo.data.images import load_dataset
 from rsnn_zoo.hub.registry import create_model
 from rsnn_zoo.models import ARCHITECTURES
-from rsnn_zoo.models.layers import PooledCounts, Scaled, Spiking
+from rsnn_zoo.models.layers import PooledCounts, Scaled
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Relu, SpikingNeuron, backward_mode, integrate_and_fire
+from tests.conversion.conftest import Function
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -45,48 +45,10 @@ def around(*layers, width=6):
     )
 
 
-class Function(nn.Module):
-    """Calls a function; opaque to no tracer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def error(snn, ann, x):
     """Of the logits, as a share of their deviation over the images."""
     with torch.no_grad():
         return ((snn(x) - ann(x)).norm() / (ann(x) - ann(x).mean(0)).norm()).item()
-
-
-# --- thresholds -----------------------------------------------------------------------------------------------------
-
-
-@given(
-    reset=st.sampled_from(["hard", "soft"]),
-    leak=st.sampled_from([1.0, 0.5]),
-    initial=st.sampled_from([0.0, 0.5]),
-    steps=st.integers(1, 9),
-)
-@settings(max_examples=20, deadline=None)
-def test_the_staircase_is_what_a_neuron_makes_of_a_constant_current(reset, leak, initial, steps):
-    values, how = torch.linspace(-1, 3, 101, dtype=torch.float64), {"reset": reset, "leak": leak, "initial": initial}
-    spikes = integrate_and_fire(values[None], torch.ones((), dtype=torch.float64), steps, repeated=True, **how)
-    torch.testing.assert_close(staircase(values, Spiking(steps, **how)), spikes.reshape(steps, -1).mean(0))
-
-
-def test_no_other_threshold_errs_less():
-    spiking, histogram = Spiking(4, reset="soft", initial=0.5), Histogram()
-    values = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3 * 7
-    for part in (values - 1).split(700):
-        histogram.add(part)
-    values = (values - 1).relu()
-    found = best_threshold(histogram, spiking)
-    errors = {t: (values - t * staircase(values / t, spiking)).square().sum() for t in [0.1 * i for i in range(1, 70)]}
-    assert (values - found * staircase(values / found, spiking)).square().sum() < 1.01 * min(errors.values())
 
 
 # --- the limit ------------------------------------------------------------------------------------------------------
@@ -175,32 +137,13 @@ def test_layers_below_the_least_threshold_are_approached_too():
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A small network without batch norms, with max pooling, trained to some 90 % in a second."""
-    train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
-        )
-        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-        for _ in range(80):
-            batch = torch.randint(len(train), (64,))
-            F.cross_entropy(net(train.pixels(batch)), train.labels[batch]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return net.eval(), train.pixels()[:48], test.select(100)
-
-
 def accuracy(model, data):
     with torch.no_grad():
         return (model(data.pixels()).argmax(1) == data.labels).double().mean().item()
 
 
-def test_without_batch_norm_accuracy_is_kept(trained):
-    net, calibration, test = trained
+def test_without_batch_norm_accuracy_is_kept(bare_net):
+    net, calibration, test = bare_net[0], bare_net[1][:48], bare_net[2].select(100)
     expected = accuracy(net, test)
     assert expected > 0.8
     snn = convert(net, 64, calibration)

@@ -13,16 +13,9 @@ from torchvision import datasets as tv
 from rsnn_zoo.data.checks import check_images
 from rsnn_zoo.data.images import load_dataset
 from rsnn_zoo.spec.datasets import DATASETS
-from tests.data.test_data import (
-    DIGITS,
-    WNIDS,
-    digits_npz,
-    digits_rgb,
-    write_cifar,
-    write_fmnist,
-    write_svhn,
-    write_tinyimagenet,
-)
+from tests.data.conftest import DIGITS
+from tests.data.test_npz import digits_npz
+from tests.data.test_sources import WNIDS, digits_rgb, write_cifar, write_fmnist, write_svhn, write_tinyimagenet
 
 GOOD = digits_npz()
 KERAS = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}

@@ -2,43 +2,30 @@
 
 import copy
 import json
-import math
-import os
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torchattacks
-from safetensors import safe_open
 
 import rsnn_zoo
-from rsnn_zoo.attacks.adaptive import Adaptive
 from rsnn_zoo.attacks.base import project
-from rsnn_zoo.attacks.signed import SignAttack
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation.evaluation import EPSILONS, evaluate
 from rsnn_zoo.evaluation.protocols import ENSEMBLE_MODES, protocol
 from rsnn_zoo.neurons.integrate_fire import Rate, Relu, Surrogate, model_under
 from rsnn_zoo.report.report import MISCLASSIFIED, STANDS
 from tests import tiny
+from tests.evaluation.conftest import QUIET, comparable
 
 pytestmark = pytest.mark.usefixtures("eager")
+
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = {"checks": 0, "chunk": 16}
+
+
 NEWER = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="settings since torch 2.9")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return rsnn_zoo.load_dataset("digits", "test").select(30)
 
 
 def test_the_ensemble_is_the_published_one():
@@ -172,13 +159,6 @@ def test_the_whole_report_is_the_same_for_any_batch_size(spiking):
         assert report(batch_size=size) == expected
 
 
-def comparable(report):
-    """But for time."""
-    runs = [{key: value for key, value in run.items() if key != "seconds"} for run in report["runs"]]
-    else_where = dict.fromkeys(("created", "git_revision", "processes", "resumed_from"))
-    return json.loads(json.dumps({**report, "runs": runs, **else_where}))
-
-
 @pytest.mark.parametrize("network", ["snn", "ann"])
 def test_verdicts_on_iterates_are_the_exact_networks_whatever_gives_the_gradients(request, digits, network):
     model = request.getfixturevalue(network)
@@ -297,109 +277,6 @@ def test_what_is_evaluated_can_be_saved_with_its_evidence(snn, digits, tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["n"] == 4
 
 
-PROGRAM = """
-import os, sys, torch
-import torch.distributed as dist
-from rsnn_zoo.evaluation.evaluation import evaluate
-from tests import tiny
-torch.set_num_threads(1)
-several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-if several:
-    dist.init_process_group("gloo")
-attack, state, output, adversarial = sys.argv[1:5]
-data = tiny.digits().select(60)
-report = evaluate(tiny.network(True), data, attack, [8 / 255, 24 / 255], batch_size=5, chunk=16, state=state or None,
-                  adversarial=adversarial or None)
-if not several or dist.get_rank() == 0:
-    report.save(output)
-if several:
-    dist.destroy_process_group()
-"""
-
-
-def start(ranks, *arguments):
-    """Starts an evaluation in so many processes, as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = {"RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return [subprocess.Popen(command, env={**os.environ, **here, "RANK": str(rank)}) for rank in range(ranks)]
-
-
-def known(state):
-    """How many verdicts a state holds."""
-    try:
-        with sqlite3.connect(f"file:{state}?mode=ro", uri=True) as database:
-            return database.execute("SELECT count(*) FROM samples WHERE job != 'clean'").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-
-
-def contents(path):
-    """What is in a safetensors file, whose header has no fixed order."""
-    with safe_open(path, "pt") as file:
-        return file.metadata(), {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
-
-
-@pytest.mark.slow
-def test_shards_and_one_process_make_the_same_report(tmp_path):
-    reports, files = [], []
-    for ranks in (1, 2, 3):
-        output, adversarial = tmp_path / f"{ranks}.json", tmp_path / f"{ranks}.safetensors"
-        assert [p.wait() for p in start(ranks, "ensemble-pgd5", "", output, adversarial)] == [0] * ranks
-        reports.append(comparable(json.loads(output.read_text())))
-        files.append(contents(adversarial))
-    assert reports[0] == reports[1] == reports[2] and reports[0]["flags"]
-    assert files[0] == files[1] == files[2]
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_with_other_ranks_it_makes_the_same_report(tmp_path):
-    names = ("state", "report.json", "adversarial.safetensors")
-    state, output, adversarial = (tmp_path / name for name in names)
-    for kill_all, ranks in ((True, 1), (False, 2), (True, 3)):
-        processes, before = start(ranks, "ensemble-pgd8", state, output, adversarial), known(state)
-        while known(state) < before + 6:
-            assert all(process.poll() is None for process in processes), "it ended before it was killed"
-            time.sleep(0.005)
-        processes[-1].send_signal(signal.SIGKILL)
-        time.sleep(0 if kill_all else 0.3)  # the others go on, until they wait for what will never come
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert not output.exists() and not adversarial.exists()
-    assert [p.wait() for p in start(2, "ensemble-pgd8", state, output, adversarial)] == [0, 0]
-
-    straight = tmp_path / "straight.json", tmp_path / "straight.safetensors"
-    assert [p.wait() for p in start(1, "ensemble-pgd8", "", *straight)] == [0]
-    assert comparable(json.loads(output.read_text())) == comparable(json.loads(straight[0].read_text()))
-    assert contents(adversarial) == contents(straight[1])
-
-
-def test_a_finished_state_gives_the_report_without_any_attack(tmp_path, monkeypatch):
-    settings = {"attack": "pgd3", "eps": 16 / 255, "state": tmp_path / "state"}
-    first = evaluate(tiny.network(), tiny.digits(), **settings)
-    monkeypatch.setattr("rsnn_zoo.attacks.signed.SignAttack.__call__", None)
-    monkeypatch.setattr("rsnn_zoo.attacks.queries.Square.__call__", None)
-    again = evaluate(tiny.network(), tiny.digits(), **settings)
-    assert comparable(again.to_json()) == comparable(first.to_json())
-    assert again.runs[0].seconds == first.runs[0].seconds > 0
-
-
-def test_what_the_ensemble_learned_beforehand_takes_time_too(tmp_path, monkeypatch):
-    def slowly(self, victim, pilot):
-        time.sleep(1)
-        return replace(self, bars=(math.inf,) * 4)
-
-    monkeypatch.setattr("rsnn_zoo.attacks.adaptive.Adaptive.learned", slowly)
-    settings = QUIET | {"state": tmp_path / "state"}
-    for _ in range(2):  # the second time it is known, as is what it took
-        (run,) = evaluate(tiny.network(), tiny.digits().select(4), "adaptive31", **settings).runs
-        assert 1 < run.seconds < 100
-
-
 EXACT = """
 import torch
 from tests import tiny
@@ -433,39 +310,6 @@ def test_verdicts_are_in_full_float32_whatever_the_caller_allows(allow):
     subprocess.run([sys.executable, "-c", EXACT.replace("ALLOW", allow)], check=True, cwd=ROOT)
 
 
-def test_more_samples_attacks_and_radii_are_asked_of_a_state_later(tmp_path, monkeypatch):
-    """Among them the adaptive ensemble, which learns something else from more samples."""
-    snn, few, more = tiny.network(True), tiny.digits().select(30), tiny.digits().select(90)
-    settings = {"adversarial": tmp_path / "examples", **QUIET}
-    attacks = {"pgd3": [24 / 255, 32 / 255], "adaptive31": 24 / 255}
-    evaluate(snn, few, ["pgd3", "adaptive31"], 24 / 255, state=tmp_path / "state", **settings)
-    judged, attack = [], SignAttack.__call__
-    with monkeypatch.context() as patched:
-        patched.setattr(SignAttack, "__call__", lambda *args: judged.extend(args[2].index) or attack(*args))
-        grown = evaluate(snn, more, attacks, state=tmp_path / "state", **settings)
-    correct = [sample for sample, right in enumerate(grown.correct) if right]
-    assert sorted(judged) == sorted([*correct, *(sample for sample in correct if sample >= 30)])
-    found = contents(tmp_path / "examples")
-    assert comparable(grown.to_json()) == comparable(evaluate(snn, more, attacks, **settings).to_json())
-    assert contents(tmp_path / "examples") == found
-    again = evaluate(snn, few, "pgd3", 24 / 255, state=tmp_path / "state", **settings)
-    assert again.runs[0].verdicts == grown.runs[0].verdicts[:30]
-
-
-def test_what_an_adaptive_ensemble_learned_is_kept_and_may_be_given(tmp_path, monkeypatch):
-    """So an evaluation that goes on elsewhere, and one that repeats a part of it, follow the same order and bars."""
-    snn, settings = tiny.network(True), {"attack": "adaptive62", "eps": 24 / 255, **QUIET}
-    (whole,) = evaluate(snn, tiny.digits().select(150), state=tmp_path / "state", **settings).runs
-    (part,) = evaluate(snn, tiny.digits().select(20), **settings).runs
-    assert part.learned != whole.learned
-    monkeypatch.setattr(Adaptive, "learned", None)  # it learns no more
-    (again,) = evaluate(snn, tiny.digits().select(150), state=tmp_path / "state", **settings).runs
-    taught = {"adaptive62/own": json.loads(json.dumps(whole.learned[0]))}
-    (given,) = evaluate(snn, tiny.digits().select(20), **settings, taught=taught).runs
-    assert again.learned == given.learned == whole.learned and again.verdicts == whole.verdicts
-    assert given.verdicts == whole.verdicts[:20]
-
-
 def test_a_report_says_how_a_published_model_was_trained():
     snn = rsnn_zoo.create_model("resnet20_digits_trades_t4", pretrained=True)
     data = tiny.digits().select(2)
@@ -476,42 +320,6 @@ def test_a_report_says_how_a_published_model_was_trained():
     assert set(natural.training) == {"objective", "selection"} and natural.training["objective"] == "natural"
     snn.fc.weight.data *= 2  # these weights nobody trained
     assert not evaluate(snn, data, "fgsm", **QUIET).training
-
-
-def test_a_foreign_state_is_refused(tmp_path):
-    settings = {"attack": "fgsm", "state": tmp_path / "state", **QUIET}
-    evaluate(tiny.network(), tiny.digits().select(4), **settings)
-    slower = copy.deepcopy(tiny.network(True))
-    slower.activation.timesteps = 8
-    with_t4 = tmp_path / "spiking"
-    evaluate(tiny.network(True), tiny.digits().select(4), **settings | {"state": with_t4})
-    with pytest.raises(ValueError, match="another evaluation"):  # the same weights
-        evaluate(slower, tiny.digits().select(4), **settings | {"state": with_t4})
-    before = (tmp_path / "state").read_bytes()
-    for changed in ({"seed": 1}, {"adversarial": tmp_path / "adversarial"}, {"precision": "bfloat16"}):
-        with pytest.raises(ValueError, match="another evaluation"):
-            evaluate(tiny.network(), tiny.digits().select(4), **settings, **changed)
-    for other in (tiny.network(True), slower):
-        with pytest.raises(ValueError, match="another evaluation"):
-            evaluate(other, tiny.digits().select(4), **settings)
-    images, labels = tiny.digits().pixels(slice(0, 4)), tiny.digits().labels[:4]
-    for data in ((images.flip(0), labels), (images, labels.flip(0))):  # of the same numbers
-        with pytest.raises(ValueError, match="another evaluation"):
-            evaluate(tiny.network(), data, **settings)
-    assert (tmp_path / "state").read_bytes() == before
-    (tmp_path / "state").write_text('{"verdicts": {}}')
-    with pytest.raises(ValueError, match="no state of an evaluation"):
-        evaluate(tiny.network(), tiny.digits().select(4), **settings)
-
-
-def test_a_state_has_its_folder_made_or_is_refused(tmp_path):
-    settings = {"attack": "fgsm", **QUIET}
-    evaluate(tiny.network(), tiny.digits().select(4), state=tmp_path / "missing" / "too" / "state", **settings)
-    assert known(tmp_path / "missing" / "too" / "state")
-    (tmp_path / "file").touch()
-    for state in (tmp_path, tmp_path / "file" / "state"):
-        with pytest.raises(OSError, match=f"cannot be kept in {state} .*: name a file that can be written"):
-            evaluate(tiny.network(), tiny.digits().select(4), state=state, **settings)
 
 
 def test_time_left_and_robust_accuracy_so_far_are_shown(capsys):
@@ -531,119 +339,6 @@ def test_the_documented_spikingjelly_example():
     assert runner.run(example).failed == 0 and runner.tries > 5
 
 
-def bad(images, value):
-    images = images.clone()
-    images[0, 0, 0, 0] = value
-    return images
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"eps": -0.1}, ValueError, "eps must lie"),
-        ({"eps": 8}, ValueError, "8 / 255"),
-        ({"eps": float("nan")}, ValueError, "eps must lie"),
-        ({"attack": "pgd"}, ValueError, "ensemble-pgd20"),
-        ({"attack": "ensemble-pgd0"}, ValueError, "unknown attack"),
-        ({"batch_size": 0}, ValueError, "at least 1"),
-        ({"checks": -1}, ValueError, "at least 0"),
-        ({"draws": 0}, ValueError, "from 1 to 1024"),
-        ({"seed": -1}, ValueError, "seed must be an integer from 0"),
-        ({"eps": []}, ValueError, "at least one"),
-        ({"attack": []}, ValueError, "at least one"),
-        ({"images": lambda x: bad(x, float("nan"))}, ValueError, "NaN"),
-        ({"images": lambda x: bad(x, 1.5)}, ValueError, r"\[0, 1\]"),
-        ({"images": lambda x: x.repeat(1, 3, 1, 1)}, ValueError, "channels"),
-        ({"images": lambda x: x[..., :7]}, ValueError, "8 x 7"),
-        ({"images": lambda x: (255 * x).to(torch.uint8)}, TypeError, "floating"),
-        ({"labels": lambda y: y + 5}, ValueError, "10 classes"),
-        ({"labels": lambda y: y[:-1]}, ValueError, "labels"),
-        ({"labels": lambda y: y.float()}, TypeError, "integers"),
-        ({"chunk": 2.5}, ValueError, "chunk must be an integer from 1 to 4096, got 2.5"),
-        ({"adversarial": "/"}, ValueError, "is a folder; name a file in it"),
-        ({"attack": "adaptive31", "taught": {"adaptive31/own": {"rounds": [1]}}}, ValueError, "cannot have learned"),
-        ({"attack": "rays5@rate"}, ValueError, "follows no gradient"),
-    ],
-)
-def test_bad_input_is_refused_before_any_work(snn, digits, tmp_path, change, error, words):
-    images = change.pop("images", lambda x: x)(digits.pixels())
-    labels = change.pop("labels", lambda y: y)(digits.labels)
-    with pytest.raises(error, match=words):
-        evaluate(snn, (images, labels), **{"attack": "fgsm", **change}, state=tmp_path / "state")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("model", [lambda x: x, "resnet20_digits_trades_t4"])
-def test_what_is_no_module_is_refused(digits, model):
-    with pytest.raises(TypeError, match=r"must be a torch.nn.Module from images to logits, got (function|str)"):
-        evaluate(model, digits, "fgsm")
-
-
-def test_an_attack_that_needs_more_classes_is_refused_before_any_work(tmp_path):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
-    data = tiny.digits().pixels(slice(0, 8)), torch.arange(8) % 2
-    for attack in ("fgsm+apgd5-dlr", "apgd5-t1", "adaptive"):
-        with pytest.raises(ValueError, match=r"needs at least [34] classes, and the model has 2"):
-            evaluate(model, data, attack, state=tmp_path / "state", **QUIET)
-    assert not list(tmp_path.iterdir())
-    evaluate(model, data, "apgd5-ce", **QUIET)
-    (quick,) = evaluate(model, data, "quick", **QUIET).runs  # named protocols have something for every model
-    assert [attack for attack, _ in quick.members] == ["pgd10", "apgd30-ce", "sapgd30"]
-    assert "needs at least 3 classes, and the model has 2" in quick.left_out["apgd30-dlr/own"]
-
-
-class _Rooted(torch.nn.Module):
-    """Its gradient is no number at black pixels; its logits are none of a white image."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = tiny.network()
-
-    def forward(self, x):
-        return self.network((x * x).sqrt() / (x < 1).flatten(1).any(1)[:, None, None, None])
-
-
-@pytest.mark.parametrize("attack", ["sapgd5", "pgd5", "apgd5-ce"])
-def test_what_is_no_number_leads_no_attack_out_of_its_ball(attack, tmp_path):
-    data, path = tiny.digits().select(30), tmp_path / "adversarial"
-    report = evaluate(_Rooted(), data, attack, 0.1, adversarial=path, chunk=16)
-    assert 0 < report.runs[0].robust_accuracy < report.clean_accuracy
-    with safe_open(path, "pt") as file:
-        x, clean = file.get_tensor("images"), file.get_tensor("clean")
-    assert len(x) and x.isfinite().all() and (x - clean).abs().max() <= 0.1 + 1e-6
-    white = evaluate(_Rooted(), (torch.ones(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)), "fgsm", **QUIET)
-    assert white.clean_accuracy == 0
-
-
-def test_other_precisions_of_the_model_are_refused(snn, digits):
-    mixed = copy.deepcopy(snn)
-    mixed.fc.to(torch.bfloat16)
-    for model in (mixed, copy.deepcopy(snn).double()):
-        with pytest.raises(ValueError, match="float32"):
-            evaluate(model, digits, "fgsm")
-
-
 def test_protocols_name_their_members(snn):
     assert [str(m) for m in protocol("pgd7", snn)] == ["pgd7/own"]
     assert str(protocol("ensemble-rfgsm", snn)[-1]) == "rfgsm/relu"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE samples SET verdict = -1 - verdict",
-        "UPDATE samples SET sample = sample + 1000",
-        "UPDATE batches SET seconds = seconds + 1",
-        "UPDATE about SET fingerprint = 'x'",
-        "DROP TABLE samples",
-        "CREATE VIEW other AS SELECT 1",
-    ],
-)
-def test_a_damaged_state_is_noticed(tmp_path, damage):
-    data, state = tiny.digits().select(8), tmp_path / "state"
-    evaluate(tiny.network(), data, "fgsm", state=state, checks=0)
-    with closing(sqlite3.connect(state)) as database, database:
-        database.execute(damage)
-    with pytest.raises(ValueError, match="is damaged, or no state of an evaluation"):
-        evaluate(tiny.network(), data, "fgsm", state=state, checks=0)

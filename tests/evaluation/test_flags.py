@@ -17,7 +17,7 @@ from rsnn_zoo.models.fold import fold
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 from rsnn_zoo.neurons.modes import Relu, parse_mode
 from rsnn_zoo.report.report import Run
-from tests.attacks.test_gradients import GRAPHLESS, Wrapped
+from tests.attacks.test_odd_models import GRAPHLESS, Wrapped
 from tests.tiny import Dense, digits, fit, network
 
 

@@ -1,22 +1,11 @@
 """Finding and loading entries: the package, the cache, and a Hub on this machine, with the real client."""
 
-import logging
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-from huggingface_hub import close_session, constants
 
 from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, to_json
-from rsnn_zoo.hub import resolve as hub_module
 from rsnn_zoo.hub.publish import push_to_hub
 from rsnn_zoo.hub.resolve import HubError, NotPublishedError, entry_folder, published_names, resolve
 from rsnn_zoo.hub.weights import WeightsError
@@ -24,52 +13,11 @@ from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, load_evidence, published_runs
 from rsnn_zoo.spec.config import load_config, parse_config
 from rsnn_zoo.spec.names import UnknownNameError
-from tests.conftest import NAME, make_entry, read_only, small_network
+from tests.conftest import NAME, make_entry
+from tests.hub.conftest import REPO, WEIGHTS, assert_loads, downloads
 from tests.hub_server import TOKEN, File
 
-ROOT = Path(__file__).resolve().parents[2]
-REPO = f"rsnn-zoo/{NAME}"
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def packaged(tmp_path, monkeypatch):
-    """A packaged entry, in a ``hub_configs/`` of its own."""
-    monkeypatch.setattr(hub_module, "entries_folder", lambda: tmp_path / "hub_configs")
-    return make_entry(tmp_path / "hub_configs")
-
-
-@pytest.fixture
-def published(packaged, hub):
-    """The same entry on the Hub, released as v1; its weights are too large for the package."""
-    push_to_hub(packaged, token=TOKEN, endpoint=hub.url, tag="v1")
-    (packaged / WEIGHTS).unlink()
-    hub.requests.clear()
-    return hub.repos[REPO]
-
-
-@pytest.fixture
-def find(hub, tmp_path):
-    """``resolve`` on the local Hub, with a cache of its own, and the weights fetched at once."""
-
-    def call(name=NAME, **kwargs):
-        entry = resolve(name, **{"endpoint": hub.url, "cache_dir": tmp_path / "cache"} | kwargs)
-        assert entry.weights_path and entry.sha256
-        return entry
-
-    return call
-
-
-def assert_loads(entry, seed=0):
-    state, expected = entry.load_weights(), small_network(seed).state_dict()
-    assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
-
-
-def downloads(hub):
-    return sum(method == "GET" and path.startswith("/cdn/") for method, path, _ in hub.requests)
-
-
-# The package
+# --- the package ------------------------------------------------------------------------------------------------------
 
 
 def test_a_packaged_entry_loads_without_a_network(packaged):
@@ -157,7 +105,7 @@ def test_a_local_folder_needs_a_checksum(packaged):
         resolve(f"local-dir:{packaged}/nowhere")
 
 
-# Downloading what the package pins
+# --- downloading what the package pins --------------------------------------------------------------------------------
 
 
 def test_weights_come_from_the_hub_once_and_then_from_the_cache(published, find, hub):
@@ -223,7 +171,7 @@ def test_the_organisation_is_the_users_choice(published, find, hub, monkeypatch)
     assert_loads(find())
 
 
-# Entries of others
+# --- entries of others ------------------------------------------------------------------------------------------------
 
 
 def test_config_and_weights_come_from_the_same_commit(published, find, hub, tmp_path):
@@ -283,7 +231,7 @@ def test_a_repository_without_weights_says_so(published, find):
         find(f"hf-hub:{REPO}")
 
 
-# Who may read
+# --- who may read -----------------------------------------------------------------------------------------------------
 
 
 def test_a_private_repository_needs_the_token_which_stays_with_the_hub(published, find, hub, monkeypatch):
@@ -307,242 +255,3 @@ def test_a_gated_repository_says_where_to_ask_and_lets_in_who_was_granted(publis
             find()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert_loads(find())
-
-
-# Bad connections
-
-
-def test_an_unreachable_hub_fails_at_once(published, find):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    start = time.monotonic()
-    with pytest.raises(HubError, match=r"cannot be reached .*HF_ENDPOINT.*local-dir:path"):
-        find(endpoint=f"http://127.0.0.1:{port}")
-    assert time.monotonic() - start < 4
-
-
-def test_a_silent_hub_fails_within_five_seconds(published, find):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
-        start = time.monotonic()
-        with pytest.raises(HubError, match="cannot be reached"):
-            find(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - start < 5
-
-
-def test_a_host_of_many_dead_addresses_takes_no_longer(published, find, monkeypatch):
-    """A client's timeout starts anew for each address; on clusters that drop packets there are a dozen."""
-    monkeypatch.setattr(hub_module, "PATIENCE", 0.5)
-    hosts = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{last}", 80)) for last in range(1, 13)]
-
-    def swallow(self, address):
-        time.sleep(self.gettimeout())
-        raise TimeoutError
-
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: hosts)
-    monkeypatch.setattr(socket.socket, "connect", swallow)
-    start = time.monotonic()
-    with pytest.raises(HubError, match="cannot be reached"):
-        find(endpoint="http://hub.test")
-    assert time.monotonic() - start < 4
-
-
-def test_the_users_own_patience_counts(published, find, hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-    hub.delay = 0.4
-    with pytest.raises(HubError, match="cannot be reached"):
-        find()
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 9)
-    assert_loads(find())
-
-
-def test_a_cached_branch_is_used_and_said_where_the_hub_is_away(published, find, hub, caplog):
-    assert_loads(find(f"hf-hub:{REPO}"))
-    with caplog.at_level(logging.WARNING):
-        assert_loads(find(f"hf-hub:{REPO}", endpoint="http://127.0.0.1:9"))
-    assert "The copy in the download cache is used" in caplog.text
-
-
-def test_a_proxy_of_the_environment_is_used(published, find, hub, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", hub.url)
-    monkeypatch.setenv("NO_PROXY", "")
-    close_session()  # the client reads the environment when it is made
-    try:
-        assert_loads(find(endpoint="http://hub.test"))  # a name that no resolver knows
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        close_session()
-        with pytest.raises(HubError, match=r"cannot be reached .*HTTPS_PROXY"):
-            find(revision="main", endpoint="http://hub.test")
-    finally:
-        monkeypatch.undo()
-        close_session()
-
-
-def test_a_login_page_is_not_taken_for_a_hub(published, find, hub):
-    with pytest.raises(HubError, match="is not a Hub; check HF_ENDPOINT and the proxy"):
-        find(endpoint=f"{hub.url}/portal")
-
-
-def test_a_slow_connection_is_waited_for(published, find, hub):
-    hub.seconds_per_block = 0.1
-    assert_loads(find())
-
-
-def test_a_dropping_connection_is_resumed(published, find, hub):
-    hub.drop_after, hub.drops = 300_000, 1
-    assert_loads(find())
-    assert downloads(hub) == 2
-
-
-@pytest.mark.slow
-def test_a_connection_that_always_drops_is_an_error_and_leaves_nothing(published, find, hub, tmp_path):
-    hub.drop_after, hub.drops = 0, 99
-    with pytest.raises(HubError, match=f"{REPO}@v1: "):
-        find()
-    assert not list((tmp_path / "cache").rglob("*.incomplete"))
-
-
-def test_offline_mode_uses_the_cache_or_says_how_to_fill_it(published, find, hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    start = time.monotonic()
-    with pytest.raises(HubError, match=f"{REPO}@v1: it is not in the download cache; unset HF_HUB_OFFLINE"):
-        find()
-    with pytest.raises(HubError, match="load it once with local_files_only=False"):
-        find(local_files_only=True)
-    assert time.monotonic() - start < 4 and not hub.requests
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    find()
-    find(f"hf-hub:{REPO}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
-    assert_loads(find())
-    assert_loads(find(f"hf-hub:{REPO}"))
-    assert not hub.requests
-
-
-# The cache
-
-
-def test_bytes_changed_on_the_way_are_refused(published, find, hub):
-    file = published.commits[published.tags["v1"]][WEIGHTS]
-    hub.corrupt[file.oid] = flipped(file.data)
-    with pytest.raises(WeightsError, match="has SHA-256"):
-        find().load_weights()
-
-
-def flipped(data):
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
-@pytest.mark.parametrize("damage", [flipped, lambda data: data[:-1], lambda data: bytes(len(data)), lambda data: b""])
-def test_a_damaged_cache_is_refused_and_heals_as_the_error_says(published, find, damage):
-    path = find().weights_path
-    path.resolve().write_bytes(damage(path.read_bytes()))
-    with pytest.raises(WeightsError, match="downloaded anew when the model is next loaded") as refusal:
-        find().load_weights()
-    named = Path(str(refusal.value).split()[2])
-    named.unlink()
-    assert_loads(find())
-
-
-def test_a_damaged_config_in_the_cache_is_refused_and_heals_as_the_error_says(published, find):
-    name = f"hf-hub:{REPO}@v1"
-    path = find(name).get("config.json", 2**20).resolve()
-    path.write_bytes(path.read_bytes().replace(b'"hard"', b'"soft"'))
-    with pytest.raises(HubError, match="is damaged; delete it") as refusal:
-        find(name)
-    Path(str(refusal.value).split()[0]).unlink()
-    assert_loads(find(name))
-
-
-def test_a_cache_that_cannot_be_written_is_an_error(published, find, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(HubError, match=r"the download failed: .*HF_HOME, cache_dir. can be written"):
-        find(cache_dir=tmp_path / "file" / "cache")
-
-
-EAGER = {"RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1"}  # a process that ends at once need compile nothing
-LOAD = """
-{before}
-from pathlib import Path
-import torch
-import rsnn_zoo, rsnn_zoo.hub.resolve
-rsnn_zoo.hub.resolve.entries_folder = lambda: Path({folder!r})
-network = rsnn_zoo.create_model({name!r}, pretrained=True, cache_dir={cache!r}, endpoint={url!r})
-print(network(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))).tolist())
-"""
-
-
-@pytest.fixture
-def process(published, packaged, hub, tmp_path):
-    """Loads in a process of its own, after the statements ``before``."""
-
-    def start(before="", **environment):
-        script = LOAD.format(
-            before=before, folder=str(packaged.parent), name=NAME, cache=str(tmp_path / "cache"), url=hub.url
-        )
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **EAGER, **environment}, **pipes
-        )
-
-    return start
-
-
-def test_two_processes_may_fill_the_cache_at_once(process, hub, find):
-    hub.seconds_per_block = 0.05
-    both = [process(), process()]
-    ends = [one.communicate(timeout=300) for one in both]
-    assert [one.returncode for one in both] == [0, 0], ends
-    assert ends[0][0] == ends[1][0] != ""
-    assert_loads(find(local_files_only=True))
-
-
-def test_a_kill_in_the_middle_of_a_download_is_survived(process, hub, find):
-    hub.seconds_per_block = 0.2
-    killed = process()
-    while not downloads(hub):
-        time.sleep(0.02)
-        assert killed.poll() is None, killed.communicate()
-    time.sleep(0.3)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    killed.communicate()
-    with pytest.raises(HubError, match="not in the download cache"):
-        find(local_files_only=True)
-    hub.seconds_per_block = 0.0
-    assert_loads(find())
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(process, find, tmp_path):
-    ended = process("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))")
-    _, said = ended.communicate(timeout=300)
-    assert ended.returncode == 1 and "HubError" in said and "the download failed" in said and "File too large" in said
-    assert not list((tmp_path / "cache").rglob("*.incomplete"))
-    assert_loads(find())
-
-
-def test_a_read_only_cache_serves_what_it_holds_and_says_what_it_cannot_take(process, find, tmp_path):
-    (tmp_path / "cache").mkdir()
-    with read_only(tmp_path / "cache") as drop_rights:
-        _, said = process(drop_rights).communicate(timeout=300)
-    assert "HubError" in said and "see that the cache (HF_HOME, cache_dir) can be written" in said
-    assert_loads(find())
-    with read_only(tmp_path / "cache") as drop_rights:
-        out, said = process(drop_rights).communicate(timeout=300)
-    assert out and not said
-
-
-@pytest.mark.slow
-def test_the_environment_names_hub_and_offline_mode(process, published, hub):
-    """HF_ENDPOINT and HF_HUB_OFFLINE are read when huggingface_hub is imported, hence the processes."""
-    url, hub.url = hub.url, None
-    ends = [
-        process(HF_HUB_OFFLINE="1"),
-        process(HF_ENDPOINT="http://127.0.0.1:9"),
-    ]
-    for one, said in zip(ends, ("unset HF_HUB_OFFLINE", "cannot be reached"), strict=True):
-        assert said in one.communicate(timeout=300)[1]
-    first = process(HF_ENDPOINT=url).communicate(timeout=300)
-    again = process(HF_HUB_OFFLINE="1").communicate(timeout=300)
-    assert first[0] == again[0] != ""

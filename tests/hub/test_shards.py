@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,34 +25,21 @@ from rsnn_zoo.hub.shards import SHARD_BYTES, load_files, packed, published_dtype
 from rsnn_zoo.hub.weights import WeightsError, check_state_dict, serialize, to_bytes
 from rsnn_zoo.models import vgg11
 from rsnn_zoo.spec.config import FileInfo, WeightsInfo, load_config, shard_names
-from rsnn_zoo.verify_entry import verify
 from tests.conftest import NAME, evidence_for, small_network
+from tests.hub.conftest import (
+    IMAGES,
+    INDEX,
+    KILLED_AT_RENAME,
+    ROOT,
+    SHARD_LIMIT,
+    SHARDS,
+    load_folder,
+    save_sharded,
+    spoiled,
+)
 from tests.hub_server import TOKEN, File
 
 pytestmark = pytest.mark.usefixtures("eager")
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 250_000
-INDEX = "model.safetensors.index.json"
-SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def save(folder: Path, seed: int = 0, **kwargs) -> Path:
-    """An entry in shards with evidence of a kind."""
-    options = {"name": NAME, "training": {"seed": seed}, "dtype": "bfloat16", "shard_bytes": LIMIT, **kwargs}
-    config = save_pretrained(small_network(seed), folder, **options)
-    save_evidence(folder, evidence_for(config))
-    return folder
-
-
-@pytest.fixture
-def sharded(tmp_path):
-    return save(tmp_path / "hub_configs" / NAME)
-
-
-def load(folder: Path, **kwargs):
-    return rsnn_zoo.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
 
 
 def rounded(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -72,7 +58,7 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 def test_shards_are_as_the_hub_has_them_and_within_their_limit(sharded):
     assert {path.name for path in sharded.iterdir()} == {"config.json", "README.md", "evaluation.json", INDEX, *SHARDS}
-    assert all((sharded / name).stat().st_size <= LIMIT for name in SHARDS)
+    assert all((sharded / name).stat().st_size <= SHARD_LIMIT for name in SHARDS)
     index = load_json(sharded / INDEX)
     assert set(index["weight_map"].values()) == set(SHARDS)
     assert index["metadata"]["total_size"] == sum(one.nbytes for one in torch_files(sharded).values())
@@ -88,7 +74,7 @@ def torch_files(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_loaded_network_is_that_of_the_stored_weights(sharded):
-    network, expected = load(sharded), small_network()
+    network, expected = load_folder(sharded), small_network()
     expected.load_state_dict(rounded(expected))
     assert same(network.state_dict(), expected.state_dict())
     assert torch.equal(network(IMAGES), expected(IMAGES))
@@ -96,12 +82,12 @@ def test_the_loaded_network_is_that_of_the_stored_weights(sharded):
     theirs = timm.create_model(f"local-dir:{sharded}", pretrained=True).eval()
     assert same(theirs.state_dict(), expected.state_dict())
     assert theirs.pretrained_cfg["source"] == "local-dir" and "state_dict" not in theirs.pretrained_cfg
-    assert load(sharded, num_classes=7)(IMAGES).shape == (3, 7)
+    assert load_folder(sharded, num_classes=7)(IMAGES).shape == (3, 7)
     assert timm.create_model(f"local-dir:{sharded}", pretrained=True, num_classes=7)(IMAGES).shape == (3, 7)
 
 
 def test_what_is_loaded_saves_as_the_same_files_and_what_is_changed_as_others(sharded, tmp_path):
-    network, config = load(sharded), load_config(sharded / "config.json")
+    network, config = load_folder(sharded), load_config(sharded / "config.json")
     files = {name: (sharded / name).read_bytes() for name in (INDEX, *SHARDS)}
     for one in (network, copy.deepcopy(network)):
         assert packed(one) == (files, config.weights)
@@ -115,14 +101,14 @@ def test_what_is_loaded_saves_as_the_same_files_and_what_is_changed_as_others(sh
 
 
 def test_one_file_may_be_of_16_bits_too_and_large_networks_are_published_so(tmp_path):
-    folder = save(tmp_path / NAME, shard_bytes=SHARD_BYTES)
+    folder = save_sharded(tmp_path / NAME, shard_bytes=SHARD_BYTES)
     config = load_config(folder / "config.json")
     assert (config.weights.file, config.weights.stored, config.weights.shards) == (
         "model.safetensors",
         "bfloat16",
         (),
     )
-    assert same(load(folder).state_dict(), rounded(small_network()))
+    assert same(load_folder(folder).state_dict(), rounded(small_network()))
     assert same(timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict(), rounded(small_network()))
     assert published_dtype(small_network()) is None
     with torch.device("meta"):
@@ -130,23 +116,23 @@ def test_one_file_may_be_of_16_bits_too_and_large_networks_are_published_so(tmp_
 
 
 def test_without_rounding_shards_give_the_network_bit_for_bit(tmp_path):
-    folder = save(tmp_path / NAME, dtype=None, shard_bytes=500_000)
+    folder = save_sharded(tmp_path / NAME, dtype=None, shard_bytes=500_000)
     assert load_config(folder / "config.json").weights.stored is None
-    assert same(load(folder).state_dict(), small_network().state_dict())
+    assert same(load_folder(folder).state_dict(), small_network().state_dict())
 
 
 def test_a_tensor_larger_than_a_shard_is_kept_in_parts(tmp_path):
-    folder = save(tmp_path / NAME, shard_bytes=30_000)
+    folder = save_sharded(tmp_path / NAME, shard_bytes=30_000)
     config = load_config(folder / "config.json")
     assert max(shard.size for shard in config.weights.shards) <= 30_000
     index = load_json(folder / INDEX)
     parts = {name for name in index["weight_map"] if name.startswith("layer3.2.conv2.weight")}
     assert parts == {f"layer3.2.conv2.weight#{number}of4" for number in (1, 2, 3, 4)}
-    network = load(folder)
+    network = load_folder(folder)
     assert same(network.state_dict(), rounded(small_network())) and packed(network)[1] == config.weights
     index["weight_map"]["fc.bias"] = index["weight_map"]["conv1.weight"]
     with pytest.raises(WeightsError, match=r"differs in 'fc\.bias'"):
-        load(spoiled(folder, index))
+        load_folder(spoiled(folder, index))
 
 
 def test_what_cannot_be_stored_so_is_refused(tmp_path):
@@ -158,15 +144,6 @@ def test_what_cannot_be_stored_so_is_refused(tmp_path):
     tied[1].weight = tied[0].weight
     with pytest.raises(WeightsError, match=r"0\.weight and 1\.weight share memory"):
         packed(tied, "bfloat16")
-
-
-def spoiled(folder: Path, index: dict) -> Path:
-    """The folder with another index, for which the config vouches."""
-    content, data = load_json(folder / "config.json"), to_json(index)
-    (folder / INDEX).write_bytes(data)
-    content["rsnn_zoo"]["weights"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    (folder / "config.json").write_bytes(to_json(content))
-    return folder
 
 
 PARTS = [  # by file, the tensors in it
@@ -202,106 +179,14 @@ def test_parts_make_one_tensor_or_are_refused(tmp_path, held, said):
         assert torch.equal(found["fc.weight"], expected) and form.weight_map == weight_map
 
 
-# --- a wrong file ---------------------------------------------------------------------------------------------------
-
-FAULTS = {
-    "missing": (lambda folder, name, other: (folder / name).unlink(), "there is no file"),
-    "truncated": (lambda folder, name, other: os.truncate(folder / name, 300), "has 300 bytes"),
-    "flipped": (lambda folder, name, other: flip(folder / name), "has SHA-256"),
-    "foreign": (lambda folder, name, other: shutil.copy(other / name, folder / name), "has SHA-256|bytes"),
-}
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", [INDEX, SHARDS[1]])
-def test_a_wrong_file_is_refused_by_its_name(sharded, tmp_path, fault, name):
-    spoil, said = FAULTS[fault]
-    spoil(sharded, name, save(tmp_path / "other", seed=1))
-    for use in (load, lambda folder: push_to_hub(folder, dry_run=True)):
-        with pytest.raises((WeightsError, FileNotFoundError), match=said) as refusal:
-            use(sharded)
-        assert name in str(refusal.value)
-    checks = {check.what: check for check in verify(f"local-dir:{sharded}", 1)}
-    assert not checks["weights"].holds and name in checks["weights"].said
-
-
-def test_shards_that_changed_places_are_refused_by_name(sharded):
-    first, second = (sharded / name for name in SHARDS[:2])
-    data = first.read_bytes(), second.read_bytes()
-    first.write_bytes(data[1])
-    second.write_bytes(data[0])
-    with pytest.raises(WeightsError, match=SHARDS[0]):
-        load(sharded)
-
-
-def vouch(folder: Path, index: bool = True) -> None:
-    """Make the config, and the index too, vouch for the files that are there."""
-    content, said = load_json(folder / "config.json"), load_json(folder / INDEX)
-    weights = content["rsnn_zoo"]["weights"]
-    for shard in weights["shards"]:
-        data = (folder / shard["file"]).read_bytes()
-        shard |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        if index:
-            said["metadata"]["sha256"][shard["file"]] = shard["sha256"]
-    (folder / INDEX).write_bytes(to_json(said))
-    weights |= {"sha256": hashlib.sha256(to_json(said)).hexdigest(), "size": len(to_json(said))}
-    (folder / "config.json").write_bytes(to_json(content))
-
-
-def test_the_checksum_of_the_index_is_the_checksum_of_every_shard(sharded, tmp_path):
-    shutil.copy(save(tmp_path / "other", seed=1) / SHARDS[0], sharded)
-    vouch(sharded, index=False)  # as one would who wants the published checksum for weights of his own
-    with pytest.raises(WeightsError, match=f"{INDEX} is not of the {SHARDS[0]} that config.json names"):
-        load(sharded)
-
-
-def test_a_shard_with_other_tensors_than_the_index_says_is_refused_by_name(sharded):
-    shutil.copy(sharded / SHARDS[1], sharded / SHARDS[0])
-    vouch(sharded)
-    with pytest.raises(WeightsError, match=f"{SHARDS[0]} is not what {INDEX} says"):
-        load(sharded)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda index: index.pop("weight_map"), "is no index of ours"),
-        (lambda index: index.update(weight_map=[1]), "is no index of ours"),
-        (lambda index: index["weight_map"].update({"fc.bias": "../../x"}), "names '../../x'"),
-        (lambda index: index["weight_map"].update({"fc.bias": ["x"]}), "is no index of ours"),
-        (lambda index: index["weight_map"].update({"more": SHARDS[0]}), "differs in 'more'"),
-        (lambda index: index.update(metadata={}), "is no index of ours"),
-        (lambda index: index["metadata"].update(sha256=3), "is no index of ours"),
-    ],
-)
-def test_an_index_that_lies_is_refused(sharded, change, said):
-    index = load_json(sharded / INDEX)
-    change(index)
-    with pytest.raises(WeightsError, match=said):
-        load(spoiled(sharded, index))
-
-
 # --- one rename -----------------------------------------------------------------------------------------------------
 
 SAVE = """
-import os, signal, sys
-os.environ["RSNN_ZOO_COMPILE"] = "0"
+import sys
 from pathlib import Path
-from tests.hub.test_shards import NAME, small_network, save_pretrained
-rename, left = os.replace, [int(sys.argv[2])]
-def replace(*args):
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
-    rename(*args)
-os.replace = replace
-options = {"dtype": "bfloat16", "shard_bytes": 250_000} if sys.argv[3] == "shards" else {}
+from tests.conftest import NAME, save_pretrained, small_network
+{before}
+options = {{"dtype": "bfloat16", "shard_bytes": 250_000}} if sys.argv[2] == "shards" else {{}}
 save_pretrained(small_network(seed=1), Path(sys.argv[1]), name=NAME, **options)
 """
 
@@ -312,16 +197,20 @@ save_pretrained(small_network(seed=1), Path(sys.argv[1]), name=NAME, **options)
 )
 def test_a_save_that_is_killed_leaves_the_old_weights_or_the_new(tmp_path, renames, into):
     folder, one = tmp_path / NAME, {"dtype": None, "shard_bytes": SHARD_BYTES}
-    save(folder, **(one if into == "shards" else {}))
+    save_sharded(folder, **(one if into == "shards" else {}))
     old = resolve(f"local-dir:{folder}").sha256
-    done = subprocess.run([sys.executable, "-c", SAVE, str(folder), str(renames), into], cwd=ROOT)
+    program = SAVE.format(before=KILLED_AT_RENAME.format(renames=renames))
+    environment = os.environ | {"RSNN_ZOO_COMPILE": "0"}
+    done = subprocess.run([sys.executable, "-c", program, str(folder), into], cwd=ROOT, env=environment)
     assert done.returncode == -signal.SIGKILL
     left = resolve(f"local-dir:{folder}")
     assert left.load_weights() and (left.sha256 == old) == (renames == 0)
-    save(folder, seed=1, **({} if into == "shards" else one))  # and saving again clears up
+    save_sharded(folder, seed=1, **({} if into == "shards" else one))  # and saving again clears up
     weights = {path.name for path in folder.iterdir() if "model" in path.name}
     assert weights == ({INDEX, *SHARDS} if into == "shards" else {"model.safetensors"})
-    assert same(load(folder).state_dict(), (rounded if into == "shards" else nn.Module.state_dict)(small_network(1)))
+    assert same(
+        load_folder(folder).state_dict(), (rounded if into == "shards" else nn.Module.state_dict)(small_network(1))
+    )
 
 
 # --- the Hub --------------------------------------------------------------------------------------------------------
@@ -372,7 +261,7 @@ def test_a_push_takes_away_the_files_of_other_weights_and_leaves_the_rest(sharde
 
 def test_an_entry_in_shards_is_described_and_verified(sharded, capsys):
     data = rsnn_zoo.load_dataset("digits", "test").select(12)
-    report = rsnn_zoo.evaluate(load(sharded), data, "fgsm", 8 / 255, checks=0)
+    report = rsnn_zoo.evaluate(load_folder(sharded), data, "fgsm", 8 / 255, checks=0)
     save_evidence(sharded, report.to_json())
     assert main(["info", f"local-dir:{sharded}"]) == 0
     assert " parameters, 0.6 MiB in bfloat16.\n" in capsys.readouterr().out

@@ -1,67 +1,16 @@
 """The networks: what a user builds, runs, changes and differentiates; ANN and SNN from one definition."""
 
-import copy
-import pickle
-from contextlib import nullcontext
-
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from timm.data import resolve_data_config
 from torch import nn
 
 from rsnn_zoo.models import ARCHITECTURES
-from rsnn_zoo.models.layers import StaticBatchNorm2d
-from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, backward_mode
+from rsnn_zoo.neurons.integrate_fire import Relu, Surrogate, backward_mode
 from rsnn_zoo.spec.datasets import DATASETS
+from tests.models.conftest import FAMILIES, assert_same, build, images_for, rates_of, thresholds_of
 
 pytestmark = pytest.mark.usefixtures("eager")
-
-FAMILIES = ("resnet20", "wrn16_4", "vgg11")
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
-]
-
-
-def build(architecture, timesteps=3, **kwargs):
-    """A small network (8x8 grey images) in evaluation mode, in which every layer fires; always the same weights."""
-    small = {"in_chans": 1, "img_size": 8, "mean": (0.3,), "std": (0.4,)}
-    small |= {"hidden_features": 24} if architecture.startswith("vgg") else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = ARCHITECTURES[architecture](timesteps=timesteps, **{**small, **kwargs})
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.data.uniform_(0.8, 1.6)
-                module.bias.data.normal_(0.2, 0.3)
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.3, 1.2)
-            elif isinstance(module, nn.Linear):
-                module.weight.data.mul_(4)
-    return network.eval()
-
-
-def images_for(network, batch=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, network.in_chans, network.img_size, network.img_size)
-    return torch.rand(shape, generator=generator, dtype=torch.float64).to(network.normalize.mean)
-
-
-def thresholds_of(network):
-    return [neuron.threshold for _, neuron in network.neurons()]
-
-
-def assert_same(found, expected, tolerance=1e-10):
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(params=FAMILIES)
-def snn(request):
-    """One network of each family, in float64: no rounding flips a spike, so that equal means equal."""
-    return build(request.param).double()
-
 
 # --- what can be built ----------------------------------------------------------------------------------------------
 
@@ -142,19 +91,6 @@ def test_the_neurons_are_what_was_asked_for():
     assert (build("resnet20", None).timesteps, build("resnet20").reset, build("resnet20").leak) == (None, "hard", 1.0)
 
 
-def rates_of(snn, call):
-    """Mean spikes a neuron and step, by layer, while ``call()`` runs."""
-    rates = {}
-    hooks = [
-        neuron.register_forward_hook(lambda _, inputs, spikes, name=name: rates.update({name: spikes.double().mean()}))
-        for name, neuron in snn.neurons()
-    ]
-    call()
-    for hook in hooks:
-        hook.remove()
-    return torch.stack([rates[name] for name, _ in snn.neurons()])
-
-
 def test_every_layer_fires(snn):  # or the tests below would compare silence
     rates = rates_of(snn, lambda: snn(images_for(snn)))
     assert (rates > 0.02).all() and (rates < 0.5).all()
@@ -179,104 +115,6 @@ def test_normalisation_is_inside():
     config = resolve_data_config({}, model=inside)  # what timm would do to images before the network
     assert (config["mean"], config["std"], config["crop_pct"]) == ((0, 0, 0), (1, 1, 1), 1.0)
     assert config["input_size"] == (3, 8, 8)
-
-
-# --- time -----------------------------------------------------------------------------------------------------------
-
-
-def test_logits_are_the_mean_over_steps(snn):
-    images = images_for(snn)
-    per_step = snn(images, per_step=True)
-    assert per_step.shape == (3, 4, 10)
-    assert torch.equal(per_step.mean(0), snn(images))
-    assert not torch.equal(per_step[0], per_step[-1])
-
-
-def test_the_first_steps_do_not_depend_on_how_many_follow(snn):
-    images = images_for(snn)
-    three = snn(images, per_step=True)
-    snn.timesteps = 5
-    assert_same(snn(images, per_step=True)[:3], three)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_timesteps_can_be_changed(snn, training):
-    longer, images = build(snn.architecture, 6).double().train(training), images_for(snn)
-    snn.train(training).timesteps = 6
-    assert snn.timesteps == 6
-    assert torch.equal(snn(images), longer(images))
-    assert all(torch.equal(a, b) for a, b in zip(snn.buffers(), longer.buffers(), strict=True))
-
-
-def everything_repeated(snn):
-    """The plain network: takes every image T times over, and computes the stem T times."""
-    plain = copy.deepcopy(snn)
-    for module in plain.modules():
-        if isinstance(module, SpikingNeuron):
-            module.repeated = False
-        elif isinstance(module, StaticBatchNorm2d):
-            module.copies = 1
-    return lambda images: plain(images.repeat(plain.timesteps, 1, 1, 1)), plain
-
-
-@example("vgg11", 3, 2, "hard", 1.0, True)
-@example("vgg11", 2, 3, "soft", 0.6, False)
-@given(
-    architecture=st.sampled_from(["resnet20", "wrn16_4"]),
-    timesteps=st.integers(1, 5),
-    batch=st.integers(2, 3),
-    reset=st.sampled_from(["hard", "soft"]),
-    leak=st.sampled_from([1.0, 0.6]),
-    training=st.booleans(),
-)
-@settings(max_examples=12, deadline=None)
-def test_the_stem_computed_once_is_the_stem_computed_at_each_step(
-    architecture, timesteps, batch, reset, leak, training
-):
-    snn = build(architecture, timesteps, reset=reset, leak=leak).double().train(training)
-    plainly, plain = everything_repeated(snn)
-    images = images_for(snn, batch).requires_grad_()
-    results = []
-    for call, network in ((snn, snn), (plainly, plain)):
-        logits = call(images)
-        gradients = torch.autograd.grad(logits[:, 3].sum(), [images, *network.parameters()])
-        results.append((logits, gradients, list(network.buffers())))  # statistics of the batch norms included
-    assert_same(*results)
-
-
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_statistics_of_several_passes_are_those_of_the_plain_network(momentum):
-    snn = build("resnet20").double().train()
-    for module in snn.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = momentum
-    plainly, plain = everything_repeated(snn)
-    for seed in range(3):
-        images = images_for(snn, 2, seed)
-        snn(images), plainly(images)
-    assert_same(dict(snn.named_buffers()), dict(plain.named_buffers()))
-    assert snn.bn1.num_batches_tracked == 3
-
-
-def test_no_state_survives_a_forward_pass(snn):
-    images = images_for(snn)
-    before, state = snn(images), copy.deepcopy(snn.state_dict())
-    snn(images_for(snn, 7, seed=1))
-    with pytest.raises(ValueError):
-        snn(images[0])
-    assert torch.equal(snn(images), before)
-    assert all(torch.equal(value, state[key]) for key, value in snn.state_dict().items())
-
-
-def test_samples_do_not_influence_each_other(snn):
-    images = images_for(snn, 5).requires_grad_()
-    together = snn(images)
-    assert_same(torch.cat([snn(image[None]) for image in images]), together)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    assert_same(snn(images[order]), together[order])
-    (gradient,) = torch.autograd.grad(together[2].square().sum(), images)
-    assert gradient[2].any() and not gradient[[0, 1, 3, 4]].any()
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -351,80 +189,6 @@ def test_default_cfg_describes_the_network():
 
 def test_networks_without_hidden_linear_layers_take_other_sizes():
     assert build("resnet20")(torch.rand(2, 1, 12, 12)).shape == (2, 10)
-
-
-# --- precision, layout, device --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_double_agrees_with_float(snn, device):
-    images = images_for(snn).to(device)
-    exact = snn.to(device)(images)
-    logits = copy.deepcopy(snn).float()(images.float())
-    assert (exact.dtype, logits.dtype) == (torch.float64, torch.float32)
-    assert (logits - exact).norm() < 0.02 * exact.norm()  # a spike or two may be flipped
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", [torch.float16, torch.bfloat16, "autocast"], ids=str)
-def test_lower_precision_gives_nearly_the_same(snn, how, device):
-    snn = snn.to(device)
-    images = images_for(snn)
-    if how == "autocast":
-        inside, dtype, given = torch.autocast(device, torch.bfloat16), torch.bfloat16, torch.float32
-    else:
-        inside, dtype, given = nullcontext(), how, how
-    low, low_images = copy.deepcopy(snn).to(given), images.to(given)
-    with backward_mode(Relu()), inside:  # without the thresholds, which make a spike of a rounding
-        logits = low(low_images)
-    with backward_mode(Relu()):
-        exact = snn(images)
-    assert logits.dtype == dtype
-    assert (logits - exact).norm() < (0.002 if how == torch.float16 else 0.02) * exact.norm()
-    with inside:
-        found = rates_of(low, lambda: low(low_images))
-    assert_same(found, rates_of(snn, lambda: snn(images)), 0.05)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_training_under_autocast(architecture, device):
-    snn = build(architecture).to(device).train()
-    with torch.autocast(device, torch.bfloat16):
-        logits = snn(images_for(snn))
-    logits.float().logsumexp(1).sum().backward()
-    for name, parameter in snn.named_parameters():
-        assert parameter.dtype == torch.float32 and parameter.grad.isfinite().all(), name
-    assert all(buffer.isfinite().all() for buffer in snn.buffers())
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("training", [False, True])
-def test_channels_last_changes_nothing(snn, training, device):
-    snn.to(device).train(training)
-    other, images = copy.deepcopy(snn).to(memory_format=torch.channels_last), images_for(snn)
-    results = []
-    for network, x in ((snn, images), (other, images.contiguous(memory_format=torch.channels_last))):
-        x.requires_grad_()
-        logits = network(x)
-        results.append((logits, torch.autograd.grad(logits.logsumexp(1).sum(), [x, *network.parameters()])))
-    assert_same(*results)
-
-
-@pytest.mark.parametrize("device", DEVICES[1:])
-def test_the_device_does_not_matter(snn, device):
-    images = images_for(snn)
-    assert_same(copy.deepcopy(snn).to(device)(images.to(device)).cpu(), snn(images))
-
-
-def test_networks_can_be_copied_and_pickled(snn):
-    images = images_for(snn)
-    for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
-        assert torch.equal(other(images), snn(images))
-        other.timesteps = 5
-        assert (other.timesteps, snn.timesteps) == (5, 3)
-        thresholds_of(other)[0].data.fill_(9.0)
-        assert thresholds_of(snn)[0] == 1.0
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from rsnn_zoo.neurons.integrate_fire import Rate, backward_mode
-from tests.models.test_models import FAMILIES, build
+from tests.models.conftest import FAMILIES, build
 
 pytestmark = pytest.mark.usefixtures("eager")
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -17,6 +17,7 @@ IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(params=FAMILIES)
 def snn(request):
+    """In float32, as users have it."""
     return build(request.param)
 
 
