@@ -11,6 +11,7 @@ from typing import Any
 import wrapt
 
 from rsnn_zoo.spec.names import architectures
+from rsnn_zoo.spec.timm_cfg import pretrained_cfg
 
 __all__ = ["register_with_timm"]  # and, through timm, one entry point an architecture
 
@@ -73,18 +74,11 @@ def _register(_: Any) -> None:
         register_model(_entry_point(architecture))
 
 
-# timm looks for this table beside an entry point; normalisation is inside our networks, so users must not do it again.
+# timm looks for this table beside an entry point.
 default_cfgs = {
-    f"rsnn_{architecture}": {
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "first_conv": "features.0" if architecture.startswith("vgg") else "conv1",
-        "classifier": "head" if architecture.startswith("vgg") else "fc",
-    }
+    f"rsnn_{architecture}": pretrained_cfg(
+        *(10, 3, 32), *(("features.0", "head") if architecture.startswith("vgg") else ("conv1", "fc"))
+    )
     for architecture in architectures()
 }
 

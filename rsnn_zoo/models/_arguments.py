@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import fields
-from typing import Any, SupportsIndex
+from typing import Any
 
 from torch import nn
 
 from rsnn_zoo.models.layers import Spiking
 from rsnn_zoo.spec.names import near_matches
 
-__all__ = ["checked_integer", "neuron_arguments"]
+__all__ = ["neuron_arguments"]
 
 _NO_DROPOUT = "the networks drop nothing: thresholds are balanced for all units and branches"
 _NORMS = "an entry does not record it: set it on the batch norms of the model after it is built"
@@ -47,19 +46,3 @@ def neuron_arguments(architecture: str, arguments: dict[str, Any]) -> dict[str, 
         if value is not None and value not in values:
             raise ValueError(f"{architecture} takes {name}={values[0]!r} alone, got {value!r}: {reason}")
     return {name: value for name, value in arguments.items() if name in _NEURON}
-
-
-def checked_integer(name: str, value: SupportsIndex, least: int) -> int:
-    """Returns an integer, NumPy's too, as int.
-
-    Raises:
-        TypeError: If it is none.
-        ValueError: If it is below ``least``.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least}'}, got {value}")
-    return number

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo.models._arguments import checked_integer, neuron_arguments
+from rsnn_zoo._utils.integers import checked_integer
+from rsnn_zoo.models._arguments import neuron_arguments
 from rsnn_zoo.models._stages import FeatureStage, Staged
 from rsnn_zoo.models.layers import Normalize, PooledCounts, Spiking, StaticBatchNorm2d
 from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
+from rsnn_zoo.spec.timm_cfg import pretrained_cfg
 
 __all__ = ["FeatureStage", "Junction", "Network", "Temporal", "initialise"]
 
@@ -160,18 +162,10 @@ class Network(Temporal, Staged):
         self.in_chans = in_chans
         self.img_size = img_size
         self.normalize = Normalize(mean, std, in_chans)
-        # timm's description of the input: normalisation is inside, so mean 0 and std 1, or users normalise twice
         self.pretrained_cfg: dict[str, Any] = {
             "architecture": f"rsnn_{architecture}",
-            "num_classes": num_classes,
-            "input_size": (in_chans, img_size, img_size),
             "fixed_input_size": self.fixed_img_size,
-            "mean": (0.0,) * in_chans,
-            "std": (1.0,) * in_chans,
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "first_conv": self.first_conv,
-            "classifier": self.classifier_name,
+            **pretrained_cfg(num_classes, in_chans, img_size, self.first_conv, self.classifier_name),
         }
         self.default_cfg = self.pretrained_cfg  # as in timm
 

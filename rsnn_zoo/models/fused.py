@@ -18,7 +18,7 @@ from rsnn_zoo.models.fold import FoldedSum
 from rsnn_zoo.models.frozen import FrozenConv2d
 from rsnn_zoo.models.resnet import BasicBlock, ResNet
 from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, to_rows
-from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
+from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 from rsnn_zoo.neurons.kernels import run, transforming, wide
 from rsnn_zoo.neurons.modes import Firing, Relu, ThroughRate, current_mode, current_units
 from rsnn_zoo.neurons.surrogates import SpikeDerivative
@@ -92,17 +92,13 @@ class _Fired:
         return from_rows(result, (result.shape[0] * self.shape[0], *self.shape[1:]), self.channels_last)
 
 
-def _dynamics(layer: SpikingNeuron) -> Dynamics:
-    return Dynamics(layer.timesteps, layer.leak, layer.reset == "soft", layer.initial, layer.repeated)
-
-
 def _spikes_only(layer: SpikingNeuron, x: Tensor, shortcut: Tensor | None = None, alpha: Any = None) -> Tensor:
     """What a layer fires at the currents x, or x + alpha * shortcut, (T * B, ...); nothing is remembered."""
-    neuron, channels_last = _dynamics(layer), is_channels_last(x)
+    neuron, channels_last = layer.dynamics, is_channels_last(x)
     tensors: tuple[Tensor, ...] = (to_rows(x, neuron.rows, channels_last),)
     if shortcut is not None:
         tensors = *tensors, to_rows(shortcut, neuron.rows, channels_last), alpha
-    threshold = layer.threshold.clamp(min=MIN_THRESHOLD).to(wide(x.dtype))
+    threshold = layer.acting_threshold.to(wide(x.dtype))
     function = fire_only if shortcut is None else _fire_sum_only
     spikes = run(function, (*tensors, threshold), (neuron,), steps=neuron.timesteps)
     shape = (neuron.timesteps * x.shape[0] // neuron.rows, *x.shape[1:])
@@ -114,9 +110,9 @@ def _spikes(
 ) -> tuple[Tensor, _Fired]:
     """What a layer fires at the currents x, or x + alpha * shortcut, (T * B, ...), and what it has to remember."""
     mode = current_mode() or layer.surrogate
-    neuron, channels_last = _dynamics(layer), is_channels_last(x)
+    neuron, channels_last = layer.dynamics, is_channels_last(x)
     rows = to_rows(x, neuron.rows, channels_last)
-    threshold = layer.threshold.clamp(min=MIN_THRESHOLD).to(wide(x.dtype))
+    threshold = layer.acting_threshold.to(wide(x.dtype))
     tensors: tuple[Tensor, ...] = (rows, threshold)
     function = fire
     if shortcut is not None:

@@ -11,7 +11,6 @@ How the backward pass differentiates the spike is a value, not a flag on modules
 
 from __future__ import annotations
 
-import operator
 from typing import Any, SupportsIndex
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
+from rsnn_zoo._utils.integers import checked_integer
 from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, tangent, to_rows
 from rsnn_zoo.neurons.kernels import run, transforming, wide
 from rsnn_zoo.neurons.modes import (
@@ -35,6 +35,7 @@ from rsnn_zoo.neurons.modes import (
     current_units,
     model_under,
 )
+from rsnn_zoo.spec.config import RESETS
 from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = [
@@ -55,8 +56,6 @@ __all__ = [
 
 MIN_THRESHOLD = 0.03
 """No threshold acts below this value (published research code)."""
-
-RESETS = ("hard", "soft")
 
 
 # --- autograd -------------------------------------------------------------------------------------------------------
@@ -165,15 +164,7 @@ def check_timesteps(timesteps: SupportsIndex) -> int:
         TypeError: If it is no integer.
         ValueError: If it is below 1.
     """
-    try:
-        if isinstance(timesteps, bool):
-            raise TypeError
-        timesteps = operator.index(timesteps)
-    except TypeError:
-        raise TypeError(f"timesteps must be an integer, got {timesteps!r}") from None
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
-    return timesteps
+    return checked_integer("timesteps", timesteps, 1)
 
 
 def integrate_and_fire(
@@ -290,10 +281,20 @@ class SpikingNeuron(nn.Module):
         self.repeated = repeated
         self.initial = float(initial)
 
+    @property
+    def dynamics(self) -> Dynamics:
+        """The constants that its loops over the steps run with."""
+        return Dynamics(self.timesteps, self.leak, self.reset == "soft", self.initial, self.repeated)
+
+    @property
+    def acting_threshold(self) -> Tensor:
+        """The threshold that spikes are compared with, a scalar, never below ``MIN_THRESHOLD``."""
+        return self.threshold.clamp(min=MIN_THRESHOLD)
+
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of all steps: see the class."""
         mode = current_mode() or self.surrogate
-        threshold = self.threshold.clamp(min=MIN_THRESHOLD)
+        threshold = self.acting_threshold
         if isinstance(mode, Relu):
             return torch.relu(x / threshold if current_units() == RELATIVE else x)
         return integrate_and_fire(

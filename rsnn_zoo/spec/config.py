@@ -20,12 +20,15 @@ from rsnn_zoo._utils.files import ConfigError, load_json
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import MAX_TIMESTEPS, ModelName, UnknownNameError, architectures, near_matches
 from rsnn_zoo.spec.schema import Section
+from rsnn_zoo.spec.timm_cfg import pretrained_cfg
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Of shards, where the weights are more than one file should have."""
 MAX_WEIGHTS_BYTES = 2**32
+RESETS = ("hard", "soft")
+"""What a spike leaves of the membrane: nothing, or all above the threshold."""
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 STORED = ("bfloat16",)
 """What the large tensors of a float32 network can be stored as."""
@@ -141,7 +144,7 @@ class ModelConfig:
     @property
     def model_args(self) -> dict[str, Any]:
         """The keyword arguments that build the network, besides ``num_classes``."""
-        args = {key: list(v) if isinstance(v := getattr(self, key), tuple) else v for key in _MODEL_ARGS}
+        args = _as_json({key: getattr(self, key) for key in _MODEL_ARGS})
         return args | {key: value for key, usual in _USUAL.items() if (value := getattr(self, key)) != usual}
 
     def to_json(self) -> dict[str, Any]:
@@ -149,26 +152,21 @@ class ModelConfig:
         ours: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "created": self.created, "revision": self.revision}
         ours["weights"] = self.weights.to_json() if self.weights else None
         ours["training"] = self.training
+        cfg = pretrained_cfg(self.num_classes, self.in_chans, self.img_size, self.first_conv, self.classifier)
+        cfg = {"input_size": None, "fixed_input_size": True, **cfg, "license": "mit"}
         return {
             "architecture": _PREFIX + self.architecture,
             "num_classes": self.num_classes,
             "num_features": self.num_features,
             "model_args": self.model_args,
-            # Normalisation is inside the network: these values keep timm's transforms from doing it twice.
-            "pretrained_cfg": {
-                "input_size": [self.in_chans, self.img_size, self.img_size],
-                "fixed_input_size": True,
-                "num_classes": self.num_classes,
-                "mean": [0.0] * self.in_chans,
-                "std": [1.0] * self.in_chans,
-                "crop_pct": 1.0,
-                "interpolation": "bilinear",
-                "first_conv": self.first_conv,
-                "classifier": self.classifier,
-                "license": "mit",
-            },
+            "pretrained_cfg": _as_json(cfg),
             "rsnn_zoo": {key: value for key, value in ours.items() if value is not None},
         }
+
+
+def _as_json(content: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as the lists that JSON makes of them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
 
 def load_config(path: str | os.PathLike[str], *, registered: bool = True) -> ModelConfig:
@@ -219,7 +217,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
         timesteps=None if args.value("timesteps", None) is None else args.integer("timesteps", 1, MAX_TIMESTEPS),
         mean=args.numbers("mean", in_chans, -10.0, 10.0),
         std=args.numbers("std", in_chans, 1e-6, 10.0),
-        reset=args.one_of("reset", ("hard", "soft"), "hard"),
+        reset=args.one_of("reset", RESETS, "hard"),
         leak=args.number("leak", 1e-6, 1.0, 1.0),
         initial=args.number("initial", 0.0, 1 - 1e-6, 0.0),
         surrogate=args.text("surrogate", _SURROGATE, None),

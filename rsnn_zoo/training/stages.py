@@ -13,8 +13,9 @@ from typing import Any
 
 from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES
 from rsnn_zoo.attacks.inner import ATTACKS, STARTS
-from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, RESETS, Surrogate
+from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Surrogate
 from rsnn_zoo.neurons.modes import parse_mode
+from rsnn_zoo.spec.config import RESETS
 from rsnn_zoo.spec.datasets import Augmentation
 from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.spec.units import RELATIVE, UNITS
