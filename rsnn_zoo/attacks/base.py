@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo.attacks.losses import LOSSES, Loss
 from rsnn_zoo.data.images import check_images, check_labels
 from rsnn_zoo.neurons.integrate_fire import BackwardMode
 
-__all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "per_image", "project"]
+__all__ = ["Attack", "Batch", "GradientAttack", "State", "Victim", "check_eps", "kept", "per_image", "project"]
 
 State = dict[str, Tensor]
 """What an attack remembers between its steps, by name; each tensor has one row a sample. ``"x"``: the iterates."""
+
+
+def kept(state: State, keep: Tensor) -> State:
+    """The state of the samples that are kept, (B,) bool."""
+    return {key: rows[keep] for key, rows in state.items()}
 
 
 def check_eps(eps: float) -> float:
@@ -142,7 +147,7 @@ class Victim(Protocol):
         """The same under another mode; None for each neuron's own surrogate."""
 
     def gradient(
-        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+        self, x: Tensor, labels: Tensor, loss: Loss, aim: Tensor, memory: State
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One gradient pass.
 
@@ -206,7 +211,7 @@ class GradientAttack(ABC):
 
     def loss(self, logits: Tensor, aim: Tensor) -> Tensor:
         """What it raises, (B,): of logits (B, K) and ``state["aim"]``, or the labels where there is none."""
-        return F.cross_entropy(logits, aim, reduction="none")
+        return LOSSES["ce"](logits, aim)
 
     def gradient(self, victim: Victim, state: State, labels: Tensor, memory: State) -> tuple[Tensor, Tensor, Tensor]:
         """One gradient pass at ``state["x"]``: see :meth:`Victim.gradient`."""
@@ -228,17 +233,13 @@ class GradientAttack(ABC):
             if down.any():
                 fell[left[down]], adversarial[left[down]] = True, state["x"][down]
                 left, clean, labels, gradient, logits = _rows((left, clean, labels, gradient, logits), ~down)
-                state, memory = _kept(state, ~down), _kept(memory, ~down)
+                state, memory = kept(state, ~down), kept(memory, ~down)
             if not len(left):
                 return fell, adversarial, state
             state = self.step(k, state, gradient, logits, clean, batch.eps)
         down = victim.fallen(state["x"], labels)
         adversarial[left], fell[left] = state["x"], down
-        return fell, adversarial, _kept(state, ~down)
-
-
-def _kept(state: State, keep: Tensor) -> State:
-    return {key: rows[keep] for key, rows in state.items()}
+        return fell, adversarial, kept(state, ~down)
 
 
 def _rows(tensors: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, ...]:

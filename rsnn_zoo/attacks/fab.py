@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsnn_zoo.attacks.apgd import aim_at
-from rsnn_zoo.attacks.base import Batch, State, Victim, per_image, project
+from rsnn_zoo.attacks.base import Batch, State, Victim, kept, per_image, project
 
 __all__ = ["FAB", "linf_step"]
 
@@ -85,7 +85,7 @@ class FAB:
             x = torch.where(per_image(wrong_after), clean + self.beta * (after - clean), after)
             if down.any():
                 x, clean, labels, aim, left = (rows[~down] for rows in (x, clean, labels, aim, left))
-                memory = {key: rows[~down] for key, rows in memory.items()}
+                memory = kept(memory, ~down)
             if not len(left):
                 break
         return fell, adversarial

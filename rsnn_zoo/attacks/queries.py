@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rsnn_zoo.attacks.base import Batch, State, Victim, per_image, project
+from rsnn_zoo.attacks.base import Batch, State, Victim, kept, per_image, project
 from rsnn_zoo.attacks.losses import largest_other
 
 __all__ = ["NOISES", "Noise", "QueryAttack", "RayS", "Square", "margins"]
@@ -82,8 +82,8 @@ class QueryAttack(ABC):
                 fell[left[down]], adversarial[left[down]] = True, state["x"][down]
                 keep = ~down
                 left, clean, labels, answer = left[keep], clean[keep], labels[keep], answer[keep]
-                state = {key: rows[keep] for key, rows in state.items()}
-                generators = [generator for generator, kept in zip(generators, keep.tolist(), strict=True) if kept]
+                state = kept(state, keep)
+                generators = [each for each, stays in zip(generators, keep.tolist(), strict=True) if stays]
             if not len(left):
                 break
             state = self.step(k, state, answer, clean, batch.eps, generators)

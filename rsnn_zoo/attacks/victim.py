@@ -16,6 +16,7 @@ from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.heard import Heard
+from rsnn_zoo.attacks.losses import Loss
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
 
 __all__ = ["FOLDED", "Agreement", "ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
@@ -163,7 +164,7 @@ class ModelVictim:
         return _wrong(self._mean(x, passes_of(self.draws)), labels)
 
     def gradient(
-        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], aim: Tensor, memory: State
+        self, x: Tensor, labels: Tensor, loss: Loss, aim: Tensor, memory: State
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One gradient pass: see :class:`rsnn_zoo.attacks.base.Victim`. What is no number in the gradient is 0."""
         direction, logits = self._fast.under(self.mode)(x, aim, loss, memory)
