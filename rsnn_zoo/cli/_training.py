@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,28 @@ if TYPE_CHECKING:
     from rsnn_zoo.spec.names import ModelName
     from rsnn_zoo.training.recipe import Recipe, Stage
 
-__all__ = ["add_making", "add_training", "default_recipe", "planned", "run_stage"]
+__all__ = ["Job", "add_making", "add_training", "default_recipe", "planned", "run_stage"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training that a command runs, or tells the cost of.
+
+    Attributes:
+        model: To train, in place.
+        stage: Every number of it.
+        data: Training images.
+        validation: Validation images, which select the epoch.
+        about: What its record says besides.
+        teacher: The ANN, of an SNN that is fine-tuned.
+    """
+
+    model: Network
+    stage: Stage
+    data: ImageData
+    validation: ImageData
+    about: Mapping[str, Any]
+    teacher: Network | None = None
 
 
 def add_making(one: argparse.ArgumentParser) -> None:
@@ -72,35 +93,27 @@ def default_recipe(name: ModelName) -> str:
     return next((recipe for recipe in known if recipe in recipe_names()), known[0])
 
 
-def run_stage(
-    args: argparse.Namespace,
-    model: Network,
-    stage: Stage,
-    data: ImageData,
-    validation: ImageData,
-    about: Mapping[str, Any],
-    teacher: Network | None = None,
-) -> Outcome:
+def run_stage(args: argparse.Namespace, job: Job) -> Outcome:
     """Train and save the entry, or tell what that would take."""
     from rsnn_zoo.hub.saving import check_saveable, save_pretrained
     from rsnn_zoo.hub.shards import published_dtype
     from rsnn_zoo.models.distributed import Ranks
     from rsnn_zoo.training.train import TrainingInterrupted, train
 
-    check_saveable(model, str(args.name))
+    check_saveable(job.model, str(args.name))  # or hours of training could not be written
     if args.dry_run:
-        return _dry_run(args, model, stage, data, validation, about, teacher)
+        return _dry_run(args, job)
     options = {"seed": args.seed, "device": args.device, "interval": args.interval, "progress": not args.quiet}
     with tensorboard(args.tensorboard) as on_epoch:
-        options |= {"about": about, "on_epoch": on_epoch, "teacher": teacher}
+        options |= {"about": job.about, "on_epoch": on_epoch, "teacher": job.teacher}
         try:
-            result = train(model, data, validation, stage, args.output, **options)
+            result = train(job.model, job.data, job.validation, job.stage, args.output, **options)
         except TrainingInterrupted as stop:
             raise CommandFailed(str(stop)) from None
     if not Ranks.current().main:
         return "", None, 0
-    entry = {"name": str(args.name), "training": result.record, "dtype": published_dtype(model)}
-    save_pretrained(model.cpu(), args.output, **entry)
+    entry = {"name": str(args.name), "training": result.record, "dtype": published_dtype(job.model)}
+    save_pretrained(job.model.cpu(), args.output, **entry)
     _draw_curves(result.history, args.output / "curves.png")
     robust = "" if result.robust_accuracy is None else f", robust {100 * result.robust_accuracy:.1f} %"
     said = (
@@ -111,25 +124,18 @@ def run_stage(
     return said, {"name": str(args.name), "folder": str(args.output), "record": result.record}, 0
 
 
-def _dry_run(
-    args: argparse.Namespace,
-    model: Network,
-    stage: Stage,
-    data: ImageData,
-    validation: ImageData,
-    about: Mapping[str, Any],
-    teacher: Network | None,
-) -> Outcome:
+def _dry_run(args: argparse.Namespace, job: Job) -> Outcome:
     """Tell what a training would take, as JSON and in a line on stderr."""
     from rsnn_zoo._utils.provenance import environment
     from rsnn_zoo.models.distributed import Ranks
     from rsnn_zoo.training.train import estimate
 
-    expected = estimate(model, data, validation, stage, teacher=teacher, device=args.device)
+    how = {"teacher": job.teacher, "device": args.device}
+    expected = estimate(job.model, job.data, job.validation, job.stage, **how)
     if not Ranks.current().main:
         return "", None, 0
     measured = {"estimate": asdict(expected), "environment": environment(args.device)}
-    content = {"stage": asdict(stage), **about, **measured}
+    content = {"stage": asdict(job.stage), **job.about, **measured}
     say(f"about {expected}", error=True)
     return json.dumps(content, indent=2), content, 0
 

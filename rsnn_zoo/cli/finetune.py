@@ -6,7 +6,7 @@ import argparse
 
 from rsnn_zoo.cli._console import Outcome
 from rsnn_zoo.cli._process import process_group
-from rsnn_zoo.cli._training import add_making, add_training, planned, run_stage
+from rsnn_zoo.cli._training import Job, add_making, add_training, planned, run_stage
 from rsnn_zoo.cli.convert import add_ann
 
 HELP = "make a robust SNN from a trained ANN: convert it, then fine-tune weights and thresholds"
@@ -38,4 +38,4 @@ def _finetune(args: argparse.Namespace) -> Outcome:
     recipe, data, validation = planned(args)
     stage = recipe.stage("snn")
     snn, ann, about = converted(args, recipe, data)
-    return run_stage(args, snn, stage, data, validation, about, teacher=ann)
+    return run_stage(args, Job(snn, stage, data, validation, about, teacher=ann))

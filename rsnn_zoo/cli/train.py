@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rsnn_zoo.cli._console import Outcome
 from rsnn_zoo.cli._process import process_group
-from rsnn_zoo.cli._training import add_making, add_training, planned, run_stage
+from rsnn_zoo.cli._training import Job, add_making, add_training, planned, run_stage
 
 HELP = "train an ANN, naturally or robustly by AT, TRADES, MART, ...; or an SNN directly, from scratch"
 EXAMPLE = """\
@@ -49,4 +49,4 @@ def _train(args: argparse.Namespace) -> Outcome:
         stage = recipe.stage("direct")
         model = create_model(name, threshold=recipe.neuron.threshold, **recipe.neuron.arguments())
         about |= {"neuron": asdict(recipe.neuron)}
-    return run_stage(args, model, stage, data, validation, about)
+    return run_stage(args, Job(model, stage, data, validation, about))
