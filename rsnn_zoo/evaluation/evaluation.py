@@ -243,12 +243,13 @@ def _evaluate(
 ) -> Report:
     """Looks, attacks, looks again, and reports."""
     source = unconverted(model) if settings.checks else None
-    weights = digest(model)
+    weights = digest(model)  # before anything runs: a model may change as it does
     subject = _prepared(model, samples, plans, settings)
     victim, plans = subject.victim, subject.plans
     followed = {"seed": settings.seed, "precision": settings.precision, "units": settings.units}
     followed |= {"chunk": victim.chunk, "draws": victim.draws}
     keep = settings.adversarial is not None
+    # a state of anything else would mix two evaluations
     fingerprint = {"version": __version__, "model": weights, "adversarial": keep, **followed}
     fingerprint |= {"workings": found} if (found := workings(model)) else {}
     here = environment(samples.images.device) | {"processes": Ranks.current().size}

@@ -186,10 +186,7 @@ def verify_examples(
             "load that one, unchanged"
         )
     x, labels, eps, index = (tensors[name] for name in ("images", "labels", "eps", "index"))
-    taken = [getattr(model, key, None) for key in ("in_chans", "img_size", "img_size")]
-    for size in (taken, x.shape[1:] if data is None else data.images.shape[1:]):
-        if any(wanted not in (None, found) for wanted, found in zip(size, x.shape[1:], strict=True)):
-            raise ValueError(f"{path} holds images {tuple(x.shape[1:])}, not {tuple(size)}: fetch it again")
+    _check_shape(x, model, data, path)
     pixels = tensors["images_uint8"].float() / 255
     claimed = tensors["uint8_fallen"]
     device = next(model.parameters(), torch.zeros(())).device
@@ -211,16 +208,34 @@ def verify_examples(
         "outside the ball in 8 bits": claimed & ~_in_ball(pixels, tensors["clean"], eps),
         STANDING_8: claimed & ~fallen(pixels),
     }
+    # or one easy sample could stand for many
     rows = torch.stack([tensors["run"], index], 1)
     _, same, times = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     wrong["listed more than once"] = times[same] > 1
     if data is not None:
-        place = {sample: position for position, sample in enumerate(data.index.tolist())}
-        at = torch.tensor([place.get(sample, -1) for sample in index.tolist()], dtype=torch.long)
-        others = (data.pixels(at).cpu() != tensors["clean"]).flatten(1).any(1) | (data.labels[at].cpu() != labels)
-        wrong["not of this data set"] = (at < 0) | others
+        wrong["not of this data set"] = _foreign(tensors["clean"], labels, index, data)
     faults = {name: index[rows].tolist() for name, rows in wrong.items() if rows.any()}
     return Verification(len(x), int(claimed.sum()), faults)
+
+
+def _check_shape(x: Tensor, model: nn.Module, data: ImageData | None, path: str | os.PathLike[str]) -> None:
+    """Refuse images (M, C, H, W) of another shape than the model takes, where it says so, or the data set holds.
+
+    Raises:
+        ValueError: If they are.
+    """
+    taken = [getattr(model, key, None) for key in ("in_chans", "img_size", "img_size")]
+    for size in (taken, x.shape[1:] if data is None else data.images.shape[1:]):
+        if any(wanted not in (None, found) for wanted, found in zip(size, x.shape[1:], strict=True)):
+            raise ValueError(f"{path} holds images {tuple(x.shape[1:])}, not {tuple(size)}: fetch it again")
+
+
+def _foreign(clean: Tensor, labels: Tensor, index: Tensor, data: ImageData) -> Tensor:
+    """Which clean images (M, C, H, W) with their labels (M,) are not those of the data at their index, (M,) bool."""
+    place = {sample: position for position, sample in enumerate(data.index.tolist())}
+    at = torch.tensor([place.get(sample, -1) for sample in index.tolist()], dtype=torch.long)
+    others = (data.pixels(at).cpu() != clean).flatten(1).any(1) | (data.labels[at].cpu() != labels)
+    return (at < 0) | others
 
 
 def _check_cost(module: nn.Module, image: Tensor, settings: Mapping[str, int], path: str | os.PathLike[str]) -> None:

@@ -231,20 +231,9 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
         raise EvidenceError("the evidence holds no runs, so nothing of it can be verified; evaluate again")
     for run in evidence["runs"]:
         place = f"run {run['protocol']} at eps {in_255(run['eps'])}"
-        listed, attacks = run.get("verdicts"), run.get("attacks", [])
-        try:
-            verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
-        except (TypeError, ValueError):
-            raise EvidenceError(f"{place} holds no readable verdicts") from None
-        if len(verdicts) != n:
-            raise EvidenceError(f"{place} holds {len(verdicts)} verdicts for {n} images")
+        attacks = run.get("attacks", [])
+        verdicts = _verdicts(run.get("verdicts"), attacks, n, place)
         counts = Counter(verdicts)
-        if unknown := [verdict for verdict in counts if not MISCLASSIFIED <= verdict < len(attacks)]:
-            raise EvidenceError(f"{place} holds the verdict {unknown[0]}, where it lists {len(attacks)} attacks")
-        for number, attack in enumerate(attacks):
-            if (felled := attack["felled"]) != counts[number]:
-                what = f"felled by {attack['attack']}"
-                raise EvidenceError(f"{place} claims {felled} {what}, the verdicts say {counts[number]}")
         _check_claim(f"{place} claims robust accuracy", run["robust_accuracy"], run["ci95"], counts[STANDS], n)
         _check_claim(f"{place} claims clean accuracy", clean["accuracy"], clean["ci95"], n - counts[MISCLASSIFIED], n)
         learned = {f"{a['attack']}/{a.get('mode')}": a["learned"] for a in attacks if "learned" in a}
@@ -257,6 +246,24 @@ def published_runs(evidence: Mapping[str, Any]) -> list[PublishedRun]:
         stand = sum(set(each) == {STANDS} for each in zip(*below, strict=True))
         _check_claim(what, claim["accuracy"], claim["ci95"], stand, n)
     return runs
+
+
+def _verdicts(listed: Any, attacks: Sequence[Mapping[str, Any]], n: int, place: str) -> tuple[int, ...]:
+    """Read the verdicts on n images, once what each attack is said to have felled is seen to follow from them."""
+    try:
+        verdicts = tuple(int(v) for v in (listed.split() if isinstance(listed, str) else listed))
+    except (TypeError, ValueError):
+        raise EvidenceError(f"{place} holds no readable verdicts") from None
+    if len(verdicts) != n:
+        raise EvidenceError(f"{place} holds {len(verdicts)} verdicts for {n} images")
+    counts = Counter(verdicts)
+    if unknown := [verdict for verdict in counts if not MISCLASSIFIED <= verdict < len(attacks)]:
+        raise EvidenceError(f"{place} holds the verdict {unknown[0]}, where it lists {len(attacks)} attacks")
+    for number, attack in enumerate(attacks):
+        if (felled := attack["felled"]) != counts[number]:
+            what = f"felled by {attack['attack']}"
+            raise EvidenceError(f"{place} claims {felled} {what}, the verdicts say {counts[number]}")
+    return verdicts
 
 
 def _check_claim(what: str, accuracy: float, ci95: Sequence[float], count: int, n: int) -> None:
