@@ -7,7 +7,7 @@ it starts: the metadata do, of the graph and of each neuron, and :func:`rsnn_zoo
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,23 +144,21 @@ def interpret(graph: nir.NIRGraph, images: Tensor) -> tuple[Tensor, dict[str, Te
     for source, target in graph.edges:
         inputs[target].append(source)
     still = images.double().unsqueeze(0).expand(timesteps, *images.shape)
-    values: Mapping[str, Tensor] = {}
+    runs: dict[type, Callable[[Any, Tensor], Tensor]] = {
+        **dict.fromkeys((nir.Input, nir.Output), lambda node, x: x),
+        nir.Conv2d: _run_convolution,
+        nir.IF: _run_neurons,
+    }
+    values: dict[str, Tensor] = {}
     spikes: dict[str, Tensor] = {}
     for name in _in_order(inputs):
         node = graph.nodes[name]
-        arriving = [values[source] for source in inputs[name]]
-        if isinstance(node, nir.Input):
-            value = still
-        elif isinstance(node, nir.Conv2d):
-            value = _run_convolution(node, sum(arriving[1:], arriving[0]))
-        elif isinstance(node, nir.IF):
-            value = _run_neurons(node, sum(arriving[1:], arriving[0]))
-            spikes[name] = value.bool()
-        elif isinstance(node, nir.Output):
-            value = sum(arriving[1:], arriving[0])
-        else:
+        if (run := runs.get(type(node))) is None:
             raise ExportError(f"{name} is a {type(node).__name__}: rsnn_zoo writes no such node")
-        values = {**values, name: value}
+        arriving = [values[source] for source in inputs[name]] or [still]
+        values[name] = run(node, sum(arriving[1:], arriving[0]))
+        if isinstance(node, nir.IF):
+            spikes[name] = values[name].bool()
     return values["output"].mean(0).flatten(1), spikes
 
 

@@ -7,6 +7,7 @@ VGG-11 of 64x64 images (Tiny ImageNet) other convolutions, a global average pool
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,18 +50,8 @@ class VGG(Network):
     def __init__(self, architecture: str, hidden_features: int = 4096, drop_rate: float = 0.0, **kwargs: Any):
         super().__init__(architecture, **kwargs)
         pooled = self.img_size >= LARGE and architecture in POOLED
-        layers: list[nn.Module] = []
-        channels, side = self.in_chans, self.img_size
-        for item in (POOLED if pooled else CONFIGURATIONS)[architecture]:
-            if isinstance(item, int):
-                first = not layers
-                norm = self.spiking.static_norm(item) if first else nn.BatchNorm2d(item)
-                layers += [nn.Conv2d(channels, item, 3, padding=1), norm, self.spiking.activation(repeated=first)]
-                channels = item
-            elif side > 1:
-                layers.append(nn.AvgPool2d(2))
-                side //= 2
-        if side > 4 and not pooled:
+        layers, channels, side = self._features((POOLED if pooled else CONFIGURATIONS)[architecture])
+        if side > 4 and not pooled:  # or the first hidden layer would have four times the weights
             layers.append(nn.AvgPool2d(2))
             side //= 2
         self.num_features, self.hidden_features = channels, hidden_features
@@ -75,6 +66,21 @@ class VGG(Network):
         self.head = nn.Linear(hidden_features, self.num_classes) if self.num_classes else nn.Identity()
         self.stages = self._stages()
         self.ready()
+
+    def _features(self, configuration: Sequence[int | str]) -> tuple[list[nn.Module], int, int]:
+        """Layers of a configuration, then the channels and the side of the maps that they give."""
+        layers: list[nn.Module] = []
+        channels, side = self.in_chans, self.img_size
+        for item in configuration:
+            if isinstance(item, int):
+                first = not layers  # sees the same image at every step
+                norm = self.spiking.static_norm(item) if first else nn.BatchNorm2d(item)
+                layers += [nn.Conv2d(channels, item, 3, padding=1), norm, self.spiking.activation(repeated=first)]
+                channels = item
+            elif side > 1:
+                layers.append(nn.AvgPool2d(2))
+                side //= 2
+        return layers, channels, side
 
     def _stages(self) -> tuple[FeatureStage, ...]:
         """A convolution with its norm and activation each; feature maps are taken before pools and at the end."""

@@ -61,7 +61,10 @@ _POINTWISE = frozenset(
     {"where", "pow", "sqrt", "rsqrt", "log", "log1p", "log2", "sign", "heaviside", "gt", "ge", "lt", "le"}
 )
 """The same where they are called on a batch: norms of weights use them too."""
-_MAX_POOLS = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
+_POOLING = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
+_MAX_POOLS = _POOLING | {"amax"}
+_RATES_LACK = {"product", "quotient"}
+"""What is no function of one rate, though a ReLU's own module may compute it."""
 _MAXIMA = {"amax", "max"}
 _PRODUCTS = {"mul", "bmm", "mm", "addmm", "baddbmm", "convolution", "dot", "mv"}
 POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
@@ -121,7 +124,7 @@ class _Recorder(TorchDispatchMode):
             self.calls.append((self.stack[-1], "quotient"))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
-        if attends or pointwise or operator in _NONLINEAR or operator in _MAX_POOLS:
+        if attends or pointwise or operator in _NONLINEAR or operator in _POOLING:
             self.calls.append((self.stack[-1], operator))
         elif operator in _MAXIMA and given and given[0].ndim > 2:
             self.calls.append((self.stack[-1], "amax"))
@@ -157,11 +160,19 @@ _MESSAGES = {
     "leave the division out, or convert what comes before it",
     "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
     "nn.AdaptiveMaxPool2d(1) module",
-    "max_pool": "calls max pooling as a function: make it an nn.MaxPool2d module",
-    "softmax": "applies softmax, which integrate-and-fire neurons do not approximate: where it makes probabilities "
-    "of the logits, return the logits, which training and attacks expect; elsewhere replace it by nn.ReLU, and "
-    "train again",
+    **dict.fromkeys(_POOLING, "calls max pooling as a function: make it an nn.MaxPool2d module"),
+    **dict.fromkeys(
+        ("_softmax", "_log_softmax"),
+        "applies {}, which integrate-and-fire neurons do not approximate: where it makes probabilities of the logits, "
+        "return the logits, which training and attacks expect; elsewhere replace it by nn.ReLU, and train again",
+    ),
 }
+"""Why an operator is refused, and what to do; ``{}`` is its name."""
+
+_OTHERWISE = (
+    "applies {}, which integrate-and-fire neurons do not approximate: replace it by nn.ReLU, train again, and convert "
+    "that network"
+)
 
 
 def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
@@ -172,24 +183,17 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
     output = recorder.record(network, x)
     for module, operator in recorder.calls:
         name, kind = recorder.names[module], type(module).__name__
-        if operator in ("product", "quotient"):
-            raise ValueError(f"{name} ({kind}) {_MESSAGES[operator]}")
-        if isinstance(module, nn.ReLU):
+        if isinstance(module, nn.ReLU) and operator not in _RATES_LACK:
             if not _is_relu(module, x):
                 raise ValueError(f"{name} ({kind}) computes something else than the nn.ReLU that it is a kind of")
             uses.modules[name] += 1
-        elif operator in _MAX_POOLS or operator == "amax":
-            if max_pool == "average" and not isinstance(module, POOLS):
-                raise ValueError(f"{name} ({kind}) {_MESSAGES['amax' if operator == 'amax' else 'max_pool']}")
+        elif operator in _MAX_POOLS and (max_pool != "average" or isinstance(module, POOLS)):
+            continue  # pooled as it is, or replaced as a module
         elif operator in _FUNCTIONS and not isinstance(module, nn.Hardtanh | nn.Threshold):
             uses.functions.add("" if module is network else name)
-        elif operator in ("_softmax", "_log_softmax"):
-            raise ValueError(f"{name} ({kind}) {_MESSAGES['softmax'].replace('softmax', operator.strip('_'), 1)}")
         else:
-            raise ValueError(
-                f"{name} ({kind}) applies {operator.strip('_')}, which integrate-and-fire neurons do not approximate: "
-                "replace it by nn.ReLU, train again, and convert that network"
-            )
+            message = _MESSAGES.get(operator, _OTHERWISE).format(operator.strip("_"))
+            raise ValueError(f"{name} ({kind}) {message}")
     if not isinstance(output, Tensor) or output.ndim != 2:
         given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(
