@@ -19,7 +19,7 @@ from rsnn_zoo._utils.progress import bar as shown
 from rsnn_zoo.conversion.staircase import Histogram, best_threshold
 from rsnn_zoo.models import Network, Temporal
 from rsnn_zoo.models.layers import BATCH_NORMS, Scaled, Spiking
-from rsnn_zoo.models.surgery import hooked
+from rsnn_zoo.models.rows import hooked
 
 __all__ = ["Observed", "absorb", "observe", "thresholds_of"]
 

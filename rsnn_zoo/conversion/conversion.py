@@ -17,8 +17,9 @@ from rsnn_zoo.conversion.published import calibrate, relearn_statistics
 from rsnn_zoo.data.images import check_images
 from rsnn_zoo.models import ForeignNetwork, Network, Temporal
 from rsnn_zoo.models.layers import Normalize, PooledCounts, Spiking
-from rsnn_zoo.models.surgery import POOLS, average_pool, check_rows, hooked, mark_stem, prepared, replace, undisturbed
-from rsnn_zoo.models.watch import ClippedReLU
+from rsnn_zoo.models.rows import check_rows, hooked, mark_stem, undisturbed, with_timesteps
+from rsnn_zoo.models.surgery import average_pool, prepared, replace
+from rsnn_zoo.models.watch import POOLS, ClippedReLU
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, Surrogate, check_timesteps
 from rsnn_zoo.spec.names import near_matches
 
@@ -131,9 +132,8 @@ def convert(
     if method == "absorb" and published:
         names = ", ".join(key.replace("timesteps", "calibration_timesteps") for key in published)
         raise ValueError(f"{names}: of method='published' alone; 'absorb' finds thresholds without, so leave it out")
-    reset, initial = (
-        usual if given is None else given for given, usual in zip((reset, initial), METHODS[method], strict=True)
-    )
+    usual_reset, usual_initial = METHODS[method]
+    reset, initial = usual_reset if reset is None else reset, usual_initial if initial is None else initial
     spiking = Spiking(check_timesteps(timesteps), leak=leak, reset=reset, initial=initial, surrogate=surrogate)
     network = _copied_network(ann)
     images = images.to(next(network.parameters(), images))  # in the network's precision, on its device
@@ -145,11 +145,12 @@ def convert(
     if max_pool == "average":
         replace(network, POOLS, average_pool)
     absorbs = method == "absorb"
+    # where it is known which weights stand around each activation, what spikes stand for goes into them
     spiking = changed(spiking, scaled=absorbs and not (own and ann.num_classes and ann.junctions()))
     activations = {name: module for name, module in network.named_modules() if isinstance(module, nn.ReLU)}
     bounds = {name: module.limit for name, module in activations.items() if isinstance(module, ClippedReLU)}
     observed = None
-    if absorbs:
+    if absorbs:  # while it still is the ANN
         observed = observe(network, list(activations), normalize, images, spiking.timesteps, progress)
     replace(network, nn.ReLU, lambda _: spiking.activation())
     snn = _in_time(ann, network, spiking, normalize).to(images).eval()
@@ -207,16 +208,16 @@ def _check_arguments(
 def _count_pools(snn: Temporal, images: Tensor) -> None:
     """Lets the max pools behind the first neuron follow the largest rate."""
     timed: set[nn.Module] = set()
+    steps = 3  # more than 1, to tell them from those that see the images
 
     def note(pool: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].shape[0] == snn.timesteps * len(images):
+        if inputs[0].shape[0] == steps * len(images):
             timed.add(pool)
 
-    steps, snn.timesteps = snn.timesteps, 3  # more than 1, to tell them from those that see the images
-    with hooked([module for module in snn.modules() if isinstance(module, POOLS)], pre=note):
+    pools = [module for module in snn.modules() if isinstance(module, POOLS)]
+    with with_timesteps(snn, steps), hooked(pools, pre=note):
         snn(images)
-    snn.timesteps = steps
-    replace(snn, POOLS, lambda pool: PooledCounts(pool, steps) if pool in timed else pool)
+    replace(snn, POOLS, lambda pool: PooledCounts(pool, snn.timesteps) if pool in timed else pool)
 
 
 def _copied_network(ann: nn.Module) -> nn.Module:

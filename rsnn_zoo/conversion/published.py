@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +14,12 @@ from torch import Tensor, nn
 from rsnn_zoo.data.images import check_images
 from rsnn_zoo.models import Temporal
 from rsnn_zoo.models.layers import BATCH_NORMS, batch_statistics
-from rsnn_zoo.models.surgery import hooked, undisturbed
+from rsnn_zoo.models.rows import hooked, in_mode, undisturbed, with_timesteps
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD
 
 __all__ = ["calibrate", "relearn_statistics"]
 
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Hold the network in evaluation mode: no dropout."""
-    before = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _percentile(values: Tensor, percentile: float, copies: int) -> Tensor:
@@ -90,12 +76,9 @@ def calibrate(
         # reaches it hangs on that rounding.
         neuron.threshold.copy_(found[neuron].float())
 
-    before, snn.timesteps = snn.timesteps, timesteps
-    try:
-        with _evaluating(snn), batch_statistics(snn, track=False), hooked(list(neurons.values()), pre=find):
-            snn(images)
-    finally:
-        snn.timesteps = before
+    still = in_mode(snn, training=False)  # without dropout
+    with with_timesteps(snn, timesteps), still, batch_statistics(snn, track=False), hooked(neurons.values(), pre=find):
+        snn(images)
     for neuron, threshold in found.items():
         neuron.threshold.copy_(threshold * scale if threshold > 0 else torch.full_like(threshold, MIN_THRESHOLD))
     return {name: neuron.threshold.item() for name, neuron in neurons.items()}
@@ -126,7 +109,7 @@ def relearn_statistics(snn: nn.Module, images: Tensor, batch_size: int = 128) ->
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain average
-        with _evaluating(snn), batch_statistics(snn, track=True):
+        with in_mode(snn, training=False), batch_statistics(snn, track=True):
             for batch in images.tensor_split(math.ceil(len(images) / batch_size)):  # of equal size, or nearly
                 snn(batch)
     finally:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo.models._base import Junction, Network
-from rsnn_zoo.models.surgery import mark_stem, prepared, replace
+from rsnn_zoo.models.rows import mark_stem
+from rsnn_zoo.models.surgery import prepared, replace
 
 __all__ = ["ForeignNetwork"]
 

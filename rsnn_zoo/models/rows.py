@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo.neurons.modes import backward_mode
 
-__all__ = ["check_rows", "hooked", "mark_stem", "undisturbed"]
+__all__ = ["check_rows", "hooked", "in_mode", "mark_stem", "undisturbed", "with_timesteps"]
 
 
 @contextmanager
@@ -39,12 +39,25 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _with_timesteps(snn: nn.Module, timesteps: int) -> Iterator[None]:
+def with_timesteps(snn: nn.Module, timesteps: int) -> Iterator[None]:
+    """An SNN of so many steps, while it lasts."""
     before, snn.timesteps = snn.timesteps, timesteps
     try:
         yield
     finally:
         snn.timesteps = before
+
+
+@contextmanager
+def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """A network in training or evaluation mode; afterwards each module is in the one that it was in."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
 
 
 def _two(x: Tensor) -> Tensor:
@@ -76,7 +89,7 @@ def mark_stem(snn: nn.Module, x: Tensor) -> None:
         return found
 
     x = _two(x)
-    with _with_timesteps(snn, 3):
+    with with_timesteps(snn, 3):
         try:
             with hooked(neurons, pre=mark):
                 snn(x)
@@ -133,7 +146,7 @@ def _watched(snn: nn.Module, x: Tensor, timesteps: int) -> dict[str, Tensor]:
         if inputs[0].numel() % (steps * len(x)) == 0:
             found.setdefault(names[neuron], inputs[0].reshape(steps, len(x), -1))
 
-    with _with_timesteps(snn, timesteps), hooked(list(names), pre=note):
+    with with_timesteps(snn, timesteps), hooked(list(names), pre=note):
         logits = snn(x, per_step=True)
     return {**found, "": logits}
 

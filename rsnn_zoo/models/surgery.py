@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from rsnn_zoo.models.rows import check_rows, hooked, mark_stem, undisturbed
+from rsnn_zoo.models.rows import check_rows, hooked, in_mode, mark_stem, undisturbed
 from rsnn_zoo.models.watch import POOLS, ClippedReLU, Uses, find_activations
 
 __all__ = [
@@ -180,14 +180,11 @@ def _make_modules(graph_module: fx.GraphModule) -> None:
 
 def _training_code(network: nn.Module, opened: set[nn.Module]) -> str | None:
     """What torch.fx makes of a network in training mode; None where it cannot."""
-    before = [(module, module.training) for module in network.modules()]
     try:
-        return _traced(network.train(), opened).code
+        with in_mode(network, training=True):
+            return _traced(network, opened).code
     except Exception:
         return None
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None:
