@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rsnn_zoo._utils.defaults import device_of
 from rsnn_zoo._utils.folders import current
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation.energy import energy
@@ -121,8 +122,7 @@ def evaluate_entry(
         data = data.select(images)
     report = evaluate(model, data, attack, eps, **settings)
     if with_energy and Ranks.current().main:
-        there = next(model.parameters(), torch.zeros(())).device
-        report.extra.update(energy(model, data.pixels(slice(0, ENERGY_IMAGES)).to(there)))
+        report.extra.update(energy(model, data.pixels(slice(0, ENERGY_IMAGES)).to(device_of(model))))
     return report
 
 

@@ -1,13 +1,14 @@
-"""The defaults of torch that a caller may have changed, as the library's numbers are defined."""
+"""What of torch a caller may have changed or be in the middle of, kept out while the library's numbers are made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
-__all__ = ["plain_defaults"]
+__all__ = ["device_of", "no_autocast", "own_generators", "plain_defaults"]
 
 
 @contextmanager
@@ -29,3 +30,27 @@ def plain_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Operations inside compute in the dtypes of their operands."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def own_generators(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside, on the CPU or the device, leaves the global generators as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's parameters; the default one where it has none.
+
+    Example:
+        >>> device_of(nn.ReLU())
+        device(type='cpu')
+    """
+    return next(module.parameters(), torch.zeros(())).device

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo._utils.defaults import plain_defaults
+from rsnn_zoo._utils.defaults import no_autocast, plain_defaults
 from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.heard import Heard
@@ -93,8 +93,7 @@ def exact_arithmetic() -> Iterator[None]:
             write(exact)
         with ExitStack() as shut_out:
             shut_out.enter_context(plain_defaults())
-            for device in ("cpu", "cuda"):
-                shut_out.enter_context(torch.autocast(device, enabled=False))
+            shut_out.enter_context(no_autocast())
             if torch.is_inference_mode_enabled():
                 shut_out.enter_context(torch.inference_mode(False))
             yield

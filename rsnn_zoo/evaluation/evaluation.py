@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rsnn_zoo import __version__
+from rsnn_zoo._utils.defaults import device_of, own_generators
 from rsnn_zoo._utils.progress import bar as progress_bar
 from rsnn_zoo._utils.provenance import digest, environment, workings
 from rsnn_zoo.attacks.adaptive import Adaptive
@@ -185,8 +186,9 @@ def evaluate(
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(f"verdicts are those of a float32 network; {name} is {parameter.dtype}: use model.float()")
-    device = next(model.parameters(), torch.zeros(())).device
-    with _own_randomness(device, seed), surrogate_units(units):
+    device = device_of(model)
+    with own_generators(device), surrogate_units(units):
+        torch.manual_seed(seed)  # for models that draw from the global generators
         return _evaluate(model, Samples.of(data, model, device), plans, settings)
 
 
@@ -319,14 +321,6 @@ def _training(model: nn.Module) -> dict[str, Any]:
         attack = f"pgd{steps} at eps {in_255(eps)}" if steps else "no attack"
         said["selection"] = f"the epoch of the highest accuracy on {images:,} validation images under {attack}"
     return said
-
-
-@contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Global generators of our own, for models that draw from them; afterwards they are as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _run(engine: Engine, plan: Plan, eps: float, correct: Sequence[int]) -> Run:

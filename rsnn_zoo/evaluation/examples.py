@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.defaults import device_of
 from rsnn_zoo._utils.files import parse_json, replacing, write_through
 from rsnn_zoo._utils.provenance import digest
 from rsnn_zoo._utils.renamed import renamed
@@ -126,7 +127,7 @@ def save_examples(
     pixels = rounded.float() / 255
     down = _in_ball(pixels, examples.clean, eps)
     if down.any():
-        device = next(iter(victim.module.parameters()), torch.zeros(())).device
+        device = device_of(victim.module)
         down[down.clone()] = victim.fallen(pixels[down].to(device), examples.labels[down].to(device)).cpu()
     about = {
         "format": _EXAMPLES_FORMAT,
@@ -189,7 +190,7 @@ def verify_examples(
     _check_shape(x, model, data, path)
     pixels = tensors["images_uint8"].float() / 255
     claimed = tensors["uint8_fallen"]
-    device = next(model.parameters(), torch.zeros(())).device
+    device = device_of(model)
     settings = {key: about.integer(key, *SETTINGS[key]) for key in ("chunk", "draws")}
     victim = ModelVictim(model, settings["chunk"], draws=settings["draws"])
     if len(x) and not allow_cost:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.defaults import no_autocast
 from rsnn_zoo.neurons.modes import backward_mode
 
 __all__ = ["check_rows", "hooked", "in_mode", "mark_stem", "undisturbed", "with_timesteps"]
@@ -33,8 +34,7 @@ def undisturbed() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(backward_mode(None))
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(no_autocast())
         yield
 
 

@@ -11,7 +11,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,10 +116,6 @@ class TrainingRun:
         self.seconds = self.training_seconds = 0.0  # of the run; of this epoch, without validation
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-
-    def own_randomness(self) -> AbstractContextManager[None]:
-        """What is drawn inside leaves the global generators as they were."""
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     # --- a step ---
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rsnn_zoo._utils.defaults import own_generators
 from rsnn_zoo._utils.provenance import peak_memory
 from rsnn_zoo.data.images import ImageData
 from rsnn_zoo.training.checkpoints import CheckpointError, OtherRunError
@@ -113,7 +114,7 @@ def train(
     run = TrainingRun(model, data, validation, stage, seed, device, teacher)
     run.open(Path(folder), about or {}, interval)
     warn_where_slow(stage.precision, run.device)
-    with run.own_randomness(), _signals() as received:
+    with own_generators(run.device), _signals() as received:
         run.loop(received, progress, on_epoch)
     return run.close()
 
@@ -165,7 +166,7 @@ def estimate(
         return step
 
     growth = [run.updates.attack_steps(batch / run.batches) for batch in range(stage.epochs * run.batches)]
-    with run.own_randomness():
+    with own_generators(run.device):
         timed(a_step_at(0))
         taken = {growth[batch]: timed(a_step_at(batch), steps) for batch in sorted({0, len(growth) - 1})}
         shown = min(stage.validation_images or len(validation), len(validation))
