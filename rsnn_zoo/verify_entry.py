@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rsnn_zoo._utils.defaults import device_of
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, read_text
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation import flags
@@ -315,9 +316,8 @@ class _Recomputed:
             )
 
     def _cost(self, gradients: int, part: ImageData) -> Cost:
-        device = next(self.model.parameters()).device
         timesteps = getattr(self.model, "timesteps", None)
-        return cost_of(self.step, part.pixels([0]).to(device), timesteps, gradients, self.settings)
+        return cost_of(self.step, part.pixels([0]).to(device_of(self.model)), timesteps, gradients, self.settings)
 
     def conclude(self, drawn: Sequence[tuple[PublishedRun, list[int]]], how: str) -> str:
         """What all of it proves.

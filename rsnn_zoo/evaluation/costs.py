@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsnn_zoo.models.rows import hooked
+
 __all__ = ["MAX_MEMORY", "MAX_PASSES", "MAX_SECONDS", "Cost", "chances_of_missing", "cost_of", "missed", "sources_of"]
 
 MAX_MEMORY = 8 * 2**30
@@ -72,18 +74,14 @@ def cost_of(
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
         held.append(output.nbytes if isinstance(output, Tensor) else 0)
 
-    hooks = [one.register_forward_hook(count) for one in step.modules() if not any(one.children())]
-    try:
-        with torch.no_grad():
-            took = math.inf
-            for _ in range(3):  # the fastest: another process may have been in the way of one
-                held.clear()
-                started = time.perf_counter()
-                step(image)
-                took = min(took, time.perf_counter() - started)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [one for one in step.modules() if not any(one.children())]
+    with torch.no_grad(), hooked(layers, post=count):
+        took = math.inf
+        for _ in range(3):  # the fastest: another process may have been in the way of one
+            held.clear()
+            started = time.perf_counter()
+            step(image)
+            took = min(took, time.perf_counter() - started)
     times, chunk = timesteps or 1, settings.get("chunk") or 1
     passes = gradients * times * (settings.get("draws") or 1)
     memory = 2 * sum(held) if backward else 4 * max(held, default=0)  # a block's input and shortcut, besides both ends

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rsnn_zoo.data.images import load_dataset
 from rsnn_zoo.exports.graph import ExportError
 from rsnn_zoo.models import Network
+from rsnn_zoo.models.rows import hooked
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
 __all__ = ["Comparison", "Judged", "Pass", "compare", "default_images", "recorded_spikes", "reference_pass"]
@@ -69,16 +70,13 @@ def default_images(model: Network, n: int = 64) -> Tensor:
 @contextmanager
 def recorded_spikes(layers: dict[str, nn.Module], found: dict[str, list[Tensor]]) -> Iterator[None]:
     """While it lasts, what layers put out at each call goes into ``found``, by name, as bool."""
+    names = {layer: name for name, layer in layers.items()}
 
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: found.setdefault(name, []).append(output.detach() > 0)
+    def keep(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        found.setdefault(names[layer], []).append(output.detach() > 0)
 
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
-    try:
+    with hooked(names, post=keep):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def reference_pass(model: Network, dtype: torch.dtype) -> Pass:
