@@ -20,10 +20,10 @@ from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.hub.publish import save_evidence
 from rsnn_zoo.hub.registry import create_model
-from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE
 from rsnn_zoo.models.distributed import Ranks
 from rsnn_zoo.report.outputs import keep_former
 from rsnn_zoo.report.report import Report
+from rsnn_zoo.spec.config import CONFIG, EVIDENCE
 from rsnn_zoo.spec.names import ModelName, is_model
 from rsnn_zoo.training.recipe import split_of
 

@@ -22,7 +22,7 @@ from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import Plan, plan
 from rsnn_zoo.evaluation.transfer import packaged_only
 from rsnn_zoo.hub.registry import load_entry
-from rsnn_zoo.hub.resolve import CARD, EVIDENCE, Entry, held, is_packaged, resolve
+from rsnn_zoo.hub.resolve import Entry, held, is_packaged, resolve
 from rsnn_zoo.report.card import check_card
 from rsnn_zoo.report.evidence import (
     MAX_EVIDENCE_BYTES,
@@ -36,6 +36,7 @@ from rsnn_zoo.report.evidence import (
     published_settings,
 )
 from rsnn_zoo.report.report import Run, in_255
+from rsnn_zoo.spec.config import CARD, EVIDENCE
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.training.recipe import split_of
 

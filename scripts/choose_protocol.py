@@ -25,9 +25,10 @@ from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of
-from rsnn_zoo.hub.resolve import EVIDENCE, entry_folder
+from rsnn_zoo.hub.resolve import entry_folder
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.report.report import STANDS, in_255
+from rsnn_zoo.spec.config import EVIDENCE
 
 CANDIDATES = [
     *(f"apgd100-ce@{mode}" for mode in ("pcw-1", "pcw-2", "rate", "assg", "hart-1", "exp_d-1", "pdsg")),

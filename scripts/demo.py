@@ -19,10 +19,11 @@ from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
-from rsnn_zoo.hub.resolve import EVIDENCE, entry_folder
+from rsnn_zoo.hub.resolve import entry_folder
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index, published_settings
 from rsnn_zoo.report.plots import plot_accuracy
 from rsnn_zoo.report.report import Report, in_255
+from rsnn_zoo.spec.config import EVIDENCE
 from rsnn_zoo.verify_entry import TOLERANCE
 
 

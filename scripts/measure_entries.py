@@ -24,9 +24,9 @@ from _pages import put_into, table
 import rsnn_zoo
 from rsnn_zoo._utils.files import load_json, replacing, to_json
 from rsnn_zoo._utils.provenance import environment
-from rsnn_zoo.hub.resolve import EVIDENCE, entry_folder, published_names
+from rsnn_zoo.hub.resolve import entry_folder, published_names
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, load_evidence
-from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.config import EVIDENCE, load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 THREADS = (1, 2)

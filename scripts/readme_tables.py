@@ -21,12 +21,11 @@ from _pages import replaced
 from _ratios import ratios_table
 
 from rsnn_zoo._utils.files import load_json, replacing
-from rsnn_zoo.hub.publish import EVIDENCE
-from rsnn_zoo.hub.resolve import CONFIG, entries_folder, published_names
+from rsnn_zoo.hub.resolve import entries_folder, published_names
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.report.overview import plot_overview
 from rsnn_zoo.report.report import in_255
-from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.config import CONFIG, EVIDENCE, load_config
 from rsnn_zoo.spec.names import ModelName
 from rsnn_zoo.training.recipe import load_recipe
 

@@ -12,9 +12,10 @@ from rsnn_zoo.cli._weights import load_file
 from rsnn_zoo.conversion.conversion import convert
 from rsnn_zoo.data.images import ImageData
 from rsnn_zoo.hub.registry import create_model
-from rsnn_zoo.hub.resolve import CONFIG, NotPublishedError
+from rsnn_zoo.hub.resolve import NotPublishedError
 from rsnn_zoo.hub.shards import packed
 from rsnn_zoo.models import Network
+from rsnn_zoo.spec.config import CONFIG
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.spec.names import ModelName, is_model
 from rsnn_zoo.training.recipe import Recipe

@@ -8,6 +8,8 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsnn_zoo.spec.datasets import SPLITS
+
 __all__ = [
     "MODEL",
     "add_data",
@@ -112,7 +114,7 @@ def add_data(one: argparse.ArgumentParser) -> None:
 
 def add_split(one: argparse.ArgumentParser) -> None:
     """Add ``--split``."""
-    one.add_argument("--split", default="test", choices=("test", "validation", "train"), help="(%(default)s)")
+    one.add_argument("--split", default="test", choices=SPLITS, help="(%(default)s)")
 
 
 def add_weights(one: argparse.ArgumentParser) -> None:

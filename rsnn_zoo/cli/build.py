@@ -17,9 +17,9 @@ from rsnn_zoo.cli._arguments import add_data, add_device, add_recipe, best_devic
 from rsnn_zoo.cli._console import CommandFailed, Outcome, say
 from rsnn_zoo.cli._process import process_group
 from rsnn_zoo.hub.catalog import list_models
-from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE, entries_folder
+from rsnn_zoo.hub.resolve import entries_folder
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
-from rsnn_zoo.spec.config import load_config
+from rsnn_zoo.spec.config import CONFIG, EVIDENCE, load_config
 from rsnn_zoo.spec.names import ModelName, is_model
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ import argparse
 
 from rsnn_zoo.cli._arguments import MODEL, add_plugin
 from rsnn_zoo.cli._console import Outcome
-from rsnn_zoo.hub.resolve import EVIDENCE, resolve
+from rsnn_zoo.hub.resolve import resolve
 from rsnn_zoo.report.card import summary
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, load_evidence
+from rsnn_zoo.spec.config import EVIDENCE
 
 HELP = "describe an entry and its published results"
 EXAMPLE = "rsnn-zoo info hf-hub:colleague/their_snn"

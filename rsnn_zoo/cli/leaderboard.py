@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rsnn_zoo._utils.folders import current
 from rsnn_zoo.cli._console import Outcome
-from rsnn_zoo.hub.resolve import CONFIG, EVIDENCE, entries_folder
+from rsnn_zoo.hub.resolve import entries_folder
+from rsnn_zoo.spec.config import CONFIG, EVIDENCE
 
 HELP = "write a page of all entries and attacks, from their evidence"
 EXAMPLE = """\

@@ -10,7 +10,8 @@ from pathlib import Path
 from rsnn_zoo._utils.folders import current
 from rsnn_zoo.cli._arguments import add_plugin
 from rsnn_zoo.cli._console import ERRORS, Outcome, complain
-from rsnn_zoo.hub.resolve import CONFIG, NotPublishedError, entries_folder
+from rsnn_zoo.hub.resolve import NotPublishedError, entries_folder
+from rsnn_zoo.spec.config import CONFIG
 
 HELP = "check entries and upload them to the Hugging Face Hub"
 EXAMPLE = "rsnn-zoo push 'resnet20_digits_*' --tag v1.0 --dry-run"

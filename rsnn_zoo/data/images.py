@@ -20,14 +20,12 @@ from torch import Tensor
 from rsnn_zoo.data.arrays import read_npz
 from rsnn_zoo.data.checks import check_images, check_labels
 from rsnn_zoo.data.folders import READERS, data_set_in, stratified
-from rsnn_zoo.spec.datasets import DATASETS, DatasetInfo
+from rsnn_zoo.spec.datasets import DATASETS, SPLITS, DatasetInfo
 from rsnn_zoo.spec.names import near_matches
 
 __all__ = ["SPLITS", "ImageData", "check_images", "check_labels", "load_dataset"]
 
 _log = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)

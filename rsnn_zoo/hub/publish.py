@@ -15,9 +15,6 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, read_bounded, to_json
 from rsnn_zoo._utils.folders import commit, current, locked
 from rsnn_zoo.hub.resolve import (
-    CARD,
-    CONFIG,
-    EVIDENCE,
     ORG,
     HubError,
     default_org,
@@ -31,7 +28,7 @@ from rsnn_zoo.hub.saving import check_saveable, save_evidence, save_pretrained, 
 from rsnn_zoo.hub.shards import stale, verified_files
 from rsnn_zoo.report.card import model_card
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, EvidenceError, check_evidence
-from rsnn_zoo.spec.config import ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.spec.config import CARD, CONFIG, EVIDENCE, ModelConfig, WeightsInfo, load_config, parse_config
 
 __all__ = [
     "EvidenceError",

@@ -36,7 +36,16 @@ from huggingface_hub.utils.sha import git_hash
 
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, printable
 from rsnn_zoo._utils.folders import current, locked
-from rsnn_zoo.spec.config import MAX_WEIGHTS_BYTES, SHA256, WEIGHTS, ModelConfig, load_config
+from rsnn_zoo.spec.config import (  # noqa: F401 - of which users of 0.1.0 find some here
+    CARD,
+    CONFIG,
+    EVIDENCE,
+    MAX_WEIGHTS_BYTES,
+    SHA256,
+    WEIGHTS,
+    ModelConfig,
+    load_config,
+)
 from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matches
 
 if TYPE_CHECKING:
@@ -47,9 +56,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 ORG = "rsnn-zoo"
-CONFIG = "config.json"
-CARD = "README.md"
-EVIDENCE = "evaluation.json"
 
 PATIENCE = 4.0  # seconds for the first answer; huggingface_hub alone tries an unreachable Hub for 23
 _SHA1 = re.compile("[0-9a-f]{40}")

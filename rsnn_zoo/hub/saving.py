@@ -14,11 +14,10 @@ from typing import Any
 from rsnn_zoo._utils.files import ConfigError, parse_json, to_json
 from rsnn_zoo._utils.folders import commit, current
 from rsnn_zoo.hub.describe import check_state, described
-from rsnn_zoo.hub.resolve import CARD, CONFIG, EVIDENCE
 from rsnn_zoo.hub.shards import SHARD_BYTES, packed, stale
 from rsnn_zoo.report.card import model_card
 from rsnn_zoo.report.evidence import EvidenceError, check_evidence, load_evidence, parse_time
-from rsnn_zoo.spec.config import ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.spec.config import CARD, CONFIG, EVIDENCE, ModelConfig, WeightsInfo, load_config, parse_config
 
 __all__ = ["check_saveable", "save_evidence", "save_pretrained", "update_card"]
 

@@ -11,6 +11,7 @@ from typing import Any
 from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.report.report import FIRST, MISCLASSIFIED, STANDS, in_255, wilson
 from rsnn_zoo.spec.config import ModelConfig
+from rsnn_zoo.spec.datasets import SPLITS
 from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.spec.schema import Section
 from rsnn_zoo.spec.units import ABSOLUTE, UNITS
@@ -49,7 +50,7 @@ _COUNTED_COSTS = {
 _MAX_IMAGES = 10**7
 _MAX_PROCESSES = 10**6
 _ROUNDING = 1e-6
-_SPLIT = re.compile("(train|validation|test)?")  # none where images came as tensors
+_SPLIT = re.compile(f"({'|'.join(SPLITS)})?")  # none where images came as tensors
 _TEXT = re.compile(r"[^\x00-\x1f]{1,500}")
 _NAME = re.compile(r"[^\x00-\x20|<>]{1,300}")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")

@@ -11,12 +11,11 @@ from typing import Any
 from rsnn_zoo._utils.files import replacing
 from rsnn_zoo._utils.folders import current, locked
 from rsnn_zoo.report.evidence import load_evidence, published_runs
-from rsnn_zoo.spec.config import ModelConfig, load_config
+from rsnn_zoo.spec.config import CARD, CONFIG, EVIDENCE, ModelConfig, load_config
 
 __all__ = ["leaderboard_page", "read_entry", "save_leaderboard"]
 
 _TEMPLATE = Path(__file__).with_name("leaderboard.html")
-_CONFIG, _EVIDENCE, _CARD = "config.json", "evaluation.json", "README.md"
 _MARKER = "__ENTRIES__"
 
 
@@ -37,8 +36,8 @@ def read_entry(folder: str | os.PathLike[str], seen_from: str | os.PathLike[str]
     """
     folder = Path(folder)
     with locked(folder, shared=True):
-        config = load_config(current(folder, _CONFIG), registered=False)  # nothing of the network is built here
-        evidence = load_evidence(current(folder, _EVIDENCE), config)
+        config = load_config(current(folder, CONFIG), registered=False)  # nothing of the network is built here
+        evidence = load_evidence(current(folder, EVIDENCE), config)
     published_runs(evidence)  # refuses accuracies that the verdicts do not give
     energy = evidence.get("energy", {})
     link = Path(os.path.relpath(folder, seen_from)).as_posix()
@@ -59,8 +58,8 @@ def read_entry(folder: str | os.PathLike[str], seen_from: str | os.PathLike[str]
         "flags": {
             flag: str(one.get("message") or "") for flag, one in evidence.get("flags", {}).items() if one.get("raised")
         },
-        "card": f"{link}/{_CARD}" if current(folder, _CARD).is_file() else None,
-        "evidence": f"{link}/{_EVIDENCE}",
+        "card": f"{link}/{CARD}" if current(folder, CARD).is_file() else None,
+        "evidence": f"{link}/{EVIDENCE}",
         "bibtex": _bibtex(name, config, evidence),
     }
 
@@ -110,7 +109,7 @@ def save_leaderboard(path: str | os.PathLike[str], folders: Iterable[str | os.Pa
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"several entries are called {', '.join(twice)}: give each a name of its own")
     if not entries:
-        raise ValueError(f"there is no entry to show: name folders that hold {_CONFIG} and {_EVIDENCE}")
+        raise ValueError(f"there is no entry to show: name folders that hold {CONFIG} and {EVIDENCE}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(leaderboard_page(entries), encoding="utf-8")

@@ -23,6 +23,9 @@ from rsnn_zoo.spec.schema import Section
 from rsnn_zoo.spec.timm_cfg import pretrained_cfg
 
 SCHEMA = 1
+CONFIG = "config.json"
+CARD = "README.md"
+EVIDENCE = "evaluation.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Of shards, where the weights are more than one file should have."""

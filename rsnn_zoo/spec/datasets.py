@@ -5,6 +5,8 @@ Free of torch, so that names, configurations and model cards can read it cheaply
 
 from dataclasses import dataclass
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -7,7 +7,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -188,20 +188,9 @@ class Stage(_Checked):
     def __post_init__(self) -> None:
         """Checks what single bounds do not say."""
         super().__post_init__()
-        if get_objective(self.objective).inner and not self.eps:
-            raise RecipeError(f"objective {self.objective!r} attacks while it trains: eps must be more than 0")
-        if self.validation_steps and not self.validation_eps:
-            raise RecipeError("validation_steps attack at validation_eps, which must be more than 0")
-        if self.objective == "rslad" and self.weight > 1:
-            raise RecipeError(f"weight is a share for 'rslad' and {self.weight:g} here: at most 1, such as 5/6")
-        if self.nesterov and not self.momentum:
-            raise RecipeError("Nesterov's momentum must be more than 0: set momentum, or nesterov = false")
-        if bool(self.staircase) != bool(self.staircase_epochs):
-            raise RecipeError("staircase and staircase_epochs go together: levels, and the last epochs that have them")
-        if self.staircase and self.compile:
-            raise RecipeError("staircase changes the network while it trains: set compile = false")
-        if self.attack == "free" and (self.attack_loss, self.attack_mode) != ("objective", "own"):
-            raise RecipeError("the free attack follows the training's own gradient: leave attack_loss and attack_mode")
+        for contradicts, message in _CONTRADICTIONS:
+            if contradicts(self):
+                raise RecipeError(message.format(self))
         if self.attack_mode != "own":
             try:
                 parse_mode(self.attack_mode)
@@ -221,6 +210,39 @@ class Stage(_Checked):
             for key, what in grown.items()
             if getattr(self, key) > self.epochs
         ]
+
+
+_CONTRADICTIONS: tuple[tuple[Callable[[Stage], Any], str], ...] = (
+    (
+        lambda stage: get_objective(stage.objective).inner and not stage.eps,
+        "objective {0.objective!r} attacks while it trains: eps must be more than 0",
+    ),
+    (
+        lambda stage: stage.validation_steps and not stage.validation_eps,
+        "validation_steps attack at validation_eps, which must be more than 0",
+    ),
+    (
+        lambda stage: stage.objective == "rslad" and stage.weight > 1,
+        "weight is a share for 'rslad' and {0.weight:g} here: at most 1, such as 5/6",
+    ),
+    (
+        lambda stage: stage.nesterov and not stage.momentum,
+        "Nesterov's momentum must be more than 0: set momentum, or nesterov = false",
+    ),
+    (
+        lambda stage: bool(stage.staircase) != bool(stage.staircase_epochs),
+        "staircase and staircase_epochs go together: levels, and the last epochs that have them",
+    ),
+    (
+        lambda stage: stage.staircase and stage.compile,
+        "staircase changes the network while it trains: set compile = false",
+    ),
+    (
+        lambda stage: stage.attack == "free" and (stage.attack_loss, stage.attack_mode) != ("objective", "own"),
+        "the free attack follows the training's own gradient: leave attack_loss and attack_mode",
+    ),
+)
+"""What no single bound says of a stage, and why it cannot be."""
 
 
 @dataclass(frozen=True)
