@@ -14,15 +14,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, read_bounded, to_json
 from rsnn_zoo._utils.folders import commit, current, locked
+from rsnn_zoo.hub.asking import HubError, explained, within
 from rsnn_zoo.hub.resolve import (
     ORG,
-    HubError,
     default_org,
     entries_folder,
     entry_folder,
-    explained,
     published_names,
-    within,
 )
 from rsnn_zoo.hub.saving import check_saveable, save_evidence, save_pretrained, update_card
 from rsnn_zoo.hub.shards import stale, verified_files
