@@ -142,7 +142,20 @@ def ascend(
     noise: Tensor,
     loss: str,
 ) -> Tensor:
-    """The steps of :func:`perturb`, with gradients from anywhere and the target that the loss takes."""
+    """The steps of :func:`perturb`, with gradients from anywhere and the target that the loss takes.
+
+    Args:
+        gradient: Gives gradients and logits, of a copy of the network or of a training pass.
+        images: (B, C, H, W) in [0, 1].
+        target: What the loss compares logits with: labels (B,), or probabilities (B, K).
+        attack: See ``ATTACKS``.
+        eps: Radius of the L-infinity ball, in units of pixels in [0, 1].
+        noise: What :func:`start_noise` drew.
+        loss: A key of ``INNER_LOSSES``.
+
+    Returns:
+        (B, C, H, W) in [0, 1], at most eps from ``images`` (times the attack's reach).
+    """
     x, memory = attack.begin(images, eps, noise), Memory()
     for _ in range(attack.steps):
         direction, _ = gradient(x, target, INNER_LOSSES[loss], memory)

@@ -47,7 +47,11 @@ RFGSM = SignAttack("rfgsm", 1, 0.5, "sign")
 
 
 def pgd(steps: int) -> SignAttack:
-    """PGD with a uniform start and steps of 2.5 eps / steps: Madry et al., ICLR 2018."""
+    """PGD with a uniform start and steps of 2.5 eps / steps: Madry et al., ICLR 2018.
+
+    Raises:
+        ValueError: For no steps.
+    """
     if steps < 1:
         raise ValueError(f"PGD needs at least 1 step, got {steps}")
     return SignAttack(f"pgd{steps}", steps, 2.5 / steps, "uniform")

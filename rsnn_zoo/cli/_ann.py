@@ -24,7 +24,12 @@ __all__ = ["converted", "trained_ann"]
 
 
 def converted(args: argparse.Namespace, recipe: Recipe, data: ImageData) -> tuple[Network, Network, dict[str, Any]]:
-    """Make the SNN; give it, its ANN, and what is to be recorded of its making."""
+    """Make the SNN; give it, its ANN, and what is to be recorded of its making.
+
+    Raises:
+        ValueError: If the name is that of an ANN, or the ANN is another than the name says.
+        OSError: If the ANN cannot be read.
+    """
     name: ModelName = args.name
     if name.timesteps is None:
         raise ValueError(f"{name} is an ANN: name the SNN to be made, such as {replace(name, timesteps=4)}")

@@ -94,7 +94,12 @@ def default_recipe(name: ModelName) -> str:
 
 
 def run_stage(args: argparse.Namespace, job: Job) -> Outcome:
-    """Train and save the entry, or tell what that would take."""
+    """Train and save the entry, or tell what that would take.
+
+    Raises:
+        CommandFailed: If the training is interrupted; says how to go on.
+        OSError: If the entry cannot be written.
+    """
     from rsnn_zoo.hub.saving import check_saveable, save_pretrained
     from rsnn_zoo.hub.shards import published_dtype
     from rsnn_zoo.models.distributed import Ranks
@@ -152,7 +157,11 @@ def _draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 @contextmanager
 def tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """Give something to hand each epoch's record to, if a folder is given; of several processes the first writes."""
+    """Give something to hand each epoch's record to, if a folder is given; of several processes the first writes.
+
+    Raises:
+        ImportError: If tensorboard is asked for and not installed.
+    """
     from rsnn_zoo.models.distributed import Ranks
 
     if folder is None or not Ranks.current().main:

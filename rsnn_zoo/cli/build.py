@@ -108,7 +108,11 @@ def recipe_options(args: argparse.Namespace) -> list[str]:
 
 
 def call(command: list[str], **environment: str) -> None:
-    """Run Python; what fails there has said why, and ends this too."""
+    """Run Python; what fails there has said why, and ends this too.
+
+    Raises:
+        CommandFailed: If it ends with another status than 0.
+    """
     if code := subprocess.run([sys.executable, *command], env={**environment, **os.environ}).returncode:
         raise CommandFailed(f"ended with status {code}: {shlex.join(command)}")
 

@@ -50,6 +50,14 @@ def stratified(labels: np.ndarray, held_out: float, seed: int) -> tuple[np.ndarr
     """Sorted positions of the samples kept and of those held out: a share or a number, drawn class by class.
 
     The member of a class that has no other is kept.
+
+    Args:
+        labels: Integers from 0, (N,).
+        held_out: A share in (0, 1), or a number of samples.
+        seed: Draws them.
+
+    Raises:
+        ValueError: If so many cannot be held out of every class.
     """
     from sklearn.model_selection import train_test_split
 

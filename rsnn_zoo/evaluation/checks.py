@@ -55,7 +55,17 @@ def run_flags(
     n: int,
     classes: int,
 ) -> list[Flag]:
-    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients."""
+    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients.
+
+    Args:
+        engine: Runs them.
+        plans: Of the evaluation; the one of most members is looked at.
+        source: The network that the model was converted from; None where it is not known.
+        runs: What the evaluation found.
+        correct: Positions of the samples that are classified correctly.
+        n: Samples that are looked at.
+        classes: K.
+    """
     plan = max(plans, key=lambda plan: len(plan.members))
     index = engine.samples.index
     probe = [position for position in correct if position < n]

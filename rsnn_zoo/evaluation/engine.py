@@ -57,7 +57,12 @@ class Samples:
 
     @staticmethod
     def of(data: Data, model: nn.Module, device: torch.device) -> Samples:
-        """Make samples of ``data``, checked."""
+        """Make samples of ``data``, checked.
+
+        Raises:
+            TypeError: If they are no tensors of the right kind.
+            ValueError: If images and labels fit neither each other nor the model.
+        """
         data = labelled(data)
         images, labels = (data.pixels(), data.labels) if isinstance(data, ImageData) else data
         check_images(images, getattr(model, "in_chans", None), getattr(model, "img_size", None))

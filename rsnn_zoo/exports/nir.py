@@ -137,6 +137,9 @@ def interpret(graph: nir.NIRGraph, images: Tensor) -> tuple[Tensor, dict[str, Te
 
     Returns:
         Logits (B, K) and, by node, the spikes of each neuron layer, (T, B, C, H, W) of bool.
+
+    Raises:
+        ExportError: If it holds a node of another kind than this package writes.
     """
     nir = _nir()
     timesteps = int(graph.metadata["timesteps"])

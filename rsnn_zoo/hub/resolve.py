@@ -75,7 +75,11 @@ class Entry:
 
     @property
     def sha256(self) -> str:
-        """What the weights must hash to: as the config says, or where others wrote none, as the Hub does."""
+        """What the weights must hash to: as the config says, or where others wrote none, as the Hub does.
+
+        Raises:
+            HubError: If neither says it.
+        """
         if self.config.weights:
             return self.config.weights.sha256
         own = self.weights_path.resolve().name  # the cache names a large file by the Hub's SHA-256 of it

@@ -66,7 +66,11 @@ class Ranks:
 
 
 def parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module whose forward passes train the model over all processes; its batch norms are synchronised in place."""
+    """The module whose forward passes train the model over all processes; its batch norms are synchronised in place.
+
+    Raises:
+        ValueError: For a batch norm that cannot be synchronised; names it.
+    """
     if ranks.size == 1:
         return model
     for parent in list(model.modules()):

@@ -198,7 +198,11 @@ def replace(network: nn.Module, kind: type | tuple[type, ...], new: Any) -> None
 
 
 def average_pool(pool: nn.MaxPool2d | nn.AdaptiveMaxPool2d) -> nn.Module:
-    """The average pooling over the same windows."""
+    """The average pooling over the same windows.
+
+    Raises:
+        ValueError: For a max pooling with dilation.
+    """
     if isinstance(pool, nn.AdaptiveMaxPool2d):
         return nn.AdaptiveAvgPool2d(pool.output_size)
     if pool.dilation not in (1, (1, 1)):

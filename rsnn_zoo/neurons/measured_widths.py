@@ -49,7 +49,11 @@ class ASSG(ThroughTime):
         return "assg" if self.a == ASSG.a else mode_name("assg", self.a)
 
     def width_of(self, firing: Firing) -> Tensor:
-        """Returns alpha, (T, N), after an update of M and D."""
+        """Returns alpha, (T, N), after an update of M and D.
+
+        Raises:
+            ValueError: If a layer is shown another number of images than are remembered.
+        """
         steps, n = firing.excess.shape
         forward = current_pass()
         if forward.batch not in (1, firing.shape[0]):

@@ -49,7 +49,11 @@ def plot_overview(evidence: Sequence[Evidence], path: str | os.PathLike[str]) ->
 
 
 def overview(evidence: Sequence[Evidence]) -> Figure:
-    """Draw what :func:`plot_overview` saves: a row of panels for each data set, a panel for each family of networks."""
+    """Draw what :func:`plot_overview` saves: a row of panels for each data set, a panel for each family of networks.
+
+    Raises:
+        ValueError: If there is no report.
+    """
     datasets = list(dict.fromkeys(report["dataset"] for report in evidence))
     if not datasets:
         raise ValueError("nothing to draw: there is no report")

@@ -126,7 +126,14 @@ class TrainingRun:
         return order[: self.batches * self.stage.batch_size].view(self.batches, -1)
 
     def step(self, order: Tensor) -> None:
-        """One batch."""
+        """One batch.
+
+        Args:
+            order: What :meth:`order` gave, (batches, B).
+
+        Raises:
+            DivergedError: If the loss is no number; says where and what to do.
+        """
         self.generator.manual_seed(_seed(_STEP, self.seed, self.epoch, self.batch))
         drawn = _seed(_DROPOUT, self.seed, self.epoch, self.batch, self.ranks.rank)
         torch.default_generator.manual_seed(drawn)  # not torch.manual_seed, which seeds every GPU there is
@@ -193,7 +200,11 @@ class TrainingRun:
         bar.update(self.stage.batch_size)
 
     def check(self, received: list[signal.Signals]) -> None:
-        """Stops, saved, where a signal has come to any process."""
+        """Stops, saved, where a signal has come to any process.
+
+        Raises:
+            TrainingInterrupted: If one has; says how to go on.
+        """
         if self.ranks.sum([len(received)], self.device)[0] and self.epoch < self.stage.epochs:
             self.save(must=True)
             raise TrainingInterrupted(
