@@ -60,6 +60,18 @@ def load_json(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bounded(path, limit), str(path), limit)
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path in which ``~`` is the home folder.
+
+    Raises:
+        OSError: If nobody knows which folder that is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OSError(f"{printable(path)}: {str(error).rstrip('.').lower()}; write the path out") from None
+
+
 def open_regular(path: str | os.PathLike[str]) -> Any:
     """Open a file for reading bytes, and nothing else: a pipe would wait for ever, a device never end.
 

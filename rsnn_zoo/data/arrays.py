@@ -53,7 +53,7 @@ def read_npz(path: Path, info: DatasetInfo | None, train: bool) -> tuple[Dataset
                 "save labels.argmax(1)"
             )
         arrays[f"{part}_images"], arrays[f"{part}_labels"] = _channels_last(images), labels
-    _check_levels(path, info, max(arrays[f"{part}_images"].max() for part in ("train", "test")))
+    _check_levels(path, info, *(int(arrays[f"{part}_images"].max()) for part in ("train", "test")))
     if info is None:
         info = _record_from(path, arrays)
     else:
@@ -121,16 +121,16 @@ def _channels_last(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _check_levels(path: Path, info: DatasetInfo | None, highest: int) -> None:
-    """Refuse images of 0 and 1, which would count as nearly black, and doubt those that are merely dark."""
+def _check_levels(path: Path, info: DatasetInfo | None, *highest: int) -> None:
+    """Refuse images of 0 and 1, be it in one part, which would count as nearly black, and doubt merely dark ones."""
     levels = 255 if info is None else info.levels
-    if levels == 255 and highest <= 1:
+    if 1 in highest or max(highest) == 0:
         raise ValueError(
-            f"{path}: pixels run from 0 to {highest} where 0 is black and 255 white; were they scaled to [0, 1]? "
-            "Multiply by 255"
+            f"{path}: pixels run from 0 to {min(highest)} where 0 is black and {levels} white; were they scaled to "
+            f"[0, 1]? Multiply by {levels}"
         )
-    if levels == 255 and highest < _DARK:
-        _log.warning("%s: pixels run from 0 to %d where 255 is white: are they of another scale?", path, highest)
+    if levels == 255 and max(highest) < _DARK:
+        _log.warning("%s: pixels run from 0 to %d where 255 is white: are they of another scale?", path, max(highest))
 
 
 def _relabelled(path: Path, info: DatasetInfo, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def _relabelled(path: Path, info: DatasetInfo, arrays: dict[str, np.ndarray]) ->
     if info.name == "svhn" and found[0] == 1 and found[-1] == 10:
         _log.info("%s: labels run from 1 to 10, as in the published files, where 10 is the digit 0", path)
         return {key: arrays[key] % 10 for key in keys}
-    if info.name == "cifar100" and np.array_equal(found, np.arange(20)):
+    if info.name == "cifar100" and any(np.array_equal(np.unique(arrays[key]), np.arange(20)) for key in keys):
         raise ValueError(
             f"{path}: labels run from 0 to 19, as the 20 coarse ones of {info.title} do: save the fine ones, of 100 "
             "classes, or leave out dataset= (--dataset)"

@@ -66,7 +66,10 @@ def stratified(labels: np.ndarray, held_out: float, seed: int) -> tuple[np.ndarr
     try:
         kept, held = train_test_split(several, test_size=held_out, random_state=seed, stratify=labels[several])
     except ValueError as error:
-        raise ValueError(f"Cannot hold out {held_out} of {len(labels)} samples class by class: {error}") from error
+        raise ValueError(
+            f"Cannot hold out {held_out} of {len(labels)} samples class by class ({error}): take another share, as "
+            "validation=0, or more images"
+        ) from error
     return np.sort(np.concatenate([kept, np.flatnonzero(alone)])), np.sort(held)
 
 

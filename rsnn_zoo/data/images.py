@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsnn_zoo._utils.files import at_home
 from rsnn_zoo.data.arrays import read_npz
 from rsnn_zoo.data.checks import check_images, check_labels
 from rsnn_zoo.data.folders import READERS, data_set_in, stratified
@@ -150,7 +151,7 @@ def load_dataset(
         raise ValueError(f"Unknown split {split!r}{near_matches(split, SPLITS)}")
     if not 0 <= validation < 1 or (split == "validation" and not validation):
         raise ValueError(f"validation must be a share of the training split, such as 0.1, not {validation}")
-    train, path, root = split != "test", Path(source).expanduser(), Path(root).expanduser()
+    train, path, root = split != "test", at_home(source), at_home(root)
     record = None if dataset is None else _known(dataset)
 
     if path.suffix.lower() == ".npz":

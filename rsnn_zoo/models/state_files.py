@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rsnn_zoo._utils.archives import UNREADABLE, check_swelling
-from rsnn_zoo._utils.files import open_regular
+from rsnn_zoo._utils.files import at_home, open_regular
 
 __all__ = ["read_state_dict"]
 
@@ -90,7 +90,7 @@ def read_state_dict(
     said = "the mapping"
     if isinstance(source, str | os.PathLike):
         said = os.fspath(source)
-        source = _read_file(Path(source).expanduser())
+        source = _read_file(at_home(source))
     found, trimmed = _innermost(source, key, said)
     if not (isinstance(found, Mapping) and found and all(isinstance(v, Tensor) for v in found.values())):
         raise ValueError(f"{said}: not a state dict: expected a mapping of names to tensors{_choices(source)}")

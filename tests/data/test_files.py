@@ -261,3 +261,25 @@ def test_an_image_of_another_size_is_refused_before_it_is_unpacked(tiny, monkeyp
     Image.new("RGB", (65, 64)).save(tiny / "val" / "images" / "val_0.JPEG")
     with pytest.raises(ValueError, match=r"val_0\.JPEG is no readable 64 x 64 image: it has 65 x 64 pixels"):
         load_dataset(tiny)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_one_part_of_another_kind_is_refused_too(tmp_path, part):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{one}_{what}": rng.integers(0, high, (200, *size)).astype(np.uint8)
+        for one in ("train", "test")
+        for what, high, size in (("images", 256, (32, 32, 3)), ("labels", 100, ()))
+    }
+    for what, other, said in (
+        ("images", arrays[f"{part}_images"] // 128, r"pixels run from 0 to 1"),
+        ("labels", np.arange(200) % 20, "the 20 coarse ones"),
+    ):
+        np.savez(tmp_path / "it.npz", **arrays | {f"{part}_{what}": other})
+        with pytest.raises(ValueError, match=said):
+            load_dataset(tmp_path / "it.npz", dataset="cifar100")
+
+
+def test_a_home_that_nobody_has_is_told():
+    with pytest.raises(OSError, match="write the path out"):
+        load_dataset("~nobody_of_this_name/it.npz")
