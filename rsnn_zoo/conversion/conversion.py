@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.conversion.absorb import absorb, observe, thresholds_of
 from rsnn_zoo.conversion.published import calibrate, relearn_statistics
 from rsnn_zoo.data.images import check_images
@@ -52,6 +53,7 @@ class SpikingNetwork(Temporal):
 
 
 @undisturbed()
+@plain_defaults()
 def convert(
     ann: nn.Module,
     timesteps: int = 8,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.models import Temporal
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
 
@@ -33,6 +34,7 @@ def _operations(layer: nn.Conv2d | nn.Linear, x: Tensor) -> float:
     return reached.sum().item() * (layer.out_channels // layer.groups)
 
 
+@plain_defaults()
 @torch.no_grad()
 def energy(model: nn.Module, images: Tensor, batch_size: int = 64) -> dict[str, Any]:
     """Spikes, synaptic operations and energy of one image, on average over the images shown.

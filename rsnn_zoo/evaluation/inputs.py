@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -16,6 +18,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    WeightedRandomSampler,
     default_collate,
 )
 
@@ -69,19 +72,27 @@ def _part(data: Any) -> ImageData | None:
 
 def _of_loader(loader: DataLoader[Any]) -> Any:
     """The data set of a loader that shows it whole, one by one; another loader itself."""
-    sampler, known = loader.sampler, loader.dataset
-    if isinstance(known, IterableDataset) or loader.batch_sampler is None or loader.drop_last:
+    known, batches = loader.dataset, loader.batch_sampler
+    if isinstance(known, IterableDataset) or type(batches) not in (BatchSampler, type(None)):
         return loader
+    sampler = loader.sampler if batches is None else batches.sampler
     if isinstance(sampler, SubsetRandomSampler):
         known = Subset(known, sorted(int(index) for index in sampler.indices))
-    elif isinstance(sampler, RandomSampler):
-        if sampler.replacement or sampler.num_samples != len(known):
-            raise ValueError("a loader that draws at random shows other images each time; pass its data set")
-    elif not isinstance(sampler, SequentialSampler):
+    elif isinstance(sampler, WeightedRandomSampler) or (
+        isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != len(known))
+    ):
+        raise ValueError("a loader that draws at random shows other images each time; pass its data set")
+    elif not isinstance(sampler, SequentialSampler | RandomSampler):
         return loader
-    if loader.collate_fn is default_collate:
+    if batches is not None and batches.drop_last and len(known) % batches.batch_size:
+        if not isinstance(sampler, SequentialSampler):
+            raise ValueError(
+                "a loader that shuffles and drops the last shows other images each time; pass its data set"
+            )
+        return loader
+    if batches is not None and loader.collate_fn is default_collate:
         return known
-    return DataLoader(known, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+    return DataLoader(known, batch_size=batches and batches.batch_size, collate_fn=loader.collate_fn)
 
 
 def _single_samples(data: Dataset[Any]) -> Iterable[Any]:
@@ -100,8 +111,11 @@ def _joined(batches: Iterable[Any], source: object) -> tuple[Tensor, Tensor]:
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise TypeError(f"batches must be pairs of images and labels, not {_type_name(batch)}; {_WHOLE}")
-        images.append(_tensor(batch[0]).cpu())
-        labels.append(_tensor(batch[1]).cpu())
+        image, label = _tensor(batch[0]).cpu(), batch[1]
+        label = torch.tensor(int(label), device="cpu") if isinstance(label, Integral) else _tensor(label).cpu()
+        alone = image.ndim == 3 and label.ndim == 0  # a loader that does not batch
+        images.append(image[None] if alone else image)
+        labels.append(label.reshape(1) if alone else label)
     if not images:
         raise ValueError(f"{type(source).__name__} holds no images")
     if len(shapes := {tuple(image.shape[1:]) for image in images}) > 1:
@@ -112,6 +126,8 @@ def _joined(batches: Iterable[Any], source: object) -> tuple[Tensor, Tensor]:
 def _tensor(values: Any) -> Tensor:
     """Make a tensor of a tensor, an array, or numbers in a list."""
     if isinstance(values, Tensor):
+        if values.is_meta or values.layout != torch.strided:
+            raise TypeError(f"images and labels must be dense and hold values, not {values.device} {values.layout}")
         return values
     if isinstance(values, np.ndarray) or (isinstance(values, Sequence) and not isinstance(values, str)):
         try:

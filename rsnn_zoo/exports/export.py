@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsnn_zoo._utils.files import check_writable, replacing, to_json
+from rsnn_zoo._utils.files import check_writable, replacing, to_json, write_through
 from rsnn_zoo._utils.provenance import digest, environment
 from rsnn_zoo.exports.check import Comparison, Judged, Pass, compare, default_images, recorded_spikes, reference_pass
 from rsnn_zoo.exports.graph import ExportError, checked_network
@@ -112,7 +113,9 @@ def _export_nir(model: Network, path: Path, batch: int | None, images: Tensor) -
     graph = to_nir(spiking_graph(model), model=str(model.pretrained_name), sha256=digest(model))
     import nir
 
-    nir.write(path, graph)
+    written = io.BytesIO()  # HDF5 tells in a way of its own that a disk is full, or not before the file is closed
+    nir.write(written, graph)
+    write_through(path, written.getbuffer())
     ours, graph = reference_pass(model, torch.float64), read_nir(path)
     layers = neuron_names(graph)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsnn_zoo._utils.files import write_through
 from rsnn_zoo.exports.check import Pass
 from rsnn_zoo.exports.graph import ExportError
 from rsnn_zoo.models import Network
@@ -38,6 +40,7 @@ def write_onnx(model: Network, path: Path, batch: int | None) -> None:
     Raises:
         ImportError: If onnx or onnxscript is not installed.
         ExportError: If the network cannot be exported.
+        OSError: If the file cannot be written.
     """
     try:
         import onnx
@@ -52,6 +55,8 @@ def write_onnx(model: Network, path: Path, batch: int | None) -> None:
             torch.onnx.export(
                 plain, (x,), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **names
             )
+    except OSError:
+        raise
     except Exception as error:  # the exporter raises of many kinds
         raise ExportError(f"torch.onnx.export fails: {str(error)[:500]}") from error
     onnx.checker.check_model(path)
@@ -85,13 +90,15 @@ def write_torch(model: Network, path: Path, batch: int | None) -> None:
 
     Raises:
         ExportError: If the network cannot be exported.
+        OSError: If the file cannot be written.
     """
     plain, x, shapes = _plain(model, batch)
+    written = io.BytesIO()  # on a full disk torch's own writer ends the process
     try:
-        with path.open("wb") as file:
-            torch.export.save(torch.export.export(plain, (x,), dynamic_shapes=shapes), file)
+        torch.export.save(torch.export.export(plain, (x,), dynamic_shapes=shapes), written)
     except Exception as error:  # the exporter raises of many kinds
         raise ExportError(f"torch.export fails: {str(error)[:500]}") from error
+    write_through(path, written.getbuffer())
 
 
 def torch_pass(path: str | os.PathLike[str], batch: int | None) -> Pass:

@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
-from rsnn_zoo import evaluate, load_dataset
+from rsnn_zoo import convert, evaluate, load_dataset
 from rsnn_zoo._utils.provenance import digest
+from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.inputs import labelled
 from tests.conftest import small_network
 
@@ -138,3 +142,60 @@ def test_the_defaults_of_torch_change_no_verdict(data, dtype, device):
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
+
+
+def loaders(pairs):
+    """Loaders that show all images, though not each in the order of the data set."""
+    n = len(pairs)
+    yield DataLoader(pairs, batch_size=n // 4, shuffle=True, drop_last=True)  # which drops none
+    yield DataLoader(pairs, batch_size=None)
+    yield DataLoader(pairs, batch_size=None, shuffle=True)
+    yield DataLoader(pairs, batch_sampler=BatchSampler(RandomSampler(pairs), 5, False))
+
+
+def test_every_loader_gives_its_images_in_the_order_of_its_data_set(pair):
+    images, labels = pair
+    for loader in loaders(Pairs(*pair)):
+        found, numbers = labelled(loader)
+        assert torch.equal(found, images) and torch.equal(numbers, labels)
+
+
+def test_a_loader_s_own_batches_are_what_it_shows(pair):
+    pairs = Pairs(*pair)
+    part = DataLoader(pairs, batch_sampler=BatchSampler(SubsetRandomSampler([5, 3]), 2, False))
+    assert torch.equal(labelled(part)[0], pair[0][[3, 5]])
+    first = DataLoader(pairs, batch_sampler=BatchSampler(SequentialSampler(pairs), 5, True))
+    assert torch.equal(labelled(first)[0], pair[0][: len(pairs) // 5 * 5])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"batch_size": 5, "shuffle": True, "drop_last": True},
+        {"batch_size": 5, "sampler": WeightedRandomSampler([1.0] * 24, 24)},
+        {"batch_sampler": BatchSampler(RandomSampler(range(24)), 5, True)},
+    ],
+)
+def test_a_loader_that_shows_other_images_each_time_is_refused(pair, how):
+    with pytest.raises(ValueError, match="shows other images each time; pass its data set"):
+        labelled(DataLoader(Pairs(*pair), **how))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 1, 8, 8, device="meta"), torch.zeros(2, 1, 8, 8).to_sparse()])
+def test_tensors_without_values_are_refused(images):
+    with pytest.raises(TypeError, match="must be dense and hold values"):
+        labelled((images, torch.zeros(2, dtype=torch.long)))
+
+
+def test_energy_and_conversion_mind_no_default(data, ann):
+    images = data.pixels(slice(0, 4))
+    expected = energy(ann, images)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        assert energy(ann, images) == expected
+        snn = convert(ann, 2, images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert digest(snn) == digest(convert(ann, 2, images))

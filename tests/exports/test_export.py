@@ -1,6 +1,8 @@
 """Exported files compute what the network does, in each simulator and runtime, or are not left behind."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rsnn_zoo.cli import commands
 from rsnn_zoo.data.images import load_dataset
 from rsnn_zoo.exports import export as exporting
 from rsnn_zoo.exports.check import Judged, compare, default_images, reference_pass
+from rsnn_zoo.exports.export import FORMATS
 from rsnn_zoo.exports.graph import Conv, ExportError
 from rsnn_zoo.exports.lower import spiking_graph
 from rsnn_zoo.exports.nir import interpret, read_nir, to_nir
@@ -273,3 +276,12 @@ def test_digits_stand_for_images_of_any_size():
     model = family("resnet20", 2, img_size=32)
     images = default_images(model, 3)
     assert images.shape == (3, 2, 32, 32) and len(load_dataset("digits", "test")) == 360
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")
+@pytest.mark.parametrize("format", ["nir", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_full_disk_is_an_error_and_ends_no_process(format):
+    """As torch's own writer does."""
+    network = small_network()
+    with pytest.raises(OSError, match="No space left"):
+        FORMATS[format](network, Path("/dev/full"), 1, default_images(network))
