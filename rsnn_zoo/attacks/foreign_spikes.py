@@ -44,15 +44,16 @@ class _Fire(torch.autograd.Function):
 
 
 class _SpikeUnder:
-    """A spike with the derivative of a mode; for anything else it is the library's own."""
+    """A spike with the derivative of a mode, or its own in units of the threshold; else it is the library's own."""
 
-    def __init__(self, own: Spike, mode: Surrogate, threshold: Any = None):
+    def __init__(self, own: Spike, mode: Surrogate | None, threshold: Any = None):
         self.own, self.mode, self.threshold = own, mode, threshold
 
     def __call__(self, u: Tensor) -> Tensor:
         threshold = 1.0 if self.threshold is None else self.threshold
         unit = threshold.detach().to(u) if isinstance(threshold, Tensor) else u.new_tensor(threshold)
-        return _Fire.apply(u, torch.where(unit > 0, unit, 1.0), self.own, self.mode)
+        unit = torch.where(unit > 0, unit, 1.0)
+        return self.own(u / unit) if self.mode is None else _Fire.apply(u, unit, self.own, self.mode)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "own":  # copying and unpickling ask before there is an own
@@ -63,7 +64,8 @@ class _SpikeUnder:
 class _FollowMode:
     """Gives every spike the derivative of the mode that a forward pass begins under.
 
-    Without such a mode each neuron has its own spike, object for object: a library may have a faster kernel for it.
+    Without such a mode each neuron has its own spike, its derivative in units of the threshold; where that is 1, or no
+    gradient is wanted, object for object: a library may have a faster kernel for it.
     Where gradients are wanted the neurons, and nothing else, are in training mode: in evaluation mode those of
     SpikingJelly up to 0.0.0.0.14 fire by a kernel that has none.
     """
@@ -76,8 +78,15 @@ class _FollowMode:
         for neuron, name, own in self.spikes:
             vars(neuron)["training"] = torch.is_grad_enabled()
             threshold = getattr(neuron, _NAMES[name], None) if relative else None
+            surrogate = mode if isinstance(mode, Surrogate) else None
+            scaled = surrogate or (torch.is_grad_enabled() and not _is_one(threshold))
             # before a registered submodule of that name, which stays: it moves with the network
-            vars(neuron)[name] = _SpikeUnder(own, mode, threshold) if isinstance(mode, Surrogate) else own
+            vars(neuron)[name] = _SpikeUnder(own, surrogate, threshold) if scaled else own
+
+
+def _is_one(threshold: Any) -> bool:
+    """Whether a threshold, if there is one, is 1 throughout."""
+    return threshold is None or bool((torch.as_tensor(threshold) == 1).all())
 
 
 def _is_heaviside(spike: Any, device: torch.device) -> bool:
@@ -124,9 +133,9 @@ def adopt_surrogates(module: nn.Module) -> int:
 
     Under a :class:`rsnn_zoo.neurons.modes.Surrogate` the forward pass stays as it is, and the backward pass takes
     h'(u) of the mode in place of the library's derivative, in units of the neuron's ``v_threshold`` or ``threshold``
-    (of 1 where it has none, or one that is not positive). Under any other mode, and without one, the
-    network is what it was. The mode is looked up as the forward pass of ``module`` begins, so call ``module`` itself
-    and not a part of it.
+    (of 1 where it has none, or one that is not positive). Under any other mode, and without one, the derivative is the
+    library's, in the same units, so that no scale of a layer changes a gradient; not so with ``units="absolute"``. The
+    mode is looked up as the forward pass of ``module`` begins, so call ``module`` itself and not a part of it.
 
     A spike is found where a module has, as ``surrogate_function`` (SpikingJelly) or ``spike_grad`` (snnTorch), a
     function that is 0 below the threshold and 1 above. Left alone are graded and smoothed spikes, scripted modules, and

@@ -200,7 +200,7 @@ def integrate_and_fire(
         Spikes, (T * B, ...), zeros and ones in the dtype and layout of ``x``.
 
     Raises:
-        ValueError: If the first dimension of ``x`` is no multiple of T, or for an unknown reset.
+        ValueError: If the first dimension of ``x`` is no multiple of T, for several thresholds or an unknown reset.
         NotImplementedError: For forward-mode derivatives of forward-mode derivatives.
 
     Example:
@@ -213,6 +213,8 @@ def integrate_and_fire(
     """
     if reset not in RESETS:
         raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
+    if threshold.dim() and threshold.numel() != 1:
+        raise ValueError(f"a layer has one threshold, not {tuple(threshold.shape)}: scale its channels before it")
     if not repeated and x.shape[0] % timesteps:
         raise ValueError(
             f"the first dimension, {x.shape[0]}, is no multiple of timesteps={timesteps}: "

@@ -367,3 +367,57 @@ def test_the_published_ensemble_is_run_as_far_as_its_neurons_follow(digits):
     assert {"pcw-1", "ste", "rect-4"} < {mode for _, mode in ensemble.members}
     assert list(ensemble.left_out) == ["ensemble-pgd5 under rate, relu"]
     assert ensemble.robust_accuracy < alone.robust_accuracy - 0.2
+
+
+def _rescaled(model, scales):
+    """The same function: thresholds and the currents before them times as much, layer by layer."""
+    model, layers = copy.deepcopy(model), []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            layers.append(module)
+        elif hasattr(module, "v_threshold"):
+            module.v_threshold *= scales[len(layers) - 1]
+        elif isinstance(getattr(module, "threshold", None), torch.Tensor):
+            module.threshold.data *= scales[len(layers) - 1]
+    with torch.no_grad():
+        for scale, linear in zip(scales, layers, strict=False):
+            linear.weight *= scale
+            linear.bias *= scale
+    return model
+
+
+FOREIGN = {
+    "soft": lambda: Jelly(make=lambda: neuron.IFNode(v_reset=None)),
+    "hard": lambda: Jelly(make=lambda: neuron.IFNode(surrogate_function=surrogate.ATan())),
+    "leaky": Jelly,
+    "learned leak": lambda: Jelly(make=neuron.ParametricLIFNode),
+    "snntorch": Torch,
+    "learned thresholds": lambda: Torch(learn_threshold=True, reset_mechanism="zero"),
+}
+
+
+@pytest.mark.parametrize("mode", [None, *MODES[:2]], ids=str)
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_no_rescaling_of_a_layer_changes_a_gradient(make, mode):
+    images, labels = tiny.digits().pixels(slice(0, 8)), tiny.digits().labels[:8]
+    model = make()
+    expected, logits = InputGradient(model, mode)(images, labels)
+    assert expected.abs().sum() > 0
+    last = 16.0 if isinstance(model, Jelly) else 1.0  # the other gives its last membranes, in their unit
+    for scales in ((32.0, 1 / last), (0.125, last)):
+        found, again = InputGradient(_rescaled(model, scales), mode)(images, labels)
+        assert torch.equal(again, logits)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+def test_thresholds_of_each_channel_are_units_of_it():
+    """Of ours a layer has one."""
+    images, labels = tiny.digits().pixels(slice(0, 8)), tiny.digits().labels[:8]
+    model = Torch()
+    expected, _ = InputGradient(model)(images, labels)
+    scale = 2.0 ** torch.arange(-16.0, 16.0)
+    model.lif1.threshold = scale.clone()
+    with torch.no_grad():
+        model.fc1.weight *= scale[:, None]
+        model.fc1.bias *= scale
+    torch.testing.assert_close(InputGradient(model)(images, labels)[0], expected)

@@ -9,7 +9,7 @@ from torch import nn
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.models.distributed import Ranks
-from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
+from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 from rsnn_zoo.neurons.modes import MODES, Relu, backward_mode, current_mode, current_units, surrogate_units
 from rsnn_zoo.training.recipe import Stage
 from rsnn_zoo.training.updates import Updates
@@ -99,3 +99,37 @@ def test_absolute_widths_depend_on_it_and_are_reachable(batch):
     assert evaluate(Net(), batch, "pgd2", 0.1, checks=0).settings["units"] == "threshold"
     with pytest.raises(ValueError, match="must be one of threshold, absolute"), surrogate_units("relative"):
         pass
+
+
+@pytest.mark.parametrize("how", [{"leak": 0.7}, {"reset": "soft"}, {"reset": "soft", "leak": 0.7, "initial": 0.5}])
+@pytest.mark.parametrize("shared", [False, True])
+def test_nor_where_neurons_leak_or_keep_their_rest_or_are_one_module(batch, how, shared):
+    def net(scale):
+        made = Net((scale, scale if shared else 2 * scale))
+        for neuron in (made.neuron1, made.neuron2):
+            vars(neuron).update(how)
+        made.neuron2 = made.neuron1 if shared else made.neuron2
+        return made
+
+    for mode in (None, MODES["assg"], MODES["rga"], MODES["pdsg"], MODES["hart-1"], MODES["rate"], MODES["relu"]):
+        found, expected = (InputGradient(net(scale), mode)(*batch) for scale in (64.0, 1.0))
+        for here, there in zip(found, expected, strict=True):
+            torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("learned", [1e-6, 0.0, -3.0])
+def test_a_threshold_that_was_learned_away_acts_and_measures_at_its_least(batch, learned):
+    least, gone = Net((MIN_THRESHOLD / 0.5, 1.0)), Net((MIN_THRESHOLD / 0.5, 1.0))
+    gone.neuron1.threshold.data.fill_(learned)
+    for mode in (None, MODES["assg"], MODES["rate"], MODES["relu"]):
+        found, expected = (InputGradient(each, mode)(*batch) for each in (gone, least))
+        assert all(
+            torch.equal(here, there) and here.isfinite().all() for here, there in zip(found, expected, strict=True)
+        )
+
+
+def test_a_layer_has_one_threshold(batch):
+    net = Net()
+    net.neuron1.threshold = nn.Parameter(torch.ones(4, 1, 1))
+    with pytest.raises(ValueError, match=r"one threshold, not \(4, 1, 1\)"):
+        net(batch[0])
