@@ -15,8 +15,7 @@ from torch import nn
 from rsnn_zoo._utils.defaults import device_of
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, read_text
 from rsnn_zoo.data.images import ImageData, load_dataset
-from rsnn_zoo.evaluation import flags
-from rsnn_zoo.evaluation.claims import check_attacks, tolerated_moves
+from rsnn_zoo.evaluation.claims import check_attacks, check_flags, tolerated_moves
 from rsnn_zoo.evaluation.costs import Cost, chances_of_missing, cost_of, sources_of
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import Plan, plan
@@ -35,7 +34,7 @@ from rsnn_zoo.report.evidence import (
     published_runs,
     published_settings,
 )
-from rsnn_zoo.report.report import Run, in_255
+from rsnn_zoo.report.report import in_255
 from rsnn_zoo.spec.config import CARD, EVIDENCE
 from rsnn_zoo.spec.datasets import DATASETS
 from rsnn_zoo.training.recipe import split_of
@@ -169,7 +168,7 @@ def _check_evidence(entry: Entry) -> str:
     evidence = _evidence(entry)
     runs = published_runs(evidence)
     check_shown(evidence)
-    _check_flags(evidence)
+    check_flags(evidence)
     said = f"made with these weights; {len(runs)} runs on {images_of(evidence)}, whose verdicts give the accuracies"
     unchecked = [said for key, said in _UNCHECKED.items() if key in evidence]
     return said + (f"; not checked: {', '.join(unchecked)}" if unchecked else "")
@@ -182,20 +181,6 @@ _UNCHECKED = {
     "flags": "flags that take more than verdicts",
     "versions": "versions, hardware and minutes",
 }
-
-
-def _check_flags(evidence: Mapping[str, Any]) -> None:
-    """Hold what is flagged against what the verdicts alone show.
-
-    Raises:
-        EvidenceError: If a flag that they raise is not raised.
-    """
-    members = [tuple((a["attack"], str(a.get("mode"))) for a in run.get("attacks", [])) for run in evidence["runs"]]
-    published = zip(published_runs(evidence), members, strict=True)
-    runs = [Run(run.protocol, run.eps, members, run.verdicts, 0.0) for run, members in published]
-    for flag in (flags.gradient_free(runs), flags.more_eps(runs), flags.more_steps(runs)):
-        if flag.raised and not evidence.get("flags", {}).get(flag.name, {}).get("raised"):
-            raise EvidenceError(f"the flag {flag.name} is not raised, and by the verdicts {flag.message}")
 
 
 def _check_card(entry: Entry) -> str:

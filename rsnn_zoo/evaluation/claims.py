@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from rsnn_zoo.attacks.adaptive import Adaptive
+from rsnn_zoo.evaluation import flags
 from rsnn_zoo.evaluation.protocols import Member, Plan
-from rsnn_zoo.report.evidence import EvidenceError, PublishedRun
+from rsnn_zoo.report.evidence import EvidenceError, PublishedRun, published_runs
 from rsnn_zoo.report.report import Run
+from rsnn_zoo.spec.schema import Section
 
-__all__ = ["TOLERATED_MOVES", "check_attacks", "tolerated_moves"]
+__all__ = ["TOLERATED_MOVES", "check_attacks", "check_flags", "tolerated_moves"]
 
 TOLERATED_MOVES = 0.1
 """Share of the fallen that may have fallen to another attack: which iterate is the first to fell hangs on roundings
@@ -65,3 +67,22 @@ def tolerated_moves(fallen: int) -> int:
         [0, 0, 1, 3]
     """
     return min(fallen - 1, max(1, int(TOLERATED_MOVES * fallen))) if fallen else 0
+
+
+def check_flags(evidence: Mapping[str, Any]) -> None:
+    """Hold what is flagged against what the verdicts, and the agreement of two networks, alone show.
+
+    Raises:
+        EvidenceError: If a flag that they raise is not raised, or the agreement is none.
+    """
+    members = [tuple((a["attack"], str(a.get("mode"))) for a in run.get("attacks", [])) for run in evidence["runs"]]
+    published = zip(published_runs(evidence), members, strict=True)
+    runs = [Run(run.protocol, run.eps, members, run.verdicts, 0.0) for run, members in published]
+    found = [flags.gradient_free(runs), flags.more_eps(runs), flags.more_steps(runs)]
+    if "agreement" in evidence:
+        said = Section(evidence, "the evidence").section("agreement")
+        sampled = said.integer("sampled", 1, 10**15)
+        found.append(flags.other_network(sampled, said.integer("fell", 0, sampled)))
+    for flag in found:
+        if flag.raised and not evidence.get("flags", {}).get(flag.name, {}).get("raised"):
+            raise EvidenceError(f"the flag {flag.name} is not raised, and by the verdicts {flag.message}")

@@ -134,3 +134,20 @@ def test_what_nobody_knows_the_cost_of_is_asked_for(entry):
 def test_few_passes_of_a_large_network_cost_too():
     assert not Cost(1, MAX_PASSES, MAX_SECONDS).excess
     assert Cost(1, 1, 3 * 86400).excess == "1 passes or 3 days a verdict"
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [
+        ({"sampled": 400, "fell": 80}, "the flag other_network is not raised"),
+        ({"sampled": 4, "fell": 5}, "agreement.fell"),
+        ({"sampled": True, "fell": 0}, "agreement.sampled"),
+    ],
+)
+def test_a_folded_network_that_was_another_one_cannot_hide(entry, agreement, said):
+    found = failing(entry, lambda evidence: evidence.update(agreement=agreement), images=1)
+    assert said in found["evidence"]
+
+
+def test_a_folded_network_that_agreed_is_believed(entry):
+    assert not failing(entry, lambda evidence: evidence.update(agreement={"sampled": 400, "fell": 1}), images=1)
