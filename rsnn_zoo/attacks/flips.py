@@ -163,6 +163,7 @@ class Flips:
         ]
         wants = {row: next(search) for row, search in enumerate(searches) if samples[row].wants()}
         while wants:
+            # the questions of all samples in one batch: each alone has too few to fill a pass
             asked = {row: want.images[: samples[row].left] for row, want in wants.items() if not want.rank}
             answers = _ranked_by(ways, {row: want.images for row, want in wants.items() if want.rank}, batch.labels)
             if asked:

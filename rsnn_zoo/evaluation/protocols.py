@@ -271,12 +271,12 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]
     ways = _followed(modes, differentiated)
     restarts = range(1, int(match["restarts"] or 1) + 1)
     members = [Member(_again(attack, restart), way) for restart in restarts for way in ways]
-    if isinstance(runs, Adaptive):
+    if isinstance(runs, Adaptive):  # the modes are not in the term, but in its pairs
         modes, ways = MODE_LISTS["adaptive"], tuple(mode for _, mode in runs.pairs)
     if isinstance(runs, Flips) and runs.source is None and not _is_ann(model):
         why = "the network that the model was converted from is not published, so no search starts from it"
         return members, {f"starts of {term}": why}
-    lost = [str(mode) for mode in modes if mode not in ways]
+    lost = [str(mode) for mode in modes if mode not in ways]  # said, or a table would claim an attack that never ran
     if not lost or _is_ann(differentiated):
         return members, {}
     which = "all its modes" if len(lost) == len(modes) > 1 else ", ".join(lost)

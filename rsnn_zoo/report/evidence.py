@@ -108,6 +108,7 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
         raise EvidenceError(f"The evidence of {config.name} was made with another {', '.join(differing)}; {remedy}")
     if config.created and parse_time(evidence.get("created")) < parse_time(config.created):
         raise EvidenceError(f"The evidence of {config.name} is older than its weights; {remedy}")
+    # of these weights; but whoever wrote it, all that a card or a verification reads has to be of its kind
     n = top.integer("n", 1, _MAX_IMAGES)
     settings = top.section("settings", optional=True)
     integers = [(top, key, (1, _MAX_PROCESSES)) for key in ("cores", "threads", "processes")]
