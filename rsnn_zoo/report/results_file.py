@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".json":
             rows = load_json(path, MAX_EVIDENCE_BYTES)
         else:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file, strict=True)
                 rows = list(reader)
                 if reader.fieldnames and "model" not in reader.fieldnames:
@@ -62,6 +63,7 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
         ValueError: If it is no results file.
         OSError: If it cannot be written.
     """
+    path = Path(os.path.realpath(path))  # through a link: else the link would become another file
     with locked(path.parent):  # or of two evaluations that end at once one row would be lost
         known = read_rows(path)
         rows = [*(old for old in known if _key(old) == _key(row)), row]

@@ -8,6 +8,7 @@ import pytest
 
 from rsnn_zoo._utils.files import load_json, replacing
 from rsnn_zoo._utils.folders import commit, current, locked
+from rsnn_zoo.report.results_file import add_row, read_rows
 
 OLD, NEW = ({name: f"{name} {when}".encode() for name in "abc"} for when in ("before", "after"))
 KILLED = """
@@ -90,6 +91,16 @@ def test_evaluations_that_end_at_once_lose_no_row(tmp_path):
     several = [subprocess.Popen([sys.executable, "-c", ADD, str(path), who]) for who in "xyz"]
     assert [one.wait() for one in several] == [0, 0, 0]
     assert len(load_json(path)) == 60
+
+
+def test_rows_go_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, real = tmp_path / "results.csv", tmp_path / "elsewhere" / "results.csv"
+    real.write_text("\ufeffmodel,flags\nfirst,\n", encoding="utf-8")  # as spreadsheets write it
+    link.symlink_to(real)
+    for path, model in ((link, "second"), (real, "third")):
+        add_row(path, {"model": model})
+    assert [row["model"] for row in read_rows(link)] == ["first", "second", "third"] and link.is_symlink()
 
 
 def test_a_reader_waits_for_a_writer(tmp_path):
