@@ -84,7 +84,7 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
     """Adds to the results what they lack of one ANN."""
     ann, train, held_out = prepared(name, args)
     found = results.setdefault(name, {"images": len(held_out), "ann": accuracy(ann, held_out), "runs": {}})
-    calibration = train.pixels()[: args.calibration]
+    calibration = train.select(min(args.calibration, len(train))).pixels()
     # both methods with the neurons that lose the least, so that they alone differ
     neuron = {"reset": METHODS["absorb"][0], "initial": METHODS["absorb"][1]}
     for timesteps, method in itertools.product(args.timesteps, args.methods):

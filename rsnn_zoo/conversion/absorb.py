@@ -1,6 +1,6 @@
-"""Conversion in which a spike stands for its threshold, and mean currents are those of the ANN.
+"""Conversion in which a spike stands for its threshold, and currents have the mean and the spread of the ANN's.
 
-One sweep over the ANN finds thresholds and the means that its layers give; sweeps over the SNN correct the biases, each
+One sweep over the ANN finds thresholds and what its layers give; sweeps over the SNN correct weights and biases, each
 layer behind those before it. Images go through in chunks, so memory does not grow with their number.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch.nn.utils.parametrize import is_parametrized
 
 from rsnn_zoo._utils.progress import bar as shown
 from rsnn_zoo.conversion.staircase import Histogram, best_threshold
@@ -21,22 +23,52 @@ from rsnn_zoo.models import Network, Temporal
 from rsnn_zoo.models.layers import BATCH_NORMS, Scaled, Spiking
 from rsnn_zoo.models.rows import hooked
 
-__all__ = ["Observed", "absorb", "observe", "thresholds_of"]
+__all__ = ["Observed", "absorb", "chunks_of", "observe", "thresholds_of"]
 
 _log = logging.getLogger(__name__)
 
-SWEEPS = 3
-"""Of corrections: with each, layers are corrected behind those that the one before corrected."""
+SWEEPS = 2
+"""Of corrections: the first chunks of the first sweep say little about layers that they meet uncorrected."""
 BUDGET = 2**24
 """Bytes that the largest current of a layer may take: some ten of its size are alive at once, and chunks that fit a
 cache are faster."""
-FACTORS = (1.0, 0.85, 0.7, 0.55)
-"""Of all thresholds, tried one after the other until the logits get worse: spikes come unevenly, which the staircase
-does not know, and lower thresholds mend it."""
-SEARCHED_TO = 32
-"""Steps up to which they are tried; with more, unevenness is small."""
-SEARCH_IMAGES = 64
+MOST = 2.0
+"""A weight is multiplied by at most so much, and divided: what the calibration images hardly move says little."""
 AFFINE = (nn.Conv2d, nn.Conv1d, nn.Linear, BATCH_NORMS)
+
+
+@dataclass
+class Moments:
+    """Mean and spread of a layer's outputs, by channel.
+
+    Attributes:
+        count: Values of each channel.
+        sums: Of them and of their squares, (2, C), double.
+        rows: Length of the outputs' first axis.
+    """
+
+    count: int = 0
+    sums: Tensor | float = 0.0
+    rows: int = 0
+
+    def add(self, output: Tensor, module: nn.Module) -> Moments:
+        """Counts outputs (N, C, ...), or (N, ..., C) of a linear layer."""
+        channel = output.dim() - 1 if isinstance(module, nn.Linear) else 1
+        axes = [axis for axis in range(output.dim()) if axis != channel]
+        output = output.double()
+        self.sums = self.sums + torch.stack([output.sum(axes), output.square().sum(axes)])
+        self.count += output.numel() // output.shape[channel]
+        self.rows += len(output)
+        return self
+
+    def join(self, other: Moments) -> None:
+        """Counts what another counted."""
+        self.count, self.sums, self.rows = self.count + other.count, self.sums + other.sums, self.rows + other.rows
+
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Both (C,), double."""
+        mean, square = self.sums / self.count
+        return mean, (square - mean.square()).clamp(min=0).sqrt()
 
 
 @dataclass
@@ -46,39 +78,31 @@ class Observed:
     Attributes:
         chunks: The images, a few at a time.
         histograms: Of each activation's outputs, by the activation's name.
-        means: Of each layer with a bias, by name: (chunks, channels).
-        logits: Of each chunk.
+        moments: Of each chunk's outputs of each layer with a bias, by its name.
     """
 
     chunks: tuple[Tensor, ...]
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    means: dict[str, list[Tensor]] = field(default_factory=dict)
-    logits: list[Tensor] = field(default_factory=list)
-
-    def first(self, images: int) -> Observed:
-        """The same of the first chunks alone, those of so many images or one."""
-        count = max(1, images // len(self.chunks[0]))
-        means = {name: each[:count] for name, each in self.means.items()}
-        return replace(self, chunks=self.chunks[:count], means=means, logits=self.logits[:count])
-
-
-def _channel_means(output: Tensor, module: nn.Module) -> Tensor:
-    """Mean by channel, (C,), of (N, C, ...), or of (N, ..., C) behind a linear layer."""
-    channel = output.dim() - 1 if isinstance(module, nn.Linear) else 1
-    return output.mean([axis for axis in range(output.dim()) if axis != channel])
+    moments: dict[str, list[Moments]] = field(default_factory=dict)
 
 
 def _correctable(network: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in network.named_modules() if isinstance(m, AFFINE) and m.bias is not None}
 
 
+def chunks_of(
+    network: nn.Module, activations: list[str], normalize: nn.Module, images: Tensor, timesteps: int
+) -> tuple[Tensor, ...]:
+    """The images, as many at a time as an SNN of so many steps may take; arguments as :func:`observe`'s."""
+    sizes = [1]
+    layers = [network.get_submodule(name) for name in activations]
+    with hooked(layers, post=lambda module, inputs, output: sizes.append(output.numel())):
+        network(normalize(images[:1]))
+    return images.split(max(1, min(len(images), BUDGET // (max(sizes) * timesteps * images.element_size()))))
+
+
 def observe(
-    network: nn.Module,
-    activations: list[str],
-    normalize: nn.Module,
-    images: Tensor,
-    timesteps: int,
-    progress: bool = False,
+    network: nn.Module, activations: list[str], normalize: nn.Module, chunks: tuple[Tensor, ...], progress: bool = False
 ) -> Observed:
     """Runs the ANN over the images.
 
@@ -86,29 +110,24 @@ def observe(
         network: The ANN, in evaluation mode.
         activations: Names of its activations.
         normalize: What the network expects to be done to the images.
-        images: (B, C, H, W).
-        timesteps: T of the SNN that it will be, which decides how many images go through at once.
+        chunks: Of :func:`chunks_of`.
         progress: Show a progress bar.
     """
     layers = {network.get_submodule(name): name for name in activations}
     biased = {module: name for name, module in _correctable(network).items()}
-    sizes = [1]
-    with hooked(list(layers), post=lambda module, inputs, output: sizes.append(output.numel())):
-        network(normalize(images[:1]))
-    chunk = max(1, min(len(images), BUDGET // (max(sizes) * timesteps * images.element_size())))
-    found = Observed(images.split(chunk))
+    found = Observed(chunks)
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         found.histograms.setdefault(layers[module], Histogram()).add(output)
 
     def measure(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        found.means.setdefault(biased[module], []).append(_channel_means(output, module))
+        found.moments.setdefault(biased[module], []).append(Moments().add(output, module))
 
     with hooked(list(layers), post=count), hooked(list(biased), post=measure):
         for part in shown(found.chunks, "the ANN's activations", disable=not progress, leave=False):
-            found.logits.append(network(normalize(part)))
-    # one that is called in several places has no single mean
-    found.means = {name: means for name, means in found.means.items() if len(means) == len(found.chunks)}
+            network(normalize(part))
+    # one that is called in several places has no moments of its own
+    found.moments = {name: each for name, each in found.moments.items() if len(each) == len(found.chunks)}
     return found
 
 
@@ -144,95 +163,66 @@ def _standing_for(thresholds: dict[nn.Module, float]) -> Iterator[None]:
         yield
 
 
-class _Gains:
-    """What the spikes of each layer stand for.
+class _Corrector:
+    """Gives a layer's outputs, their mean over time, the mean and spread of the ANN's, by what all chunks so far say.
 
     Args:
-        thresholds: Of each activation.
-
-    Attributes:
-        plain: Those of layers that are no :class:`Scaled`.
+        targets: The ANN's, of each chunk.
+        scales: Whether the layer's weights are its own, so that they can be multiplied.
     """
 
-    def __init__(self, thresholds: dict[nn.Module, float]):
-        self.thresholds = thresholds
-        self.plain = {layer: value for layer, value in thresholds.items() if not isinstance(layer, Scaled)}
-        for layer in self.plain:
-            layer.threshold.fill_(1.0)
-        self.set(1.0)
+    def __init__(self, targets: list[Moments], scales: bool):
+        self.targets = iter(targets)
+        self.scales = scales
+        self.target, self.found = Moments(), Moments()
 
-    def set(self, factor: float) -> None:
-        """Set thresholds to those that were found, times a factor."""
-        for layer, value in self.thresholds.items():
-            if isinstance(layer, Scaled):
-                layer.gain.fill_(value * factor)
-            else:
-                self.plain[layer] = value * factor
-
-
-class _Corrector:
-    """Shifts a layer's output so that its means are those of the ANN, by what all chunks so far say."""
-
-    def __init__(self, targets: list[Tensor]):
-        self.targets = targets
-        self.total: Tensor | float = 0.0
-        self.seen = 0
-
-    @property
-    def shift(self) -> Tensor:
-        return self.total / len(self.targets)
+    def correction(self) -> tuple[Tensor, Tensor]:
+        """What outputs are multiplied by, and what is then added, (C,) each."""
+        (wanted, spread), (mean, deviation) = self.target.mean_and_deviation(), self.found.mean_and_deviation()
+        factor = torch.ones_like(mean)
+        if self.scales:
+            factor = torch.where(deviation > 0, spread / deviation, factor).clamp(1 / MOST, MOST)
+        return factor, wanted - factor * mean
 
     def __call__(self, module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        missing = self.targets[self.seen] - _channel_means(output, module)
-        self.seen, self.total = self.seen + 1, self.total + missing
-        shift = self.total / self.seen
-        return output + (shift if isinstance(module, nn.Linear) else shift.view(-1, *[1] * (output.dim() - 2)))
+        target = next(self.targets)
+        self.target.join(target)
+        self.found.add(output.unflatten(0, (-1, target.rows)).mean(0), module)
+        shape = (-1,) if isinstance(module, nn.Linear) else (-1, *[1] * (output.dim() - 2))
+        factor, shift = (each.to(output).view(shape) for each in self.correction())
+        return output * factor + shift
+
+    def apply(self, module: nn.Module) -> None:
+        """Puts the correction into the layer."""
+        factor, shift = (each.to(module.bias) for each in self.correction())
+        if self.scales:
+            module.weight *= factor.view(-1, *[1] * (module.weight.dim() - 1))
+        module.bias.copy_(module.bias * factor + shift if self.scales else module.bias + shift)
 
 
-def _correct(snn: Temporal, root: nn.Module, observed: Observed, progress: bool, sweeps: int = SWEEPS) -> float:
-    """Corrects the biases of ``root``, a part of the SNN, in place.
-
-    Returns:
-        KL(ANN || SNN), the sum over the images in the last sweep.
-    """
+def _correct(snn: Temporal, root: nn.Module, observed: Observed, progress: bool) -> None:
+    """Corrects weights and biases of ``root``, a part of the SNN, in place."""
+    layers = {root.get_submodule(name): each for name, each in observed.moments.items()}
+    uses = Counter(id(module.weight) for module in root.modules() if isinstance(module, AFFINE))
     correctors: dict[nn.Module, _Corrector] = {}
-    divergence = 0.0
 
     def correct(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return correctors[module](module, inputs, output)
 
-    for sweep in range(sweeps):
-        correctors |= {root.get_submodule(name): _Corrector(means) for name, means in observed.means.items()}
-        divergence, parts = 0.0, list(zip(observed.chunks, observed.logits, strict=True))
+    for sweep in range(SWEEPS):
+        for module, targets in layers.items():
+            correctors[module] = _Corrector(targets, uses[id(module.weight)] == 1 and not is_parametrized(module))
         with hooked(list(correctors), post=correct):
-            for images, logits in shown(parts, f"biases {sweep + 1}/{sweeps}", disable=not progress, leave=False):
-                found = snn(images).log_softmax(1)
-                divergence += kl_div(found, logits.log_softmax(1), reduction="sum", log_target=True).item()
+            for images in shown(observed.chunks, f"currents {sweep + 1}/{SWEEPS}", disable=not progress, leave=False):
+                snn(images)
         for module, corrector in correctors.items():
-            module.bias += corrector.shift
-    return divergence
-
-
-def _lower_gains(snn: Temporal, root: nn.Module, gains: _Gains, observed: Observed, progress: bool) -> None:
-    """Lowers all gains by the one of ``FACTORS`` with which the logits of some images are nearest to the ANN's."""
-    few = observed.first(SEARCH_IMAGES)
-    biases = {name: root.get_submodule(name).bias.clone() for name in observed.means}
-    best, chosen = math.inf, 1.0
-    for factor in FACTORS:
-        gains.set(factor)
-        divergence = _correct(snn, root, few, progress, sweeps=2)
-        for name, bias in biases.items():
-            root.get_submodule(name).bias.copy_(bias)
-        if not divergence < best:
-            break
-        best, chosen = divergence, factor
-    gains.set(chosen)
+            corrector.apply(module)
 
 
 def absorb(
     snn: Temporal, root: nn.Module, thresholds: dict[str, float], observed: Observed, progress: bool = False
 ) -> None:
-    """Makes each spike stand for its threshold, corrects the biases, and brings every threshold to 1, in place.
+    """Makes each spike stand for its threshold, corrects the currents, and brings every threshold to 1, in place.
 
     Args:
         snn: Of the ANN's weights; its neurons where the activations were.
@@ -241,16 +231,20 @@ def absorb(
         observed: Of the ANN.
         progress: Show a progress bar.
     """
-    gains = _Gains({root.get_submodule(name): value for name, value in thresholds.items()})
-    with _standing_for(gains.plain):
-        if (snn.timesteps or 1) <= SEARCHED_TO:
-            _lower_gains(snn, root, gains, observed, progress)
+    layers = {root.get_submodule(name): value for name, value in thresholds.items()}
+    plain = {layer: value for layer, value in layers.items() if not isinstance(layer, Scaled)}
+    for layer, value in layers.items():
+        if isinstance(layer, Scaled):
+            layer.gain.fill_(value)
+        else:
+            layer.threshold.fill_(1.0)
+    with _standing_for(plain):
         _correct(snn, root, observed, progress)
-    if not gains.plain:
+    if not plain:
         return
     assert isinstance(snn, Network)
     for neuron, before, after in snn.junctions():
         for tensor in before:
-            tensor /= gains.plain[neuron]
+            tensor /= plain[neuron]
         for tensor in after:
-            tensor *= gains.plain[neuron]
+            tensor *= plain[neuron]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rsnn_zoo._utils.defaults import plain_defaults
-from rsnn_zoo.conversion.absorb import absorb, observe, thresholds_of
+from rsnn_zoo.conversion.absorb import Observed, absorb, chunks_of, observe, thresholds_of
+from rsnn_zoo.conversion.equalise import equalise
 from rsnn_zoo.conversion.published import calibrate, relearn_statistics
 from rsnn_zoo.data.images import check_images
 from rsnn_zoo.models import ForeignNetwork, Network, Temporal
@@ -76,8 +77,9 @@ def convert(
 
     With the method ``"absorb"`` a spike stands for its threshold: what follows a neuron is multiplied by it. Batch
     norms keep the ANN's statistics; each threshold is the one whose T-level staircase errs least on the ANN's
-    activations; biases, those of batch norms and of other layers, are corrected layer by layer so that mean currents
-    are the ANN's. A network of this zoo ends with thresholds of 1, its currents scaled; any other has a gain beside
+    activations; weights and biases, of batch norms and of other layers, are corrected layer by layer so that currents
+    have the ANN's mean and spread in each channel. The channels of a network of this zoo are first brought to one
+    scale. A network of this zoo ends with thresholds of 1, its currents scaled; any other has a gain beside
     each layer of neurons (:class:`rsnn_zoo.models.layers.Scaled`). So the logits approach the ANN's as T grows, with
     a soft reset and no leak; thresholds and corrections are those of ``timesteps``: for many more, convert again.
 
@@ -123,7 +125,8 @@ def convert(
 
     Source:
         ``"absorb"``: weights scaled by thresholds, Diehl et al., IJCNN 2015; the staircase, Bu et al., ICLR 2022;
-        biases corrected by mean currents, Li et al., "A Free Lunch From ANN", ICML 2021. ``"published"``: Özdenizci &
+        biases corrected by mean currents, Li et al., "A Free Lunch From ANN", ICML 2021; rescaled channels, Nagel et
+        al., ICCV 2019. ``"published"``: Özdenizci &
         Legenstein, TMLR 2024, section 3.2.
     """
     counted = method == "absorb" and not isinstance(ann, ForeignNetwork)
@@ -153,7 +156,7 @@ def convert(
     bounds = {name: module.limit for name, module in activations.items() if isinstance(module, ClippedReLU)}
     observed = None
     if absorbs:  # while it still is the ANN
-        observed = observe(network, list(activations), normalize, images, spiking.timesteps, progress)
+        observed = _observed(network, list(activations), normalize, images, spiking, progress)
     replace(network, nn.ReLU, lambda _: spiking.activation())
     snn = _in_time(ann, network, spiking, normalize).to(images).eval()
     mark_stem(snn, images)
@@ -166,6 +169,16 @@ def convert(
         return snn
     _publish(snn, images, {name if own else f"network.{name}": limit for name, limit in bounds.items()}, published)
     return snn
+
+
+def _observed(
+    network: nn.Module, names: list[str], normalize: nn.Module, images: Tensor, spiking: Spiking, progress: bool
+) -> Observed:
+    """What the ANN does on the images; where its weights are to take what spikes stand for, of equal channels."""
+    chunks = chunks_of(network, names, normalize, images, spiking.timesteps)
+    if not spiking.scaled:
+        equalise(network, normalize, chunks, spiking)
+    return observe(network, names, normalize, chunks, progress)
 
 
 def _publish(snn: Temporal, images: Tensor, bounds: dict[str, float | None], settings: dict[str, Any]) -> None:

@@ -7,38 +7,39 @@ from torch import Tensor
 
 from rsnn_zoo.models.layers import Spiking
 
-__all__ = ["Histogram", "best_threshold", "staircase"]
+__all__ = ["Histogram", "best_threshold", "best_thresholds", "staircase"]
 
 _PER_OCTAVE, _OCTAVES = 48, 24  # bins of 1.5 %, from 2^-24 to 2^24
 _CANDIDATES = 96
 
 
 class Histogram:
-    """How often a layer's positive activations fall into bins of equal ratio, in memory of one fixed size.
+    """How often positive activations fall into bins of equal ratio, in memory of one fixed size.
+
+    Args:
+        rows: Kinds of values that are counted apart, such as channels.
 
     Attributes:
-        counts: Values in each bin.
-        sums: Their sums.
+        counts: Values in each bin, (rows, bins).
+        sums: Their sums, (rows, bins).
         largest: The largest of all values, below 0 too.
     """
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(2 * _OCTAVES * _PER_OCTAVE, dtype=torch.float64)
+    def __init__(self, rows: int = 1) -> None:
+        self.counts = torch.zeros(rows, 2 * _OCTAVES * _PER_OCTAVE, dtype=torch.float64)
         self.sums = torch.zeros_like(self.counts)
         self.largest = float("-inf")
 
     def add(self, values: Tensor) -> None:
-        """Counts values of any shape; those that are not positive add to no error, whatever the threshold."""
+        """Counts values, (rows, ...), or of any shape in one row; those that are not positive err by nothing."""
         self.largest = max(self.largest, values.max().item())
-        positive = values[values > 0].float()
-        bins = ((positive.log2() + _OCTAVES) * _PER_OCTAVE).long().clamp_(0, len(self.counts) - 1).cpu()
-        self.counts += torch.bincount(bins, minlength=len(self.counts))
-        self.sums += torch.bincount(bins, positive.cpu().double(), minlength=len(self.counts))
-
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Mean of the values and their number in each bin that is not empty."""
-        filled = self.counts > 0
-        return self.sums[filled] / self.counts[filled], self.counts[filled]
+        rows, bins = self.counts.shape
+        values = values.reshape(rows, -1)
+        row, column = (values > 0).nonzero(as_tuple=True)
+        positive = values[row, column].float()
+        of = row * bins + ((positive.log2() + _OCTAVES) * _PER_OCTAVE).long().clamp_(0, bins - 1)
+        self.counts += torch.bincount(of.cpu(), minlength=rows * bins).view(rows, bins)
+        self.sums += torch.bincount(of.cpu(), positive.cpu().double(), minlength=rows * bins).view(rows, bins)
 
 
 def staircase(values: Tensor, spiking: Spiking) -> Tensor:
@@ -62,22 +63,33 @@ def staircase(values: Tensor, spiking: Spiking) -> Tensor:
     return spikes / steps
 
 
-def best_threshold(histogram: Histogram, spiking: Spiking) -> float | None:
-    """The threshold whose staircase has the least squared error on the activations counted; None of a dead layer.
+def best_thresholds(histogram: Histogram, spiking: Spiking, least: float) -> Tensor:
+    """Find for each row the threshold whose staircase errs least, squared; NaN of a row without positive values.
 
     Args:
-        histogram: Activations of the layer.
+        histogram: Activations, by row.
         spiking: Steps, reset, leak and initial membrane.
+        least: Threshold to begin with, at most the largest value.
+
+    Returns:
+        Thresholds, (rows,), double.
 
     Source:
         The staircase: Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural
         Networks", ICLR 2022.
     """
-    values, counts = histogram.filled()
-    if not len(values):
+    filled = histogram.counts.sum(0) > 0
+    counts = histogram.counts[:, filled]
+    values = histogram.sums[:, filled].sum(0) / counts.sum(0)
+    candidates = torch.logspace(0, 1, _CANDIDATES, base=max(histogram.largest / least, 1.0), dtype=torch.float64)
+    thresholds = (candidates * least)[:, None]
+    errors = (values - thresholds * staircase(values / thresholds, spiking)).square() @ counts.T
+    return torch.where(counts.sum(1) > 0, thresholds[errors.argmin(0), 0], torch.nan)
+
+
+def best_threshold(histogram: Histogram, spiking: Spiking) -> float | None:
+    """The threshold of a layer, from a histogram of one row; None of a dead layer. See :func:`best_thresholds`."""
+    if not histogram.counts.any():
         return None
-    lowest = max(0.02 * histogram.largest, (values @ counts / counts.sum()).item() * 0.1)
-    candidates = torch.logspace(0, 1, _CANDIDATES, base=max(histogram.largest / lowest, 1.0), dtype=torch.float64)
-    thresholds = (candidates * lowest)[:, None]
-    errors = (values - thresholds * staircase(values / thresholds, spiking)).square() @ counts
-    return thresholds[errors.argmin()].item()
+    mean = (histogram.sums.sum() / histogram.counts.sum()).item()
+    return best_thresholds(histogram, spiking, max(0.02 * histogram.largest, 0.1 * mean)).item()

@@ -17,7 +17,7 @@ from rsnn_zoo.models.layers import Normalize, PooledCounts, Spiking, StaticBatch
 from rsnn_zoo.neurons.integrate_fire import Relu, SpikingNeuron, Surrogate, check_timesteps, current_mode
 from rsnn_zoo.spec.timm_cfg import pretrained_cfg
 
-__all__ = ["FeatureStage", "Junction", "Network", "Temporal", "initialise"]
+__all__ = ["Channels", "FeatureStage", "Junction", "Network", "Temporal", "initialise"]
 
 
 class Junction(NamedTuple):
@@ -27,6 +27,18 @@ class Junction(NamedTuple):
     """
 
     activation: nn.Module
+    before: tuple[Tensor, ...]
+    after: tuple[Tensor, ...]
+
+
+class Channels(NamedTuple):
+    """Activations of as many channels whose scale is free, between the weights that make and those that take them.
+
+    Dividing all ``before`` (channels first) by positive numbers, one for each channel, and multiplying all ``after``
+    (channels second) by them leaves a ReLU network the function that it is.
+    """
+
+    activations: tuple[nn.Module, ...]
     before: tuple[Tensor, ...]
     after: tuple[Tensor, ...]
 
@@ -178,6 +190,15 @@ class Network(Temporal, Staged):
     def junctions(self) -> list[Junction]:
         """Every activation between its weights, in the order of the forward pass."""
         raise NotImplementedError
+
+    def channels(self) -> list[Channels]:
+        """Feature maps whose channels can be rescaled: of junctions between a norm and weights for its channels."""
+        found = []
+        for activation, before, after in self.junctions():
+            norm = all(tensor.dim() == 1 for tensor in before)
+            if norm and all(weight.shape[1:2] == before[0].shape for weight in after):
+                found.append(Channels((activation,), before, after))
+        return found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:
         """Feature map (T * B, ...) to logits.

@@ -6,12 +6,13 @@ projection shortcuts of the robust-conversion networks (Özdenizci & Legenstein,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsnn_zoo.models._base import FeatureStage, Junction, Network, initialise
+from rsnn_zoo.models._base import Channels, FeatureStage, Junction, Network, initialise
 from rsnn_zoo.models.layers import Spiking, WeightedSum
 
 __all__ = ["BasicBlock", "ResNet", "resnet20", "resnet32"]
@@ -90,9 +91,30 @@ class ResNet(Network):
             found.append(Junction(block.act2, (block.sum.weight,), following))
         return found
 
+    def channels(self) -> list[Channels]:
+        """Feature maps whose channels can be rescaled: inside a block alone, along identity shortcuts together."""
+        found = [one for one in super().channels() if one.activations[0] is not self.act1]
+        activations, norms, layers = [self.act1], [self.bn1], []
+        for block in (*self.layer1, *self.layer2, *self.layer3):
+            layers.append(block.conv1)
+            if not isinstance(block.downsample, nn.Identity):
+                projection, norm = block.downsample
+                found.append(_along_shortcuts(activations, norms, [*layers, projection]))
+                activations, norms, layers = [], [norm], []
+            activations.append(block.act2)
+            norms.append(block.bn2)
+        return [*found, _along_shortcuts(activations, norms, [*layers, self.get_classifier()])]
+
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, 64, h, w) to (T * B, 64)."""
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def _along_shortcuts(
+    activations: Sequence[nn.Module], norms: Sequence[nn.Module], layers: Sequence[nn.Module]
+) -> Channels:
+    before = tuple(tensor for norm in norms for tensor in (norm.weight, norm.bias))
+    return Channels(tuple(activations), before, tuple(layer.weight for layer in layers))
 
 
 def resnet20(**kwargs: Any) -> ResNet:

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _COMPILE_FROM = 1 << 13
 # Loops are unrolled: minutes of compilation for the hundred steps of a calibration, which run once.
 _UNROLL_AT_MOST = 32
+# Where all steps see one current, each step is computed from it anew, and what the compiler goes through doubles with
+# every step: seconds for 4, a minute for 8, hours for 16.
+_UNROLL_REPEATED = 6
 _FIRST_PAUSE = 60.0  # seconds, doubled by each failure that follows
 _LONGEST_PAUSE = 3600.0
 
@@ -98,7 +101,7 @@ def _pays(x: Tensor, steps: int) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)  # and no fake tensor of an exporter
-    large = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
+    large = x.numel() >= _COMPILE_FROM and steps <= (_UNROLL_REPEATED if len(x) == 1 else _UNROLL_AT_MOST)
     return plain and large and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
 
 

@@ -270,7 +270,6 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content):
         ("features.4.conv1.weight", {}, r"missing \(our names\): layer1\.1\.conv1\.weight\n.*: none\n.*: none\n"),
         (("classifier.1.bias", "features.2.v_th"), {}, r"missing .*: .*act1\.threshold.*fc\.bias"),
         ("v_th", {}, r"and thresholds.*missing .*act1\.threshold, .*timesteps=None for an ANN"),
-        ("", {}, r"missing .*: conv1\.weight, .*unknown .*: none"),
         ((), {"features.12.v_th": ()}, r"missing .*: none\n.*unknown \(their names\): features\.12\.v_th\n"),
         ((), {"extra": (1,), "normalize.mean": (3,)}, r"unknown .*: extra, normalize\.mean\n"),
         ((), {"classifier.1.weight": (9, 64), "classifier.1.bias": (9,)}, r"shape: fc\.weight, fc\.bias\n"),

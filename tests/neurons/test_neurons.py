@@ -148,7 +148,7 @@ def test_layers_of_any_size_and_layout_share_one_kernel(mode):
     assert not any(kernel.patience.failures for kernel in kernels._kernels.values())
 
 
-def test_the_hundred_steps_of_a_calibration_are_not_unrolled_by_a_compiler(monkeypatch):
+def test_steps_that_a_compiler_would_take_minutes_for_are_not_unrolled(monkeypatch):
     compiled = []
     monkeypatch.setenv("RSNN_ZOO_COMPILE", "1")
     monkeypatch.setattr(kernels, "_kernels", {})
@@ -158,6 +158,9 @@ def test_the_hundred_steps_of_a_calibration_are_not_unrolled_by_a_compiler(monke
     for timesteps in (32, 33, 100):
         integrate_and_fire(torch.rand(timesteps, 10_000), torch.tensor(0.5), timesteps)
     assert compiled == [32]
+    for timesteps in (4, 7, 16):  # one current for all steps, of which a compiler takes twice the time for each
+        integrate_and_fire(torch.rand(1, 10_000), torch.tensor(0.5), timesteps, repeated=True)
+    assert compiled == [32, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

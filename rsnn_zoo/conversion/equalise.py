@@ -1,0 +1,61 @@
+"""Channels of a layer brought to one scale, so that one threshold fits them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rsnn_zoo.conversion.staircase import Histogram, best_thresholds
+from rsnn_zoo.models import Network
+from rsnn_zoo.models.layers import Spiking
+from rsnn_zoo.models.rows import hooked
+
+__all__ = ["equalise"]
+
+LEAST_SCALE = 0.004
+"""The least scale of a channel, as a part of its layer's: others say too little to be weighed against noise."""
+
+
+def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], spiking: Spiking) -> None:
+    """Rescales the channels of an ANN in place, which leaves it the function that it is.
+
+    A ReLU passes on any positive factor. So each channel is divided by the threshold that would suit it alone, relative
+    to its layer's, and what follows is multiplied by it; layers that an identity shortcut ties share their factors.
+
+    Args:
+        network: An ANN of this zoo, in evaluation mode.
+        normalize: What the network expects to be done to the images.
+        chunks: Images, (B, C, H, W) each.
+        spiking: The neurons that it will get.
+
+    Source:
+        Rescaled channels: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
+        2019. Thresholds by channel: Kim et al., "Spiking-YOLO", AAAI 2020.
+    """
+    groups = network.channels()
+    channels = {act: len(group.before[0]) for group in groups for act in group.activations}
+    histograms = {act: Histogram(count) for act, count in channels.items()}
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        histograms[module].add(output.transpose(0, 1))
+
+    with hooked(list(histograms), post=count):
+        for images in chunks:
+            network(normalize(images))
+    for group in groups:
+        scales = [_scales(histograms[act], spiking) for act in group.activations]
+        factor = torch.stack(scales).mean(0).exp().to(group.before[0])
+        for tensor in group.before:
+            tensor /= factor.view(-1, *[1] * (tensor.dim() - 1))
+        for tensor in group.after:
+            tensor *= factor.view(1, -1, *[1] * (tensor.dim() - 2))
+
+
+def _scales(histogram: Histogram, spiking: Spiking) -> Tensor:
+    """Logarithms of the channels' thresholds, (C,), relative to their mean; 0 of a dead channel."""
+    if not histogram.counts.any():
+        return torch.zeros(len(histogram.counts), dtype=torch.float64)
+    scales = best_thresholds(histogram, spiking, LEAST_SCALE * histogram.largest).log()
+    return (scales - scales.nanmean()).nan_to_num()
