@@ -257,7 +257,7 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path):
         load(tmp_path / "nowhere.pth")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"weights": 3}, {"net": {"a": "b"}}, torch.zeros(3)])
+@pytest.mark.parametrize("content", [{}, [1, 2], {"weights": 3}, {"net": {"a": "b"}}, torch.zeros(3)])
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not a state dict"):
