@@ -27,7 +27,10 @@ def check_images(images: Tensor, channels: int | None = None, size: int | None =
         remedy = "divide uint8 by 255" if isinstance(images, Tensor) else "use torch.as_tensor"
         raise TypeError(f"Images must be a floating-point tensor, not {_dtype_name(images)}; {remedy}")
     if images.ndim != 4 or not images.numel():
-        raise ValueError(f"Images must be (B, C, H, W), none of them 0, not {tuple(images.shape)}")
+        raise ValueError(
+            f"Images must be (B, C, H, W), with none of these 0, not {tuple(images.shape)}; those of one channel are "
+            "(B, 1, H, W)"
+        )
     _, found, height, width = images.shape
     if found not in (channels, *CHANNELS) and found >= _SMALLEST and height == found and width in CHANNELS:
         raise ValueError(

@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
@@ -85,7 +86,8 @@ MESSAGES = {
     "above_chance": "{:.0%} stand at eps 64/255, above chance ({chance:.0%}), where a human sees little: unless the "
     "images are nearly black and white, the attack fails. Use a stronger protocol, such as worst-case.",
     "gradient_free": "{:.0f} samples fell to an attack without gradients and to no gradient attack: gradients "
-    "mislead. Add backward modes or restarts, and quote the accuracy under worst-case.",
+    "mislead there, or were followed for too few steps. Add steps, restarts or backward modes, and quote the accuracy "
+    "under worst-case, of an ANN under autoattack.",
     "more_eps": "robust accuracy rises by {:.1%} with a larger radius: the attack is far from its optimum. Use more "
     "steps, restarts or modes.",
     "more_steps": "robust accuracy rises by {:.1%} with more steps: the attack is far from its optimum. "
@@ -179,6 +181,12 @@ def inconsistent(found: Mapping[str, float], is_random: bool = False) -> Flag:
     return _flag("inconsistent", bool(ways) and not is_random, max(found.values(), default=0.0), how=", ".join(ways))
 
 
+def _unsquashed(logits: Tensor) -> Tensor:
+    """Logits (B, K), where they are probabilities their logarithms: a softmax hides how far a sure answer moves."""
+    squashed = bool((logits >= 0).all()) and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3)
+    return logits.log() if squashed else logits
+
+
 def knows_images(victim: Victim, images: Tensor, radius: float, is_random: bool = False) -> Flag:
     """Whether margins of images (B, C, H, W) are far larger than those of the same ones moved by a pixel or half.
 
@@ -193,15 +201,16 @@ def knows_images(victim: Victim, images: Tensor, radius: float, is_random: bool 
     sign = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images) - 0.5
 
     def margin(x: Tensor) -> float:
-        logits = victim.logits(x)
-        moved = (victim.logits(project(x + radius * sign.sign(), x, radius)) - logits).norm(dim=1)
+        logits, near = (_unsquashed(victim.logits(y)) for y in (x, project(x + radius * sign.sign(), x, radius)))
+        moved = (near - logits).norm(dim=1)
         top = logits.topk(min(2, logits.shape[1]), 1).values
         return ((top[:, 0] - top[:, -1]) / moved.clamp(min=1e-9)).median().item()
 
     down, right = images.roll(1, 2), images.roll(1, 3)
     moved = max(margin(down), margin((images + right) / 2))
-    ratio = margin(images) / max(moved, 1e-9)
-    return _flag("knows_images", ratio > KNOWN and len(images) > 7 and not is_random, ratio if moved else 1.0)
+    ratio = margin(images) / max(moved, 1e-9) if moved else 1.0
+    ratio = ratio if math.isfinite(ratio) else 1.0  # probabilities of 0, which tell nothing of margins
+    return _flag("knows_images", ratio > KNOWN and len(images) > 7 and not is_random, ratio)
 
 
 def other_network(sampled: int, fell: int) -> Flag:

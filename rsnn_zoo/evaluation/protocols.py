@@ -280,7 +280,7 @@ def _members(term: str, model: nn.Module) -> tuple[list[Member], dict[str, str]]
     if not lost or _is_ann(differentiated):
         return members, {}
     which = "all its modes" if len(lost) == len(modes) > 1 else ", ".join(lost)
-    return members, {f"{term} under {which}": "no neurons follow: the model's own gradients instead"}
+    return members, {f"{term} under {which}": "no neuron of it follows modes: the model's own gradients instead"}
 
 
 def _is_ann(model: nn.Module) -> bool:

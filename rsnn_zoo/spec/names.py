@@ -78,7 +78,7 @@ class ModelName:
         parts = stem.rsplit("_", 3)
         try:
             if len(parts) < 4:
-                raise UnknownNameError("a name has four parts")
+                raise UnknownNameError("a name has four parts (a module of your own goes to rsnn_zoo.evaluate)")
             architecture, dataset, objective, time = parts
             if not (match := _TIME.fullmatch(time)):
                 raise UnknownNameError(

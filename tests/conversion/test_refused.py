@@ -149,7 +149,7 @@ def test_an_untraceable_network_without_shared_relus_converts():
         ({"images": images() * 255}, ValueError, r"not \[0, 1\]"),
         ({"images": (images() * 255).byte()}, TypeError, "divide uint8 by 255"),
         ({"images": images()[0]}, ValueError, r"\(B, C, H, W\)"),
-        ({"images": images()[:0]}, ValueError, "none of them 0"),
+        ({"images": images()[:0]}, ValueError, "none of these 0"),
         ({"timesteps": 0}, ValueError, "at least 1"),
         ({"timesteps": 2.5}, TypeError, "integer"),
         ({"timesteps": None}, TypeError, "integer"),

@@ -158,7 +158,7 @@ def test_an_absent_file_is_named(tmp_path):
         (np.zeros((1, 3, 8, 8)), TypeError, "must be a floating-point tensor, not ndarray; use torch.as_tensor"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "not torch.uint8; divide uint8 by 255"),
         (torch.zeros(3, 8, 8), ValueError, r"must be \(B, C, H, W\)"),
-        (torch.zeros(0, 3, 8, 8), ValueError, "none of them 0"),
+        (torch.zeros(0, 3, 8, 8), ValueError, "none of these 0"),
         (torch.zeros(1, 1, 8, 8), ValueError, "1 channels where 3 are needed"),
         (torch.zeros(1, 3, 8, 9), ValueError, "8 x 9 where 8 x 8 is needed; resize"),
         (torch.full((1, 3, 8, 8), torch.nan), ValueError, "NaN"),

@@ -142,6 +142,15 @@ class Knowing(Fooling):
         return torch.where((self.fools(x) & (gap < 1.2 * EPS)).view(-1, 1), blended, logits)
 
 
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 @pytest.mark.usefixtures("eager")
 def test_a_model_that_knows_the_images_of_the_test_is_caught():
     """It is a function of the image, but no measure of what becomes of others."""
@@ -151,7 +160,8 @@ def test_a_model_that_knows_the_images_of_the_test_is_caught():
     report = evaluate(model, data, "pgd5", EPS, chunk=16)
     (flag,) = (flag for flag in report.flags if flag.name == "knows_images")
     assert report.runs[0].robust_accuracy == report.clean_accuracy and flag.raised and "nobody had" in flag.message
-    for honest in (tiny.network(), tiny.network(spiking=True)):
+    probabilities = [nn.Sequential(tiny.network(), Times(factor), nn.Softmax(1)) for factor in (3.0, 30.0)]
+    for honest in (tiny.network(), tiny.network(spiking=True), *probabilities):
         (flag,) = (flag for flag in evaluate(honest, data, "fgsm", EPS).flags if flag.name == "knows_images")
         assert not flag.raised and flag.value < 5
 

@@ -231,8 +231,8 @@ def test_modes_that_a_network_from_elsewhere_does_not_follow_are_left_out():
     found = plan("ensemble-pgd20+pgd5@rate", elsewhere)
     assert [*map(str, found.members)] == ["pgd20/own", "pgd5/own"]
     assert found.left_out == {
-        "pgd20@ensemble under all its modes": "no neurons follow: the model's own gradients instead",
-        "pgd5@rate under rate": "no neurons follow: the model's own gradients instead",
+        "pgd20@ensemble under all its modes": "no neuron of it follows modes: the model's own gradients instead",
+        "pgd5@rate under rate": "no neuron of it follows modes: the model's own gradients instead",
     }
     assert list(plan("adaptive", elsewhere).left_out) == ["adaptive434 under all its modes"]
 
