@@ -16,6 +16,8 @@ __all__ = ["equalise"]
 
 LEAST_SCALE = 0.004
 """The least scale of a channel, as a part of its layer's: others say too little to be weighed against noise."""
+BELIEVED_BY_HALF = 100
+"""Positive activations that a channel's scale is believed by half of: few of them may all lie low by chance."""
 
 
 def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], spiking: Spiking) -> None:
@@ -54,8 +56,9 @@ def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], s
 
 
 def _scales(histogram: Histogram, spiking: Spiking) -> Tensor:
-    """Logarithms of the channels' thresholds, (C,), relative to their mean; 0 of a dead channel."""
+    """Logarithms of the channels' thresholds, (C,), relative to their mean, as far as known; 0 of a dead one."""
     if not histogram.counts.any():
         return torch.zeros(len(histogram.counts), dtype=torch.float64)
     scales = best_thresholds(histogram, spiking, LEAST_SCALE * histogram.largest).log()
-    return (scales - scales.nanmean()).nan_to_num()
+    seen = histogram.counts.sum(1)
+    return (scales - scales.nanmean()).nan_to_num() * seen / (seen + BELIEVED_BY_HALF)
