@@ -37,6 +37,7 @@ from rsnn_zoo.models.fold import FoldedSum, fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import fuse
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
+from rsnn_zoo.spec.names import ModelName
 
 Logits = Callable[[Tensor], Tensor]
 BATCHES = (1, 64)
@@ -251,7 +252,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="a published entry")
-    parser.add_argument("--data", help="npz file, or the name of a data set")
+    parser.add_argument("--data", help="npz file, or the name of a data set (default: that of the entry)")
     parser.add_argument("-n", "--images", type=int, default=256)
     parser.add_argument("--examples", type=Path, help="adversarial examples of this entry")
     parser.add_argument("--eps", type=float, default=8, metavar="K", help="radius K/255 of examples made here")
@@ -264,6 +265,7 @@ def main() -> None:
     if args.table:
         print(table(json.loads(args.table.read_text())))
         return
+    args.data = args.data or ModelName.parse(args.name).dataset
     results = profiled(args) if args.profile else measure(args)
     if args.output:
         with replacing(args.output) as temporary:
