@@ -155,7 +155,7 @@ def checks(folder: Path) -> dict[str, tuple[bytes, str, Check, Callable[[bytes],
             lambda path: load_checkpoint(path.parent),
             signed_checkpoint,
         ),
-        "examples": (adversarial.read_bytes(), "a.safetensors", lambda path: examples._read(path), same),
+        "examples": (adversarial.read_bytes(), "a.safetensors", lambda path: examples._read_examples(path), same),
     }
 
 
