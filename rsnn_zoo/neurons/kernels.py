@@ -28,7 +28,7 @@ _COMPILE_FROM = 1 << 13
 # Loops are unrolled: minutes of compilation for the hundred steps of a calibration, which run once.
 _UNROLL_AT_MOST = 32
 # Where all steps see one current, each step is computed from it anew, and what the compiler goes through doubles with
-# every step: seconds for 4, a minute for 8, hours for 16.
+# every step: seconds for 4 and 6, and minutes are not enough for 16.
 _UNROLL_REPEATED = 6
 _FIRST_PAUSE = 60.0  # seconds, doubled by each failure that follows
 _LONGEST_PAUSE = 3600.0
