@@ -239,6 +239,11 @@ def test_entries_are_found_and_listed_before_torch_is_needed(module):
     assert not reached_from(f"rsnn_zoo.{module}", lazy=False) & HEAVY
 
 
+@pytest.mark.parametrize("module", ["hub.registry", "hub.shards"])
+def test_a_packaged_entry_loads_without_the_client_of_the_hub(module):
+    assert "huggingface_hub" not in reached_from(f"rsnn_zoo.{module}", lazy=False)
+
+
 @pytest.mark.parametrize("module", [name for name in TREES if name != "rsnn_zoo"])
 def test_optional_packages_are_imported_where_they_are_used(module):
     """Neither timm nor matplotlib nor torchattacks is needed to load and run a network."""

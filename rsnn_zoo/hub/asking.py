@@ -20,13 +20,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["HubError", "explained", "within"]
+from rsnn_zoo.hub.errors import HubError
 
 _T = TypeVar("_T")
-
-
-class HubError(OSError):
-    """The Hub, or the download cache, could not give what was asked for; says what to do."""
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T:

@@ -14,7 +14,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from rsnn_zoo._utils.files import ConfigError, load_json, parse_json, read_bounded, to_json
 from rsnn_zoo._utils.folders import commit, current, locked
-from rsnn_zoo.hub.asking import HubError, explained, within
+from rsnn_zoo.hub.asking import explained, within
+from rsnn_zoo.hub.errors import HubError
 from rsnn_zoo.hub.resolve import (
     ORG,
     default_org,

@@ -8,22 +8,17 @@ Finding an entry needs no torch; reading its weights does.
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils.sha import git_hash
-
 from rsnn_zoo._utils.files import MAX_JSON_BYTES, ConfigError, printable
 from rsnn_zoo._utils.folders import current, locked
-from rsnn_zoo.hub.asking import HubError, explained, within
+from rsnn_zoo.hub.errors import HubError, NotPublishedError
 from rsnn_zoo.spec.config import (  # noqa: F401 - of which users of 0.1.0 find some here
     CARD,
     CONFIG,
@@ -39,18 +34,10 @@ from rsnn_zoo.spec.names import ModelName, UnknownNameError, is_model, near_matc
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rsnn_zoo.hub.download import Hub
     from rsnn_zoo.hub.shards import Form
 
-_logger = logging.getLogger(__name__)
-
 ORG = "rsnn-zoo"
-
-PATIENCE = 4.0  # seconds for the first answer; huggingface_hub alone tries an unreachable Hub for 23
-_SHA1 = re.compile("[0-9a-f]{40}")
-
-
-class NotPublishedError(LookupError):
-    """A name of the grid that has no published weights."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +163,12 @@ def resolve(
         >>> entry = resolve("resnet20_digits_trades_t4")  # doctest: +SKIP
         >>> state_dict = entry.load_weights()  # doctest: +SKIP
     """
-    hub = _Hub(cache_dir, local_files_only, endpoint)
+
+    def hub() -> Hub:
+        from rsnn_zoo.hub.download import Hub  # the client's import, which a packaged entry does without
+
+        return Hub(cache_dir, local_files_only, endpoint)
+
     source, colon, place = name.partition(":")
     if not colon:
         if os.path.isfile(Path(name) / CONFIG) and not is_model(name):
@@ -202,7 +194,7 @@ def held(name: str) -> Iterator[None]:
         yield
 
 
-def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
+def _packaged(name: str, revision: str | None, hub: Callable[[], Hub]) -> Entry:
     folder = entry_folder(name)
     entry = _folder(folder, f"packaged {folder.name}")
     if entry.config.name != folder.name:  # or two entries that changed places would both verify
@@ -216,7 +208,7 @@ def _packaged(name: str, revision: str | None, hub: _Hub) -> Entry:
 
     def get(filename: str, limit: int) -> Path:
         path = current(folder, filename)
-        return path if path.is_file() else hub.fetch(repo, filename, pinned, limit, known.get(filename))
+        return path if path.is_file() else hub().fetch(repo, filename, pinned, limit, known.get(filename))
 
     return Entry(entry.config, entry.origin, get)
 
@@ -228,68 +220,8 @@ def _folder(folder: Path, origin: str) -> Entry:
     return Entry(config, origin, lambda filename, limit: current(folder, filename))
 
 
-def _published(repo: str, revision: str, hub: _Hub) -> Entry:
-    path = hub.fetch(repo, CONFIG, revision, MAX_JSON_BYTES)
+def _published(repo: str, revision: str, hub: Callable[[], Hub]) -> Entry:
+    path = hub().fetch(repo, CONFIG, revision, MAX_JSON_BYTES)
     commit = path.parent.name  # the snapshot that the config came from; the branch may move on meanwhile
     config = load_config(path)
-    return Entry(config, f"{repo}@{commit}", lambda filename, limit: hub.fetch(repo, filename, commit, limit))
-
-
-@dataclass(frozen=True)
-class _Hub:
-    """Where and how to download."""
-
-    cache_dir: str | Path | None
-    local_files_only: bool
-    endpoint: str | None
-
-    def fetch(self, repo: str, filename: str, revision: str, limit: int, sha256: str | None = None) -> Path:
-        """Return the path of a file in the cache, downloaded unless the cache surely holds the right one.
-
-        Raises:
-            HubError: If it cannot be had, has more than ``limit`` bytes, or is damaged.
-        """
-        path = self._find(repo, filename, revision, limit, sha256)
-        own = path.resolve()
-        # The cache names a small file by git's hash of it, which is checked here, a large one by its SHA-256, which is
-        # checked where it is read.
-        if _SHA1.fullmatch(own.name) and own.name != git_hash(own.read_bytes()):
-            raise HubError(f"{own} is damaged; delete it, and it is downloaded anew when it is next needed")
-        return path
-
-    def _find(self, repo: str, filename: str, revision: str, limit: int, sha256: str | None) -> Path:
-        cached = try_to_load_from_cache(repo, filename, self.cache_dir, revision)
-        if not isinstance(cached, str):
-            cached = None
-        elif self.local_files_only or _SHA1.fullmatch(revision) or Path(cached).resolve().name == sha256:
-            return Path(cached)
-        if self.local_files_only:
-            raise HubError(f"{repo}@{revision} is not in the download cache; load it once with local_files_only=False")
-        try:
-            with explained(f"{repo}@{revision}", filename):
-                commit = self._ask(repo, filename, revision, limit)
-                download = partial(hf_hub_download, repo, filename, cache_dir=self.cache_dir, endpoint=self.endpoint)
-                path = download(revision=commit)
-                if commit != revision:  # nothing is left to download, but the cache notes what the name stands for
-                    download(revision=revision)
-        except HubError as error:
-            if cached is None:
-                raise
-            _logger.warning("%s. The copy in the download cache is used", error)
-            path = cached
-        return Path(path)
-
-    def _ask(self, repo: str, filename: str, revision: str, limit: int) -> str:
-        """Return the commit that a revision stands for, checking the file's size; quick where there is no Hub."""
-        url = hf_hub_url(repo, filename, revision=revision, endpoint=self.endpoint)
-        patience = PATIENCE
-        if constants.HF_HUB_ETAG_TIMEOUT != constants.DEFAULT_ETAG_TIMEOUT:  # the user's own
-            patience = constants.HF_HUB_ETAG_TIMEOUT
-        found = within(patience, lambda: get_hf_file_metadata(url, timeout=patience))
-        if found.commit_hash is None:
-            raise HubError(f"what answers at {url} is not a Hub; check HF_ENDPOINT and the proxy")
-        if found.size is not None and found.size > limit:
-            raise HubError(
-                f"{filename} has {found.size:,} bytes where at most {limit:,} are expected; ask its publisher"
-            )
-        return found.commit_hash
+    return Entry(config, f"{repo}@{commit}", lambda filename, limit: hub().fetch(repo, filename, commit, limit))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
 from rsnn_zoo._utils.files import ConfigError, parse_json, to_json
@@ -266,6 +265,8 @@ def _cut(tensors: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, 
 def _plan(tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, str]:
     sizes = {name: tensor.nbytes + len(name.encode()) + _OF_HEADER for name, tensor in tensors.items()}
     pattern = "model{suffix}.safetensors"
+    from huggingface_hub import split_state_dict_into_shards_factory  # loading does without the client
+
     split = split_state_dict_into_shards_factory(
         sizes, get_storage_size=int, filename_pattern=pattern, max_shard_size=shard_bytes
     )

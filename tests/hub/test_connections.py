@@ -7,7 +7,7 @@ import time
 import pytest
 from huggingface_hub import close_session, constants
 
-from rsnn_zoo.hub import resolve as hub_module
+from rsnn_zoo.hub import download as hub_module
 from rsnn_zoo.hub.resolve import HubError
 from tests.hub.conftest import REPO, assert_loads, downloads
 
