@@ -32,6 +32,8 @@ def load_file(model: nn.Module, path: str | os.PathLike[str], key: str | None = 
     """
     own = model.network if isinstance(model, ForeignNetwork) else model
     state = read_state_dict(path, key=key, names=own.state_dict())
+    if isinstance(own, Network) and any(n.endswith(".sum.weight") and w.dim() == 2 for n, w in state.items()):
+        own.free_channels()  # as those of what convert gave
     check_state_dict(state, own.state_dict(), str(path))
     own.load_state_dict(state)
 

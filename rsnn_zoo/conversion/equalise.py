@@ -24,7 +24,7 @@ def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], s
     """Rescales the channels of an ANN in place, which leaves it the function that it is.
 
     A ReLU passes on any positive factor. So each channel is divided by the threshold that would suit it alone, relative
-    to its layer's, and what follows is multiplied by it; layers that an identity shortcut ties share their factors.
+    to its layer's, and what follows is multiplied by it; residual sums get weights by channel for that.
 
     Args:
         network: An ANN of this zoo, in evaluation mode.
@@ -36,9 +36,9 @@ def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], s
         Rescaled channels: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
         2019. Thresholds by channel: Kim et al., "Spiking-YOLO", AAAI 2020.
     """
-    groups = network.channels()
-    channels = {act: len(group.before[0]) for group in groups for act in group.activations}
-    histograms = {act: Histogram(count) for act, count in channels.items()}
+    network.free_channels()
+    layers = network.channels()
+    histograms = {layer.activation: Histogram(len(layer.before[0])) for layer in layers}
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         histograms[module].add(output.transpose(0, 1))
@@ -46,12 +46,11 @@ def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], s
     with hooked(list(histograms), post=count):
         for images in chunks:
             network(normalize(images))
-    for group in groups:
-        scales = [_scales(histograms[act], spiking) for act in group.activations]
-        factor = torch.stack(scales).mean(0).exp().to(group.before[0])
-        for tensor in group.before:
+    for layer in layers:
+        factor = _scales(histograms[layer.activation], spiking).exp().to(layer.before[0])
+        for tensor in layer.before:
             tensor /= factor.view(-1, *[1] * (tensor.dim() - 1))
-        for tensor in group.after:
+        for tensor in layer.after:
             tensor *= factor.view(1, -1, *[1] * (tensor.dim() - 2))
 
 

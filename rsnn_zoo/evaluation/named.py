@@ -55,9 +55,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     ),
     "worst-case-v2": (
         "adaptive434",
-        *(f"apgd100-{what}" for what in ("ce@pcw-1", "dlr@pcw-1", "ce@pcw-2", "ce@rate", "ce@assg", "ce@hart-1")),
-        *("apgd100-dlr@hart-1", "apgd100-dlr@exp_d-1"),
-        *(f"apgd100-t{target}@pcw-1" for target in range(1, 4)),
+        *(f"apgd100-{what}" for what in ("dlr@hart-1", "ce@pcw-1", "ce@rate", "ce@pcw-2", "ce@hart-1")),
+        *("apgd100-dlr@pcw-1", "apgd100-dlr@exp_d-1", "apgd100-t1@pcw-1"),
         "flips",
     ),
 }

@@ -161,13 +161,15 @@ class SpikingGraph:
         whole = Value(value.terms, value.unpooled, value.scale)
         return replace(self.convolve(name, whole, ones, stride=value.pool), flat=value.flat)
 
-    def rescaled(self, name: str, value: Value, factor: float, alone: bool) -> Value:
-        """A value times a factor, no scale left: in the weight of its convolution where that serves it alone."""
+    def rescaled(self, name: str, value: Value, factor: Tensor, alone: bool) -> Value:
+        """A value times one factor, or one of each channel, no scale left: in its convolution where that serves it."""
+        factors = factor.double().expand(value.shape[0])
         node = self.nodes.get(value.terms[0]) if len(value.terms) == 1 else None
         if alone and isinstance(node, Conv) and value.pool == (1, 1):
-            node.weight, node.bias = node.weight * (factor * value.scale), node.bias * (factor * value.scale)
+            whole = factors * value.scale
+            node.weight, node.bias = node.weight * whole[:, None, None, None], node.bias * whole
             return replace(value, scale=1.0)
-        return self.diagonal(name, value, torch.full((value.shape[0],), float(factor), dtype=torch.float64))
+        return self.diagonal(name, value, factors)
 
     @staticmethod
     def _composes(value: Value, padding: Sides, dilation: Sides) -> bool:

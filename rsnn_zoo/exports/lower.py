@@ -239,18 +239,17 @@ def _flatten(self: _Lowering, node: fx.Node, module: nn.Flatten | None = None) -
 
 
 def _weighted_sum(self: _Lowering, node: fx.Node, module: WeightedSum) -> Value:
-    first, second = module.weight.tolist()
-    return _sum(self, node, (first, second))
+    return _sum(self, node, (module.weight[0].detach(), module.weight[1].detach()))
 
 
 def _plain_sum(self: _Lowering, node: fx.Node) -> Value:
     if node.kwargs or not all(isinstance(argument, fx.Node) for argument in node.args):
         raise ExportError(f"{node.name} adds something that is no layer's output: it has no form in NIR")
-    return _sum(self, node, (1.0, 1.0))
+    return _sum(self, node, (torch.ones(()), torch.ones(())))
 
 
-def _sum(self: _Lowering, node: fx.Node, weights: tuple[float, float]) -> Value:
-    """w0 * shortcut + w1 * residual: w0, where positive, is left to the threshold of who takes the sum."""
+def _sum(self: _Lowering, node: fx.Node, weights: tuple[Tensor, Tensor]) -> Value:
+    """w0 * shortcut + w1 * residual: w0, where one and positive, is left to the threshold of who takes the sum."""
     name = self.name(node)
     sides = [self.input(node, position) for position in (0, 1)]
     sides = [
@@ -258,8 +257,9 @@ def _sum(self: _Lowering, node: fx.Node, weights: tuple[float, float]) -> Value:
     ]
     own = [self.alone(node, position) and _is_conv(self.graph, side) for position, side in enumerate(sides)]
     kept = 0 if not own[0] else 1 if not own[1] else None  # the side that cannot be scaled in place
-    common = weights[kept] * sides[kept].scale if kept is not None else 1.0
-    if common <= 0:
+    by_channel = weights[0].dim() == 1
+    common = 1.0 if kept is None or by_channel else weights[kept].item() * sides[kept].scale
+    if common <= 0 or by_channel:
         kept, common = None, 1.0
     terms: tuple[str, ...] = ()
     for position in (1, 0):  # the long branch first

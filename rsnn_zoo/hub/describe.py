@@ -35,6 +35,7 @@ def described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mode
             initial=model.initial,
             surrogate=model.surrogate,
             hidden_features=getattr(model, "hidden_features", None),
+            channel_sums=getattr(model, "channel_sums", False),
             scaled=model.scaled,
             first_conv=model.default_cfg["first_conv"],
             classifier=model.default_cfg["classifier"],

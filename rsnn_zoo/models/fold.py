@@ -19,11 +19,13 @@ class FoldedSum(nn.Module):
 
     def __init__(self, shortcut_weight: Tensor):
         super().__init__()
-        self.register_buffer("shortcut_weight", shortcut_weight)  # for who reads the state
-        self._alpha = shortcut_weight.item()
+        self.register_buffer("shortcut_weight", shortcut_weight)  # one, or one of each channel; for who reads the state
+        self._alpha = shortcut_weight.item() if shortcut_weight.dim() == 0 else None
 
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
-        """Two tensors of one shape to their weighted sum."""
+        """Two tensors of one shape, (B, C, H, W), to their weighted sum."""
+        if self._alpha is None:
+            return torch.addcmul(residual, shortcut, self.shortcut_weight[:, None, None])
         return torch.add(residual, shortcut, alpha=self._alpha)
 
 
@@ -33,7 +35,7 @@ def _fold_norm(parent: nn.Module, conv: str, norm: str) -> None:
 
 
 def _scale(conv: nn.Conv2d, factor: Tensor) -> None:
-    conv.weight.mul_(factor)
+    conv.weight.mul_(factor[..., None, None, None])  # one factor, or one of each output channel
     if conv.bias is not None:
         conv.bias.mul_(factor)
 
@@ -44,7 +46,7 @@ def _fold_sum(block: nn.Module) -> None:
     shortcuts = [m for m in (block.downsample or nn.Identity()).modules() if isinstance(m, nn.Conv2d)]
     for conv in shortcuts:
         _scale(conv, shortcut_weight)
-    block.sum = FoldedSum(torch.ones_like(shortcut_weight) if shortcuts else shortcut_weight.clone())
+    block.sum = FoldedSum(shortcut_weight.new_ones(()) if shortcuts else shortcut_weight.clone())
 
 
 def _hooked(*modules: nn.Module) -> bool:

@@ -7,6 +7,7 @@ step alone goes back through the convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,15 @@ def _back(
     return currents[:1] if derivative.averaged else currents
 
 
+def _alpha_rows(alpha: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """A shortcut's weight as it multiplies rows of maps (B, C, H, W): as it is, or for one of each channel (1, N)."""
+    if alpha.dim() == 0:
+        return alpha
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    spread = alpha[:, None, None].expand(tuple(shape)).contiguous(memory_format=layout)
+    return to_rows(spread, 1, channels_last)
+
+
 def _back_sum(excess: Tensor, grad: Tensor, other: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
     """:func:`_back` of the gradient grad + alpha * other."""
     return _back(excess, grad + alpha * other, *rest)
@@ -79,6 +89,7 @@ class _Fired:
         steps = grad.shape[0] // self.shape[0]
         rows = to_rows(grad, steps, self.channels_last)
         others = None if other is None else to_rows(other, steps, self.channels_last)
+        alpha = _alpha_rows(alpha, self.shape, self.channels_last)
         if self.derivative is None:
             rows = rows if others is None else rows + alpha * others
             result = rows * self.kept[0]
@@ -92,17 +103,20 @@ class _Fired:
         return from_rows(result, (result.shape[0] * self.shape[0], *self.shape[1:]), self.channels_last)
 
 
-def _spikes_only(layer: SpikingNeuron, x: Tensor, shortcut: Tensor | None = None, alpha: Any = None) -> Tensor:
+def _spikes_only(
+    layer: SpikingNeuron, x: Tensor, shortcut: Tensor | None = None, alpha: Tensor | None = None
+) -> Tensor:
     """What a layer fires at the currents x, or x + alpha * shortcut, (T * B, ...); nothing is remembered."""
     neuron, channels_last = layer.dynamics, is_channels_last(x)
+    images = x.shape[0] // neuron.rows
     tensors: tuple[Tensor, ...] = (to_rows(x, neuron.rows, channels_last),)
-    if shortcut is not None:
-        tensors = *tensors, to_rows(shortcut, neuron.rows, channels_last), alpha
+    if shortcut is not None and alpha is not None:
+        weight = _alpha_rows(alpha, (images, *x.shape[1:]), channels_last)
+        tensors = *tensors, to_rows(shortcut, neuron.rows, channels_last), weight
     threshold = layer.acting_threshold.to(wide(x.dtype))
     function = fire_only if shortcut is None else _fire_sum_only
     spikes = run(function, (*tensors, threshold), (neuron,), steps=neuron.timesteps)
-    shape = (neuron.timesteps * x.shape[0] // neuron.rows, *x.shape[1:])
-    return from_rows(spikes, shape, channels_last)
+    return from_rows(spikes, (neuron.timesteps * images, *x.shape[1:]), channels_last)
 
 
 def _spikes(
@@ -115,14 +129,15 @@ def _spikes(
     threshold = layer.acting_threshold.to(wide(x.dtype))
     tensors: tuple[Tensor, ...] = (rows, threshold)
     function = fire
-    if shortcut is not None:
+    shape = (x.shape[0] // neuron.rows, *x.shape[1:])
+    if shortcut is not None and alpha is not None:
         others = to_rows(shortcut, neuron.rows, channels_last)
+        alpha = _alpha_rows(alpha, shape, channels_last)
         if isinstance(mode, ThroughRate):  # looks at the currents
             tensors = rows.add_(alpha * others), threshold
         else:
             function, tensors = _fire_sum, (rows, others, alpha, threshold)
     spikes, excess = run(function, tensors, (neuron,), steps=neuron.timesteps)
-    shape = (x.shape[0] // neuron.rows, *x.shape[1:])
     firing = Firing(rows, excess, threshold, neuron.leak, shape, channels_last, current_units())
     if isinstance(mode, ThroughRate):
         derivative, kept = None, (mode.slope_of(firing),)
@@ -153,7 +168,7 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, network: FusedResNet) -> Tensor:
         x, ctx.stem = _spikes(network.act1, x)
         ctx.passed = []
-        for block in network.blocks():
+        for block in network.blocks:
             size, shortcut = x.shape[2:], block.downsample(x)
             y, first = _spikes(block.act1, block.conv1(x))
             x, second = _spikes(block.act2, block.conv2(y), shortcut, block.sum.shortcut_weight)
@@ -184,10 +199,6 @@ class _Blocks(torch.autograd.Function):
 class FusedResNet(ResNet):
     """A folded and frozen ResNet whose blocks are one differentiable function: see :func:`fuse`."""
 
-    def blocks(self) -> list[Any]:
-        """The blocks in the order of the forward pass."""
-        return [block for stage in (self.layer1, self.layer2, self.layer3) for block in stage]
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to (T * B, 64, H / 4, W / 4)."""
         special = torch.is_autocast_enabled("cpu") or transforming() or torch.compiler.is_compiling()
@@ -197,7 +208,7 @@ class FusedResNet(ResNet):
         if torch.is_grad_enabled():
             return _Blocks.apply(x, self)
         x = _spikes_only(self.act1, x)
-        for block in self.blocks():
+        for block in self.blocks:
             residual = block.conv2(_spikes_only(block.act1, block.conv1(x)))
             x = _spikes_only(block.act2, residual, block.downsample(x), block.sum.shortcut_weight)
         return x

@@ -194,12 +194,22 @@ def is_plain_norm(module: nn.Module) -> bool:
 
 
 class WeightedSum(nn.Module):
-    """w[0] * shortcut + w[1] * residual with trained weights, initially 1/2 each (``convex`` in the research code)."""
+    """w[0] * shortcut + w[1] * residual with trained weights, initially 1/2 each (``convex`` in the research code).
 
-    def __init__(self) -> None:
+    Args:
+        channels: C, for two weights of each channel, (2, C); None for two in all, (2,).
+    """
+
+    def __init__(self, channels: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((2,), 0.5))
+        self.weight = nn.Parameter(torch.full((2,) if channels is None else (2, channels), 0.5))
+
+    def split(self, channels: int) -> None:
+        """Gives each channel two weights of its own, the same as before."""
+        if self.weight.dim() == 1:
+            self.weight = nn.Parameter(self.weight.detach()[:, None].repeat(1, channels), self.weight.requires_grad)
 
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
-        """Two tensors of one shape to their weighted sum."""
-        return self.weight[0] * shortcut + self.weight[1] * residual
+        """Two tensors of one shape, (B, C, H, W), to their weighted sum."""
+        weights = self.weight if self.weight.dim() == 1 else self.weight[..., None, None]
+        return weights[0] * shortcut + weights[1] * residual

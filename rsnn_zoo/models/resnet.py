@@ -6,7 +6,6 @@ projection shortcuts of the robust-conversion networks (Özdenizci & Legenstein,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ class BasicBlock(nn.Module):
 
     foldable = (("conv1", "bn1"), ("conv2", "bn2"))
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, spiking: Spiking):
+    def __init__(self, in_chs: int, out_chs: int, stride: int, spiking: Spiking, channel_sums: bool = False):
         super().__init__()
         self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_chs)
@@ -33,7 +32,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_chs != out_chs:
             self.downsample = nn.Sequential(nn.Conv2d(in_chs, out_chs, 1, stride, bias=False), nn.BatchNorm2d(out_chs))
-        self.sum = WeightedSum()
+        self.sum = WeightedSum(out_chs if channel_sums else None)
         self.act2 = spiking.activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,20 +53,22 @@ class ResNet(Network):
     Args:
         architecture: Name of the configuration.
         depth: Blocks a stage.
+        channel_sums: Whether each channel of a residual sum has two weights of its own, as after :func:`convert`.
         **kwargs: See :class:`rsnn_zoo.models.Network`.
     """
 
     foldable = (("conv1", "bn1"),)
 
-    def __init__(self, architecture: str, depth: int, **kwargs: Any):
+    def __init__(self, architecture: str, depth: int, channel_sums: bool = False, **kwargs: Any):
         super().__init__(architecture, **kwargs)
         self.num_features = 64
+        self.channel_sums = channel_sums
         self.conv1 = nn.Conv2d(self.in_chans, 16, 3, 1, 1, bias=False)
         self.bn1 = self.spiking.static_norm(16)
         self.act1 = self.spiking.activation(repeated=True)
-        self.layer1 = self._stage(16, 16, 1, depth, self.spiking)
-        self.layer2 = self._stage(16, 32, 2, depth, self.spiking)
-        self.layer3 = self._stage(32, 64, 2, depth, self.spiking)
+        self.layer1 = self._stage(16, 16, 1, depth)
+        self.layer2 = self._stage(16, 32, 2, depth)
+        self.layer3 = self._stage(32, 64, 2, depth)
         initialise(self)
         self.fc = nn.Linear(64, self.num_classes) if self.num_classes else nn.Identity()
         self.stages = (
@@ -76,14 +77,19 @@ class ResNet(Network):
         )
         self.ready()
 
-    @staticmethod
-    def _stage(in_chs: int, out_chs: int, stride: int, depth: int, spiking: Spiking) -> nn.Sequential:
-        first = BasicBlock(in_chs, out_chs, stride, spiking)
-        return nn.Sequential(first, *(BasicBlock(out_chs, out_chs, 1, spiking) for _ in range(depth - 1)))
+    def _stage(self, in_chs: int, out_chs: int, stride: int, depth: int) -> nn.Sequential:
+        how = self.spiking, self.channel_sums
+        first = BasicBlock(in_chs, out_chs, stride, *how)
+        return nn.Sequential(first, *(BasicBlock(out_chs, out_chs, 1, *how) for _ in range(depth - 1)))
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The blocks in the order of the forward pass."""
+        return [*self.layer1, *self.layer2, *self.layer3]
 
     def junctions(self) -> list[Junction]:
         """Every activation between its weights, in the order of the forward pass."""
-        blocks = [*self.layer1, *self.layer2, *self.layer3]
+        blocks = self.blocks
         after = [*(block.inputs for block in blocks), (self.get_classifier().weight,)]
         found = [Junction(self.act1, (self.bn1.weight, self.bn1.bias), after[0])]
         for block, following in zip(blocks, after[1:], strict=True):
@@ -92,29 +98,22 @@ class ResNet(Network):
         return found
 
     def channels(self) -> list[Channels]:
-        """Feature maps whose channels can be rescaled: inside a block alone, along identity shortcuts together."""
-        found = [one for one in super().channels() if one.activations[0] is not self.act1]
-        activations, norms, layers = [self.act1], [self.bn1], []
-        for block in (*self.layer1, *self.layer2, *self.layer3):
-            layers.append(block.conv1)
-            if not isinstance(block.downsample, nn.Identity):
-                projection, norm = block.downsample
-                found.append(_along_shortcuts(activations, norms, [*layers, projection]))
-                activations, norms, layers = [], [norm], []
-            activations.append(block.act2)
-            norms.append(block.bn2)
-        return [*found, _along_shortcuts(activations, norms, [*layers, self.get_classifier()])]
+        """Feature maps whose channels can be rescaled: those of every layer, where sums have weights by channel."""
+        found = super().channels()  # of the layers behind a norm
+        if self.channel_sums:
+            sums = [one for one in self.junctions() if one.before[0].dim() == 2]
+            found += [Channels(one.activation, (one.before[0].t(),), one.after) for one in sums]
+        return found
+
+    def free_channels(self) -> None:
+        """Gives the residual sums weights by channel, without which identity shortcuts tie the scales of a stage."""
+        self.channel_sums = True
+        for block in self.blocks:
+            block.sum.split(block.conv2.out_channels)
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling: (T * B, 64, h, w) to (T * B, 64)."""
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
-
-
-def _along_shortcuts(
-    activations: Sequence[nn.Module], norms: Sequence[nn.Module], layers: Sequence[nn.Module]
-) -> Channels:
-    before = tuple(tensor for norm in norms for tensor in (norm.weight, norm.bias))
-    return Channels(tuple(activations), before, tuple(layer.weight for layer in layers))
 
 
 def resnet20(**kwargs: Any) -> ResNet:

@@ -38,8 +38,9 @@ STORED = ("bfloat16",)
 
 _PREFIX = "rsnn_"  # our models in timm's registry
 _MODEL_ARGS = ("in_chans", "img_size", "timesteps", "reset", "leak", "mean", "std")
+_FAMILY_ARGS = {"vgg": "hidden_features", "resnet": "channel_sums"}
 # what is meant where an argument is absent
-_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "scaled": False}
+_USUAL = {"initial": 0.0, "surrogate": None, "hidden_features": None, "channel_sums": False, "scaled": False}
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _ONE_FILE = re.compile(FILE_NAME.pattern + r"(?<=\.safetensors)")
 _INDEX = re.compile(FILE_NAME.pattern + r"(?<=\.safetensors\.index\.json)")
@@ -112,6 +113,7 @@ class ModelConfig:
         surrogate: Name of the derivative by which training goes on, as ``"rect-0.5"``; None for ``"pcw-1"``.
         hidden_features: Width of the hidden linear layers of a VGG, 1 to 16,384; None for the other networks, and for
             a VGG of the usual width.
+        channel_sums: Whether each channel of a ResNet's residual sums has two weights of its own.
         scaled: Whether each layer of neurons has a gain beside it that its spikes stand for.
         first_conv: Name of the first convolution, for timm.
         classifier: Name of the classifier layer, for timm.
@@ -135,6 +137,7 @@ class ModelConfig:
     initial: float = 0.0
     surrogate: str | None = None
     hidden_features: int | None = None
+    channel_sums: bool = False
     scaled: bool = False
     first_conv: str = "conv1"
     classifier: str = "fc"
@@ -206,7 +209,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
         raise ours.error("schema", f"is not {SCHEMA}, the one that this version reads; upgrade rsnn_zoo")
     architecture = _architecture(top, source, registered)
     known = {*_MODEL_ARGS, "initial", "surrogate", "scaled"}
-    known |= {"hidden_features"} if architecture.startswith("vgg") else set()
+    known |= {own for family, own in _FAMILY_ARGS.items() if architecture.startswith(family)}
     if unknown := set(args.content) - known:
         raise args.error(min(unknown), f"is not an argument of {architecture}")
 
@@ -225,6 +228,7 @@ def parse_config(content: Any, source: str, *, registered: bool = True) -> Model
         initial=args.number("initial", 0.0, 1 - 1e-6, 0.0),
         surrogate=args.text("surrogate", _SURROGATE, None),
         hidden_features=args.integer("hidden_features", 1, 16_384) if "hidden_features" in args.content else None,
+        channel_sums=args.flag("channel_sums"),
         scaled=args.flag("scaled"),
         first_conv=cfg.text("first_conv", _MODULE_PATH, "conv1"),
         classifier=cfg.text("classifier", _MODULE_PATH, "fc"),

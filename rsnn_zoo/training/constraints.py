@@ -53,7 +53,9 @@ def _retracted(rows: Tensor, beta: float) -> Tensor:
 
 
 def _on_simplex(weights: Tensor) -> Tensor:
-    """The nearest point with weights of at least 0 that sum to 1 (Duchi et al., ICML 2008)."""
-    falling = weights.sort(descending=True).values
-    excess = (falling.cumsum(0) - 1) / torch.arange(1, len(weights) + 1, device=weights.device)
-    return (weights - excess[falling > excess][-1]).clamp(min=0)
+    """The nearest point with weights of at least 0 that sum to 1 along the first axis (Duchi et al., ICML 2008)."""
+    falling = weights.sort(dim=0, descending=True).values
+    counts = torch.arange(1, len(weights) + 1, device=weights.device).view(-1, *[1] * (weights.dim() - 1))
+    excess = (falling.cumsum(0) - 1) / counts
+    last = (falling > excess).sum(0, keepdim=True) - 1
+    return (weights - excess.gather(0, last)).clamp(min=0)

@@ -181,9 +181,8 @@ def test_ours_end_with_thresholds_of_1_and_no_other_parameter():
     assert {neuron.threshold.item() for _, neuron in snn.neurons()} == {1.0}
     assert not any(isinstance(module, Scaled) for module in snn.modules())
     assert (snn.reset, snn.initial) == ("soft", 0.5)
-    twin = ARCHITECTURES["resnet20"](
-        timesteps=4, img_size=8, num_classes=5, mean=(0.4,) * 3, std=(0.3,) * 3, reset="soft", initial=0.5
-    )
+    how = {"reset": "soft", "initial": 0.5, "channel_sums": True}
+    twin = ARCHITECTURES["resnet20"](timesteps=4, img_size=8, num_classes=5, mean=(0.4,) * 3, std=(0.3,) * 3, **how)
     twin.load_state_dict(snn.state_dict())
     assert torch.equal(twin.eval()(x), snn(x))
 

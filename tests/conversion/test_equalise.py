@@ -39,11 +39,12 @@ def drawn(architecture, size=8):
 def rescaled(ann, spread):
     """The same function, by channels of other scales."""
     ann, generator = copy.deepcopy(ann), torch.Generator().manual_seed(0)
+    ann.free_channels()
     with torch.no_grad():
         for _, before, after in ann.channels():
             factor = torch.exp(spread * torch.randn(len(before[0]), generator=generator))
             for tensor in before:
-                tensor /= factor
+                tensor /= factor.view(-1, *[1] * (tensor.dim() - 1))
             for tensor in after:
                 tensor *= factor.view(1, -1, *[1] * (tensor.dim() - 2))
     return ann
@@ -63,7 +64,8 @@ def test_channels_are_free_along_every_feature_map(architecture):
         with hooked(activations, post=lambda module, _, output: maps.add(module) if output.dim() == 4 else None):
             before = ann(x)
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
-    free = [activation for group in ann.channels() for activation in group.activations]
+    ann.free_channels()
+    free = [layer.activation for layer in ann.channels()]
     assert len(free) == len(set(free)) and set(free) == maps
 
 

@@ -50,7 +50,8 @@ def family(architecture, timesteps=4, img_size=8, residual=(0.7, 0.4), **kwargs)
                     module.weight.uniform_(0.5, 1.5)
                     module.bias.normal_(0.1, 0.2)
                 elif isinstance(module, WeightedSum):
-                    module.weight.copy_(torch.tensor(residual))
+                    own = torch.rand(2, module.weight[0].numel()) + 0.5 if module.weight.dim() == 2 else 1.0
+                    module.weight.copy_((torch.tensor(residual).view(2, 1) * own).view_as(module.weight))
     return network.eval()
 
 
@@ -91,6 +92,7 @@ def test_reset_and_initial_membrane_arrive(reset, initial, tmp_path):
     "architecture, kwargs",
     [
         ("resnet20", {"residual": (-0.1, 0.8)}),
+        ("resnet20", {"channel_sums": True, "reset": "soft", "initial": 0.5}),
         ("wrn16_4", {"reset": "soft", "initial": 0.5}),
         ("vgg11", {"img_size": 16}),
     ],

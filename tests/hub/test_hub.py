@@ -47,7 +47,7 @@ def test_a_flipped_bit_in_a_packaged_config_changes_no_network(packaged):
     """The config has no checksum: JSON, bounds, the promises of the name and the weights stand in for one."""
     data = (packaged / "config.json").read_bytes()
     keys = ("architecture", "num_classes", "in_chans", "img_size", "timesteps", "reset", "leak", "initial", "surrogate")
-    keys += ("hidden_features",)
+    keys += ("hidden_features", "channel_sums")
     sound = parse_config(parse_json(data, "x"), "x")
     flipped = bytearray(data)
     for bit in range(8 * len(data)):

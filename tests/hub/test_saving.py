@@ -14,6 +14,7 @@ import torch.nn.utils.prune
 import rsnn_zoo
 from rsnn_zoo._utils.files import ConfigError, load_json, to_json
 from rsnn_zoo.attacks.gradients import fold
+from rsnn_zoo.conversion.conversion import convert
 from rsnn_zoo.hub import publish
 from rsnn_zoo.hub.publish import EvidenceError, save_pretrained
 from rsnn_zoo.hub.resolve import resolve
@@ -58,6 +59,16 @@ def test_a_vgg_of_another_width_loads_as_it_was_saved(tmp_path, eager):
     network = vgg11(**small, hidden_features=24).eval()
     assert save_pretrained(network, tmp_path / "x", name="x").hidden_features == 24
     images = torch.rand(3, 1, 8, 8)
+    for create in (rsnn_zoo.create_model, timm.create_model):
+        loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
+        assert torch.equal(loaded(images), network(images))
+
+
+def test_a_converted_resnet_loads_with_the_sums_it_was_saved_with(tmp_path, eager):
+    images = torch.rand(6, 1, 8, 8)
+    network = convert(resnet20(num_classes=10, in_chans=1, img_size=8).eval(), 2, images)
+    assert network.layer1[0].sum.weight.shape == (2, 16)
+    assert save_pretrained(network, tmp_path / "x", name="x").channel_sums
     for create in (rsnn_zoo.create_model, timm.create_model):
         loaded = create(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
         assert torch.equal(loaded(images), network(images))

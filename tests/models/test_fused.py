@@ -8,6 +8,7 @@ from rsnn_zoo.models import ARCHITECTURES
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import FusedResNet, fuse
+from rsnn_zoo.models.layers import WeightedSum
 from rsnn_zoo.neurons.modes import MODES, backward_mode, parse_mode, surrogate_units
 
 
@@ -20,6 +21,8 @@ def network(architecture="resnet20", **neuron):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
+        if isinstance(module, WeightedSum) and module.weight.dim() == 2:
+            torch.nn.init.uniform_(module.weight, 0.2, 0.8)
     return model
 
 
@@ -51,6 +54,19 @@ def test_the_fused_network_has_the_gradients_of_the_folded_one(mode, reset, eage
     assert (fused[1] - plain[1]).abs().max() < 1e-9 * scale
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("mode", ["pcw-1", "rate", "hart-1"])
+def test_sums_by_channel_have_the_gradients_of_the_network_itself(mode, layout, eager):
+    model = network(channel_sums=True).to(memory_format=layout)
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    fused, plain = both(model, MODES[mode], images)
+    itself = InputGradient(model, MODES[mode], folded=False)(images, torch.arange(3))
+    assert fused[0] is FusedResNet
+    for gradient, logits in (fused[1:], itself):
+        torch.testing.assert_close(logits, plain[2])
+        assert (gradient - plain[1]).abs().max() < 1e-9 * plain[1].abs().max()
+
+
 @pytest.mark.parametrize("mode", ["pcw-1", "rate", "rga", "assg", "hart-1", "pdsg"])
 def test_widths_are_in_the_units_that_are_set(mode, eager):
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
@@ -64,7 +80,7 @@ def test_widths_are_in_the_units_that_are_set(mode, eager):
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 def test_without_gradients_it_fires_the_same(reset, eager):
-    folded = freeze(fold(network(reset=reset, leak=0.9, initial=0.3)))
+    folded = freeze(fold(network(reset=reset, leak=0.9, initial=0.3, channel_sums=reset == "soft")))
     images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         expected = folded(images)

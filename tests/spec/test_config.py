@@ -188,6 +188,13 @@ def test_shards_that_cannot_be_are_refused(change, said):
         parse_config(content, "x")
 
 
+def test_a_resnet_alone_has_sums_by_channel():
+    resnet = replace(CONFIG, architecture="resnet20", name=None, channel_sums=True)
+    assert parse_config(resnet.to_json(), "x").channel_sums
+    with pytest.raises(ConfigError, match="channel_sums is not an argument of wrn16_4"):
+        parse_config(replace(resnet, architecture="wrn16_4").to_json(), "x")
+
+
 @pytest.mark.parametrize(("value", "fine"), [(1, True), (16_384, True), (0, False), (10**6, False), (None, False)])
 def test_a_vgg_has_hidden_layers_of_a_sane_width(value, fine):
     vgg = replace(CONFIG, architecture="vgg11", name=None)

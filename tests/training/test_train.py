@@ -190,6 +190,13 @@ def test_residual_weights_are_held_to_the_nearest_convex_ones(values):
         assert (start - found) @ (corner - found) <= 1e-9
 
 
+def test_residual_weights_by_channel_are_held_to_convex_ones_each():
+    layer = WeightedSum(3)
+    layer.weight = torch.nn.Parameter(torch.tensor([[1.3, 0.5, -2.0], [0.1, 0.7, 0.0]]))
+    retract(torch.nn.Sequential(layer), 0.1, torch.Generator())
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[1.0, 0.4, 0.0], [0.0, 0.6, 1.0]]))
+
+
 def test_accumulation_is_the_mean_of_the_parts(tmp_path, data, validation):
     _, whole = run(data, validation, tmp_path / "whole", replace(STAGE, epochs=1, lr=0.0))
     _, parts = run(data, validation, tmp_path / "parts", replace(STAGE, epochs=1, lr=0.0, accumulate=4))
