@@ -4,12 +4,12 @@
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb \\
         --timesteps 4 --attack ensemble-pgd20
-    python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 --timesteps 4 8 64
+    python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 timm-vgg11_bn --timesteps 4 8 64
     python scripts/compare_conversion.py --table
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
 stands there is not measured again, so a run that was stopped goes on. Names of TRAINED are networks that are trained
-here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10. Every
+here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask for few. Every
 process measures its own peak memory: for the memory of one conversion ask for one. --table prints the table of
 docs/conversion.md.
 """
@@ -46,6 +46,8 @@ TRAINED = {
     "vgg11": lambda: ARCHITECTURES["vgg11"](img_size=8, hidden_features=64, **DIGITS),
     "wrn16_4": lambda: ARCHITECTURES["wrn16_4"](img_size=8, **DIGITS),
     "timm-resnet18": lambda: timm.create_model("resnet18", **DIGITS),
+    # five times halved, so that 32 x 32 pixels are the least
+    "timm-vgg11_bn": lambda: nn.Sequential(nn.Upsample(scale_factor=4), timm.create_model("vgg11_bn", **DIGITS)),
 }
 """Networks that are trained here, on the digits."""
 STEPS = 120
@@ -137,7 +139,7 @@ def main() -> None:
     parser.add_argument("anns", nargs="*", help=f"names of published ANNs, or of {', '.join(TRAINED)}")
     parser.add_argument("--data", help="file or folder of the data, where they are not embedded")
     parser.add_argument("--images", type=int, default=500, help="validation images")
-    parser.add_argument("--calibration", type=int, default=128, help="training images to convert with")
+    parser.add_argument("--calibration", type=int, default=512, help="training images to convert with")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--attack", help="protocol to measure robust accuracy by, too")
