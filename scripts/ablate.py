@@ -31,7 +31,6 @@ from rsnn_zoo.evaluation.protocols import full_name
 from rsnn_zoo.training.recipe import Conversion, Neuron, Recipe, Split
 from rsnn_zoo.training.train import TrainingInterrupted, train
 
-EPS = 8 / 255
 JUDGED = "data", "neuron", "conversion", "snn"
 """The parts of a recipe that make an SNN of an ANN."""
 
@@ -54,7 +53,7 @@ def measured(
         except TrainingInterrupted:
             raise TrainingInterrupted("stopped; runs that had ended are kept, this one begins anew") from None
     how = {"seed": args.seed, "checks": 0, "with_energy": False}
-    report = evaluate_entry(snn.cpu(), args.attack, EPS, data=judging, **how)
+    report = evaluate_entry(snn.cpu(), args.attack, args.eps / 255, data=judging, **how)
     (run,) = report.runs
     return {
         "clean": report.clean_accuracy,
@@ -97,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "--try", dest="changes", action="append", default=[], metavar="'KEY=VALUE ...'", help="changes of one more run"
     )
     p.add_argument("--images", type=int, default=9600, help="training images (%(default)s)")
-    p.add_argument("--attack", default="quick", help="protocol to judge by, at 8/255 (%(default)s)")
+    p.add_argument("--attack", default="quick", help="protocol to judge by (%(default)s)")
+    p.add_argument("--eps", type=float, default=8, help="radius to judge at, in units of 1/255 (%(default)s)")
     p.add_argument("-n", type=int, default=256, help="validation images to attack (%(default)s)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
             "recipe": {part: whole[part] for part in ("name", *JUDGED)},
             "images": args.images,
             "attack": full_name(args.attack),
-            "eps": EPS,
+            "eps": args.eps / 255,
             "n": args.n,
             "seed": args.seed,
         }

@@ -9,9 +9,9 @@
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
 stands there is not measured again, so a run that was stopped goes on. Names of TRAINED are networks that are trained
-here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask for few. Every
-process measures its own peak memory: for the memory of one conversion ask for one. --table prints the table of
-docs/conversion.md.
+here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask
+for no more of these. Every process measures its own peak memory: for the memory of one conversion ask for one. --table
+prints the table of docs/conversion.md.
 """
 
 import argparse
