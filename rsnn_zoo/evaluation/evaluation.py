@@ -43,7 +43,7 @@ from rsnn_zoo.models import Temporal
 from rsnn_zoo.models.distributed import Ranks, unwrapped
 from rsnn_zoo.neurons.modes import surrogate_units
 from rsnn_zoo.report.evidence import NETWORK
-from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, wilson
+from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Flag, Report, Run, in_255, told_left_out, wilson
 from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = ["EPSILONS", "Report", "Run", "evaluate", "wilson"]
@@ -231,8 +231,8 @@ def _prepared(
     possible = [(each.of_classes(classes), radii) for each, radii in plans]
     if Ranks.current().main:
         for each, _ in possible:
-            for what, why in each.left_out.items():
-                _log.warning("%s: left out %s: %s", each.name, what, why)
+            for line in told_left_out(each.left_out):
+                _log.warning("%s: %s", each.name, line)
     is_random = flags.random_model(victim, samples.images[:chunk], settings.draws or DRAWS)
     draws = settings.draws or (DRAWS if is_random.raised else 1)
     if draws > 1:

@@ -55,7 +55,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     ),
     "worst-case-v2": (
         "adaptive434",
-        *(f"apgd100-{what}" for what in ("dlr@hart-1", "ce@pcw-1", "ce@rate", "ce@pcw-2", "ce@hart-1")),
+        *(f"apgd100-{what}" for what in ("dlr@hart-1", "ce@pcw-1", "ce@rate", "ce@pcw-2", "ce@hart-1", "ce@assg")),
         *("apgd100-dlr@pcw-1", "apgd100-dlr@exp_d-1", "apgd100-t1@pcw-1"),
         "flips",
     ),

@@ -328,11 +328,19 @@ class Report:
             felled = zip(run.felled(), ("/".join(member) for member in run.members), strict=True)
             counts = ", ".join(f"{member} {count}" for count, member in sorted(felled, reverse=True) if count)
             lines += ["", f"  felled at eps {in_255(run.eps)} by {run.protocol}: {counts or 'none'}"]
-            lines += [f"    left out {what}: {why}" for what, why in run.left_out.items()]
+            lines += [f"    {line}" for line in told_left_out(run.left_out)]
         if self.flags:
             lines += ["", f"  sanity flags: {len(self.raised) or 'none'} of {len(self.flags)} raised"]
             lines += [f"  ! {flag.name}: {flag.message}" for flag in self.raised]
         return "\n".join(lines)
+
+
+def told_left_out(left_out: Mapping[str, str]) -> list[str]:
+    """What a run left out, a line for each reason."""
+    whats: dict[str, list[str]] = {}
+    for what, why in left_out.items():
+        whats.setdefault(why, []).append(what)
+    return [f"left out {', '.join(each)}: {why}" for why, each in whats.items()]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -98,7 +98,7 @@ WORST_CASE_1 = (
 WORST_CASE_2 = (
     "adaptive434/own",
     *("apgd100-dlr/hart-1", "apgd100-ce/pcw-1", "apgd100-ce/rate", "apgd100-ce/pcw-2", "apgd100-ce/hart-1"),
-    *("apgd100-dlr/pcw-1", "apgd100-dlr/exp_d-1", "apgd100-t1/pcw-1"),
+    *("apgd100-ce/assg", "apgd100-dlr/pcw-1", "apgd100-dlr/exp_d-1", "apgd100-t1/pcw-1"),
     "flips20000/own",
 )
 
