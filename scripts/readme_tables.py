@@ -6,7 +6,7 @@
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
 validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
-experiments from docs/ablation.json (by ablate.py).
+experiments from docs/ablation.json and docs/finetuning.json (by ablate.py).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,21 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
+def starts() -> str:
+    """One row a fine-tuning, by what it started from and its steps."""
+    lines = ["| SNN | start | steps | clean | attack | robust |", "|---" * 6 + "|"]
+    for one in load_json(DOCS / "finetuning.json")["runs"]:
+        name, stage = ModelName.parse(one["name"]), one["recipe"]["snn"]
+        ann = load_config(entries_folder() / str(replace(name, timesteps=None)) / CONFIG).weights
+        start = f"`{one['recipe']['conversion'].get('method', 'published')}`"
+        start += "" if ann and ann.sha256 == one["ann_sha256"] else " of an ANN of few levels"
+        steps = round(stage["epochs"] * (one["images"] // stage["batch_size"]))
+        attack = f"{one['attack']}, {in_255(one['eps'])}, n = {one['n']}"
+        cells = [f"`{name}`", start, f"{steps:,}", f"{100 * one['clean']:.1f}", attack]
+        lines.append(f"| {' | '.join([*cells, percent(one['robust'], one['robust_ci95'])])} |")
+    return "\n".join(lines)
+
+
 def differences(experiment: dict[str, Any]) -> list[str]:
     """Settings in which an experiment differs from the current recipe of that name."""
     made_by = experiment["recipe"]
@@ -280,6 +296,7 @@ PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results,),
     DOCS / "speed.md": (costs, evaluation, benchmark, training),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
+    DOCS / "conversion.md": (starts,),
 }
 """Tables by page; each stands between markers with the name of its function."""
 

@@ -79,9 +79,10 @@ def convert(
     norms keep the ANN's statistics; each threshold is the one whose T-level staircase errs least on the ANN's
     activations; weights and biases, of batch norms and of other layers, are corrected layer by layer so that currents
     have the ANN's mean and spread in each channel. The channels of a network of this zoo are first brought to one
-    scale. A network of this zoo ends with thresholds of 1, its currents scaled; any other has a gain beside
-    each layer of neurons (:class:`rsnn_zoo.models.layers.Scaled`). So the logits approach the ANN's as T grows, with
-    a soft reset and no leak; thresholds and corrections are those of ``timesteps``: for many more, convert again.
+    scale, for which a ResNet gets weights by channel in its residual sums. It ends with thresholds of 1, its currents
+    scaled; any other network has a gain beside each layer of neurons (:class:`rsnn_zoo.models.layers.Scaled`). So the
+    logits approach the ANN's as T grows, with a soft reset and no leak; thresholds and corrections are those of
+    ``timesteps``: for many more, convert again.
 
     With ``"published"`` each threshold is a percentile of the layer's currents times ``scale``, a spike is 1, and
     statistics are relearned: a start for fine-tuning, which keeps little of the ANN's accuracy by itself.

@@ -88,6 +88,14 @@ def test_of_several_state_dicts_in_a_file_one_is_chosen(tmp_path):
         load_named("resnet20_digits_trades_ann", key="mine")
 
 
+def test_weights_of_a_converted_network_are_those_of_its_name(tmp_path, eager):
+    ann, images = rsnn_zoo.create_model("resnet20_digits_trades_ann", pretrained=True), torch.rand(8, 1, 8, 8)
+    snn = rsnn_zoo.convert(ann, 4, images)
+    torch.save(snn.state_dict(), tmp_path / "mine.pth")
+    found = load_named("resnet20_digits_trades_t4", tmp_path / "mine.pth", ["reset=soft", "initial=0.5"]).eval()
+    assert torch.equal(found(images), snn(images)) and found.channel_sums
+
+
 def test_the_plan_says_of_a_dry_run_what_it_said_itself_and_keeps_its_budget(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     plan = importlib.import_module("plan_entries")
