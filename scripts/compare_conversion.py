@@ -50,7 +50,9 @@ TRAINED = {
     "timm-vgg11_bn": lambda: nn.Sequential(nn.Upsample(scale_factor=4), timm.create_model("vgg11_bn", **DIGITS)),
 }
 """Networks that are trained here, on the digits."""
-STEPS = 120
+STEPS = 240
+HELD_OUT = 0.4
+"""Share of the training images that these are measured on, and not trained on."""
 
 
 def trained(name: str, train: Any) -> nn.Module:
@@ -58,11 +60,13 @@ def trained(name: str, train: Any) -> nn.Module:
     torch.manual_seed(0)
     network = TRAINED[name]().train()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         batch = torch.randint(len(train), (64,))
         F.cross_entropy(network(train.pixels(batch)), train.labels[batch]).backward()
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
     return network.eval()
 
 
@@ -76,7 +80,7 @@ def accuracy(model: nn.Module, data: Any, batch: int = 50) -> float:
 def prepared(name: str, args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
     """A network, its training images and those to measure it on."""
     ann = None if name in TRAINED else rsnn_zoo.create_model(name, pretrained=True)
-    split = split_of(ann.training_record) if ann else {}
+    split = split_of(ann.training_record) if ann else {"validation": HELD_OUT}
     source = args.data or (ModelName.parse(name).dataset if ann else "digits")
     train, held_out = (rsnn_zoo.load_dataset(source, part, **split) for part in ("train", "validation"))
     return ann or trained(name, train), train, held_out.select(min(args.images, len(held_out)))
@@ -138,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("anns", nargs="*", help=f"names of published ANNs, or of {', '.join(TRAINED)}")
     parser.add_argument("--data", help="file or folder of the data, where they are not embedded")
-    parser.add_argument("--images", type=int, default=500, help="validation images")
+    parser.add_argument("--images", type=int, default=1000, help="validation images")
     parser.add_argument("--calibration", type=int, default=512, help="training images to convert with")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))

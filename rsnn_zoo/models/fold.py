@@ -25,7 +25,7 @@ class FoldedSum(nn.Module):
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
         """Two tensors of one shape, (B, C, H, W), to their weighted sum."""
         if self._alpha is None:
-            return torch.addcmul(residual, shortcut, self.shortcut_weight[:, None, None])
+            return torch.addcmul(residual, shortcut, self.shortcut_weight[:, None, None].to(residual.dtype))
         return torch.add(residual, shortcut, alpha=self._alpha)
 
 

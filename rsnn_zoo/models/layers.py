@@ -211,5 +211,7 @@ class WeightedSum(nn.Module):
 
     def forward(self, shortcut: Tensor, residual: Tensor) -> Tensor:
         """Two tensors of one shape, (B, C, H, W), to their weighted sum."""
-        weights = self.weight if self.weight.dim() == 1 else self.weight[..., None, None]
+        weights = self.weight
+        if weights.dim() == 2:  # in mixed precision, as single numbers, these widen nothing
+            weights = weights[..., None, None].to(residual.dtype)
         return weights[0] * shortcut + weights[1] * residual
