@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsnn_zoo._utils.defaults import plain_defaults
 from rsnn_zoo.conversion.absorb import Observed, absorb, chunks_of, observe, thresholds_of
-from rsnn_zoo.conversion.equalise import equalise
+from rsnn_zoo.conversion.equalise import equalise, takes_scales
 from rsnn_zoo.conversion.published import calibrate, relearn_statistics
 from rsnn_zoo.data.images import check_images
 from rsnn_zoo.models import ForeignNetwork, Network, Temporal
@@ -152,7 +152,7 @@ def convert(
         replace(network, POOLS, average_pool)
     absorbs = method == "absorb"
     # where it is known which weights stand around each activation, what spikes stand for goes into them
-    spiking = changed(spiking, scaled=absorbs and not (own and ann.num_classes and ann.junctions()))
+    spiking = changed(spiking, scaled=absorbs and not (own and takes_scales(network)))
     activations = {name: module for name, module in network.named_modules() if isinstance(module, nn.ReLU)}
     bounds = {name: module.limit for name, module in activations.items() if isinstance(module, ClippedReLU)}
     observed = None

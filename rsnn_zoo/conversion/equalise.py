@@ -12,12 +12,32 @@ from rsnn_zoo.models import Network
 from rsnn_zoo.models.layers import Spiking
 from rsnn_zoo.models.rows import hooked
 
-__all__ = ["equalise"]
+__all__ = ["equalise", "takes_scales"]
 
 LEAST_SCALE = 0.004
 """The least scale of a channel, as a part of its layer's: others say too little to be weighed against noise."""
 BELIEVED_BY_HALF = 100
 """Positive activations that a channel's scale is believed by half of: few of them may all lie low by chance."""
+
+
+def takes_scales(network: Network) -> bool:
+    """Whether each ReLU stands once between weights of its own, which can take any scale in place.
+
+    Not where there is no classifier, or where parts were replaced, are used twice, or have parametrised weights.
+    """
+    try:
+        junctions = network.junctions() if network.num_classes else []
+    except AttributeError:  # a part is no longer what it was
+        return False
+    stored = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    sides = ([t for one in junctions for t in one.before], [t for one in junctions for t in one.after])
+    for tensors in sides:
+        places = [tensor.untyped_storage().data_ptr() for tensor in tensors]
+        if len(set(places)) < len(places) or not stored.issuperset(places):
+            return False
+    return bool(junctions) and {one.activation for one in junctions} == {
+        m for m in network.modules() if isinstance(m, nn.ReLU)
+    }
 
 
 def equalise(network: Network, normalize: nn.Module, chunks: Sequence[Tensor], spiking: Spiking) -> None:

@@ -150,3 +150,38 @@ def test_a_constant_layer_divides_by_nothing():
     with torch.no_grad():
         assert snn(x).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in snn.state_dict().values())
+
+
+def parametrised(ann):
+    parametrizations.weight_norm(ann.layer1[0].conv1)
+
+
+def shared(ann):
+    ann.layer1[1] = ann.layer1[2]
+
+
+class Added(nn.Module):
+    def forward(self, shortcut, residual):
+        return shortcut + residual
+
+
+def another_sum(ann):
+    ann.layer1[1].sum = Added()
+
+
+def another_shortcut(ann):
+    ann.layer2[0].downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(16, 32, 1))
+
+
+def another_classifier(ann):
+    ann.fc = nn.Sequential(nn.Dropout(), ann.fc)
+
+
+@pytest.mark.parametrize("change", [parametrised, shared, another_sum, another_shortcut, another_classifier])
+def test_of_other_parts_than_the_usual_ones_no_weight_is_rescaled(change):
+    ann, x = create_model("resnet20_digits_natural_ann", pretrained=True), load_dataset("digits", "train").pixels()[:64]
+    change(ann)
+    snn = convert(ann.eval(), 16, x)
+    with torch.no_grad():
+        agreement = (snn(x).argmax(1) == ann(x).argmax(1)).float().mean()
+    assert snn.scaled and agreement > 0.9
