@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from rsnn_zoo.models.layers import WeightedSum, is_plain_norm
 
@@ -50,8 +51,8 @@ def _fold_sum(block: nn.Module) -> None:
 
 
 def _hooked(*modules: nn.Module) -> bool:
-    """Whether a hook of one of these makes a weight anew, or sees or changes what folding leaves out."""
-    return any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+    """Whether a hook or a parametrisation of one of these makes a weight anew, or sees what folding leaves out."""
+    return any(m._forward_pre_hooks or m._forward_hooks or is_parametrized(m) for m in modules)
 
 
 def _is_plain_conv(module: nn.Module) -> bool:

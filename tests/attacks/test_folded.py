@@ -31,6 +31,12 @@ def test_gradients_are_those_of_the_exact_network_but_for_rounding():
     assert down.equal(exact_down)
 
 
+def test_weights_that_are_made_anew_are_not_folded():
+    model, images = network(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    nn.utils.parametrizations.weight_norm(model.layer1[0].conv1)
+    torch.testing.assert_close(fold(model)(images), model(images))
+
+
 def test_what_the_folded_network_misclassifies_falls_by_the_exact_one_alone():
     model, images = network().float(), torch.rand(6, 3, 8, 8)
     victim = ModelVictim(model, 4, FOLDED)
