@@ -128,7 +128,7 @@ class Stage(_Checked):
         threshold_lr: Peak learning rate of the thresholds.
         momentum: Of SGD.
         nesterov: Whether Nesterov's.
-        weight_decay: Of convolutions and linear layers; norms, biases and thresholds have none.
+        weight_decay: Of convolutions and linear layers; norms, biases, thresholds and residual sums have none.
         retraction: Step towards orthonormal weights after each update, as SNN-RAT has it; 0 for none.
         clip: Largest norm of the gradient; 0 for no clipping.
         ema: Decay a step of the averaged weights, which then are the ones validated and kept; 0 for none.

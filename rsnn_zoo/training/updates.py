@@ -18,7 +18,7 @@ from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES, InputGradient, PassGradient
 from rsnn_zoo.attacks.inner import ATTACKS, InnerAttack, ascend, perturb, start_noise
 from rsnn_zoo.models.distributed import Ranks, parallel
-from rsnn_zoo.models.layers import batch_statistics
+from rsnn_zoo.models.layers import WeightedSum, batch_statistics
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, wide
 from rsnn_zoo.neurons.modes import parse_mode, surrogate_units
 from rsnn_zoo.training.constraints import hold_thresholds, retract
@@ -279,9 +279,11 @@ def _groups(model: nn.Module, stage: Stage, staircases: Staircases | None) -> li
     thresholds = [module.threshold for module in model.modules() if isinstance(module, SpikingNeuron)]
     apart = set(thresholds)
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in apart]
+    free = {p for module in model.modules() if isinstance(module, WeightedSum) for p in module.parameters()}
+    decayed = [p for p in rest if p.ndim > 1 and p not in free]
     groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay, "peak": stage.lr},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "peak": stage.lr},
+        {"params": decayed, "weight_decay": stage.weight_decay, "peak": stage.lr},
+        {"params": [p for p in rest if p.ndim <= 1 or p in free], "weight_decay": 0.0, "peak": stage.lr},
         {"params": thresholds, "weight_decay": 0.0, "peak": stage.threshold_lr},
         {"params": list(staircases.clips) if staircases else [], "weight_decay": 0.0, "peak": stage.lr},
     ]

@@ -148,6 +148,18 @@ def test_weight_decay_spares_thresholds_norms_and_biases(tmp_path, data, validat
         assert torch.equal(new, old) == (old.ndim <= 1), name
 
 
+def test_weight_decay_spares_residual_sums_by_channel():
+    layer = WeightedSum(3)
+    groups = updates._groups(
+        torch.nn.Sequential(layer, torch.nn.Conv2d(1, 3, 1)), replace(STAGE, weight_decay=0.5), None
+    )
+    assert {p.shape: group["weight_decay"] for group in groups for p in group["params"]} == {
+        (3, 1, 1, 1): 0.5,
+        (3,): 0.0,
+        (2, 3): 0.0,
+    }
+
+
 def test_thresholds_learn_and_never_fall_below_the_floor(tmp_path, data, validation):
     stage = replace(ROBUST, epochs=1, threshold_lr=10.0, clip=0.1)
     model, _ = run(data, validation, tmp_path, stage, timesteps=2)
