@@ -111,6 +111,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from rsnn_zoo import files, publish
     import rsnn_zoo.verification
+from rsnn_zoo.hub.asking import HubError as same
+from rsnn_zoo.hub.resolve import HubError, NotPublishedError, PATIENCE
+assert same is HubError and PATIENCE > 0
 assert files.__name__ == "rsnn_zoo._utils.files"
 """)
 

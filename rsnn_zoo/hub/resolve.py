@@ -40,6 +40,14 @@ if TYPE_CHECKING:
 ORG = "rsnn-zoo"
 
 
+def __getattr__(name: str) -> Any:
+    if name == "PATIENCE":  # which users of 0.1.0 find here
+        from rsnn_zoo.hub.download import PATIENCE
+
+        return PATIENCE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A found entry; its other files are fetched when they are first asked for.
