@@ -71,7 +71,8 @@ def fold(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for conv, norm in getattr(module, "foldable", ()):
-            if not _hooked(getattr(module, conv), getattr(module, norm)):
+            plain = is_plain_norm(getattr(module, norm))  # and was not folded before
+            if plain and not _hooked(getattr(module, conv), getattr(module, norm)):
                 _fold_norm(module, conv, norm)
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             names = list(module._modules)
@@ -82,6 +83,7 @@ def fold(model: nn.Module) -> nn.Module:
                     _fold_norm(module, conv, norm)
     for module in list(model.modules()):
         added = getattr(module, "sum", None)
-        if isinstance(added, WeightedSum) and not _hooked(*module.modules()):
+        folded = all(isinstance(getattr(module, norm), nn.Identity) for _, norm in getattr(module, "foldable", ()))
+        if isinstance(added, WeightedSum) and folded and not _hooked(*module.modules()):
             _fold_sum(module)
     return model

@@ -337,10 +337,8 @@ class Report:
 
 def told_left_out(left_out: Mapping[str, str]) -> list[str]:
     """What a run left out, a line for each reason."""
-    whats: dict[str, list[str]] = {}
-    for what, why in left_out.items():
-        whats.setdefault(why, []).append(what)
-    return [f"left out {', '.join(each)}: {why}" for why, each in whats.items()]
+    reasons = dict.fromkeys(left_out.values())
+    return [f"left out {', '.join(what for what in left_out if left_out[what] == why)}: {why}" for why in reasons]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

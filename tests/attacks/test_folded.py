@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _is_audited
@@ -69,6 +70,22 @@ def test_the_is_audited_depends_on_the_image_alone():
     drawn, order = _is_audited(images), torch.randperm(200)
     assert _is_audited(images[order]).equal(drawn[order])
     assert 1 < drawn.sum() < 40
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_norm_of_another_kind_stays_in_the_folded_network(times):
+    torch.manual_seed(0)
+    block = BasicBlock(4, 4, 1, Spiking())
+    block.bn2 = BatchNormAct2d(4)
+    for norm in (block.bn1, block.bn2):
+        nn.init.uniform_(norm.running_mean)
+        nn.init.uniform_(norm.bias)
+    model, folded = block.eval(), block
+    for _ in range(times):
+        folded = fold(folded)
+    x = torch.rand(3, 4, 8, 8)
+    assert isinstance(folded.bn1, nn.Identity) and isinstance(folded.bn2, BatchNormAct2d)
+    torch.testing.assert_close(folded(x), model(x))
 
 
 @pytest.mark.parametrize("at", ["0", "1", "4.sum", "4.bn2", "4.conv2", "4.downsample.1"])
