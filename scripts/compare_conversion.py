@@ -11,7 +11,7 @@ Accuracy on validation images, which no network was trained on, in docs/conversi
 stands there is not measured again, so a run that was stopped goes on. Names of TRAINED are networks that are trained
 here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask
 for no more of these. Every process measures its own peak memory: for the memory of one conversion ask for one. --table
-prints the table of docs/conversion.md.
+prints the table that readme_tables.py writes into docs/conversion.md.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 import timm
 import torch
+from _conversions import table
 from torch import nn
 from torch.nn import functional as F
 
@@ -123,18 +124,6 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
             }
         print(name, key, run, flush=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown: a row for each network and T."""
-    lines = ["| ANN | images | its accuracy | T | `absorb` | `published` |", "|---|---|---|---|---|---|"]
-    for name, found in results.items():
-        runs = found["runs"]
-        for timesteps in sorted({int(key.split()[1]) for key in runs}):
-            kept = [runs.get(f"{method} {timesteps}") for method in ("absorb", "published")]
-            shown = " | ".join(f"{100 * run['accuracy']:.1f}" if run else "" for run in kept)
-            lines.append(f"| `{name}` | {found['images']} | {100 * found['ann']:.1f} | {timesteps} | {shown} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
 validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
-experiments from docs/ablation.json and docs/finetuning.json (by ablate.py).
+conversions from docs/conversion.json (by compare_conversion.py), experiments from docs/ablation.json and
+docs/finetuning.json (by ablate.py).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from _conversions import table as conversions_table
 from _pages import replaced
 from _ratios import ratios_table
 
@@ -264,6 +266,11 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
+def conversions() -> str:
+    """One row a network and T, by what compare_conversion.py measured."""
+    return conversions_table(load_json(DOCS / "conversion.json"))
+
+
 def starts() -> str:
     """One row a fine-tuning, by what it started from and its steps."""
     lines = ["| SNN | start | steps | clean | attack | robust |", "|---" * 6 + "|"]
@@ -296,7 +303,7 @@ PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results,),
     DOCS / "speed.md": (costs, evaluation, benchmark, training),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
-    DOCS / "conversion.md": (starts,),
+    DOCS / "conversion.md": (conversions, starts),
 }
 """Tables by page; each stands between markers with the name of its function."""
 
