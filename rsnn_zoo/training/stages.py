@@ -318,6 +318,9 @@ class Recipe:
         conversion: Of the ANN into an SNN.
         snn: Fine-tuning of the converted SNN.
         direct: Training of an SNN from scratch, without ANN and conversion.
+
+    Raises:
+        RecipeError: If fine-tuning would undo the conversion.
     """
 
     name: str
@@ -327,6 +330,13 @@ class Recipe:
     conversion: Conversion = Conversion()
     snn: Stage = Stage()
     direct: Stage = Stage()
+
+    def __post_init__(self) -> None:
+        if self.snn.retraction and self.conversion.method == "absorb":
+            raise RecipeError(
+                "snn.retraction holds the weights of each residual sum to a sum of 1, and by "
+                'conversion.method = "absorb" they carry thresholds: set snn.retraction = 0, or method = "published"'
+            )
 
     def stage(self, table: str) -> Stage:
         """The table ``ann``, ``snn`` or ``direct``.
