@@ -60,7 +60,7 @@ def test_a_recipe_may_have_no_table_of_the_ann(tmp_path):
 def test_fine_tuning_that_would_undo_the_conversion_is_refused(tmp_path):
     text = "[snn]\nretraction = 0.004\n[conversion]\nmethod = '{}'"
     assert load_recipe(write(tmp_path, text.format("published")), "rat").snn.retraction == 0.004
-    with pytest.raises(RecipeError, match="snn.retraction holds .* set snn.retraction = 0"):
+    with pytest.raises(RecipeError, match=r"snn.retraction holds .* set snn.retraction = 0"):
         load_recipe(write(tmp_path, text.format("absorb")), "rat")
 
 
