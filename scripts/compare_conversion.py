@@ -4,7 +4,8 @@
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb \\
         --timesteps 4 --attack ensemble-pgd20
-    python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 timm-vgg11_bn --timesteps 4 8 64
+    python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 --timesteps 4 8 64
+    python scripts/compare_conversion.py timm-vgg11_bn --timesteps 4 8 64 --steps 100 --images 200 --calibration 64
     python scripts/compare_conversion.py --table
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
@@ -51,18 +52,17 @@ TRAINED = {
     "timm-vgg11_bn": lambda: nn.Sequential(nn.Upsample(scale_factor=4), timm.create_model("vgg11_bn", **DIGITS)),
 }
 """Networks that are trained here, on the digits."""
-STEPS = 240
 HELD_OUT = 0.4
 """Share of the training images that these are measured on, and not trained on."""
 
 
-def trained(name: str, train: Any) -> nn.Module:
+def trained(name: str, train: Any, steps: int) -> nn.Module:
     """One of ``TRAINED``, after some steps."""
     torch.manual_seed(0)
     network = TRAINED[name]().train()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         batch = torch.randint(len(train), (64,))
         F.cross_entropy(network(train.pixels(batch)), train.labels[batch]).backward()
         optimizer.step()
@@ -84,7 +84,7 @@ def prepared(name: str, args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
     split = split_of(ann.training_record) if ann else {"validation": HELD_OUT}
     source = args.data or (ModelName.parse(name).dataset if ann else "digits")
     train, held_out = (rsnn_zoo.load_dataset(source, part, **split) for part in ("train", "validation"))
-    return ann or trained(name, train), train, held_out.select(min(args.images, len(held_out)))
+    return ann or trained(name, train, args.steps), train, held_out.select(min(args.images, len(held_out)))
 
 
 def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=512, help="training images to convert with")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=240, help="updates of an ANN that is trained here (%(default)s)")
     parser.add_argument("--attack", help="protocol to measure robust accuracy by, too")
     parser.add_argument("--attacked", type=int, default=100, help="validation images to attack")
     parser.add_argument("--eps", type=float, default=8 / 255)
