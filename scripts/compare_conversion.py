@@ -5,7 +5,8 @@
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb \\
         --timesteps 4 --attack ensemble-pgd20
     python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 --timesteps 4 8 64
-    python scripts/compare_conversion.py timm-vgg11_bn --timesteps 4 8 64 --steps 100 --images 200 --calibration 64
+    python scripts/compare_conversion.py timm-vgg11_bn --timesteps 4 8 64 --steps 60 --lr 2e-4 \\
+        --images 200 --calibration 64
     python scripts/compare_conversion.py --table
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
@@ -58,11 +59,11 @@ HELD_OUT = 0.4
 """Share of the training images that these are measured on, and not trained on."""
 
 
-def trained(name: str, train: Any, steps: int) -> nn.Module:
+def trained(name: str, train: Any, steps: int, lr: float) -> nn.Module:
     """One of ``TRAINED``, after some steps."""
     torch.manual_seed(0)
     network = TRAINED[name]().train()
-    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         batch = torch.randint(len(train), (64,))
@@ -86,7 +87,7 @@ def prepared(name: str, args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
     split = split_of(ann.training_record) if ann else {"validation": HELD_OUT}
     source = args.data or (ModelName.parse(name).dataset if ann else "digits")
     train, held_out = (rsnn_zoo.load_dataset(source, part, **split) for part in ("train", "validation"))
-    return ann or trained(name, train, args.steps), train, held_out.select(min(args.images, len(held_out)))
+    return ann or trained(name, train, args.steps, args.lr), train, held_out.select(min(args.images, len(held_out)))
 
 
 def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--steps", type=int, default=240, help="updates of an ANN that is trained here (%(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="its peak learning rate (%(default)s)")
     parser.add_argument("--attack", help="protocol to measure robust accuracy by, too")
     parser.add_argument("--attacked", type=int, default=100, help="validation images to attack")
     parser.add_argument("--eps", type=float, default=8 / 255)
