@@ -142,10 +142,10 @@ def test_weights_of_an_snn_need_the_neurons_said(run, refused, tmp_path):
     found = {}
     for kind in ("reset=soft initial=0.5", "reset=hard"):
         weights = ("--weights", "soft/model.safetensors", "--neuron", *kind.split())
-        run(NAME, *weights, "-n", 64, "--checks", 0, "--results-file", "all.csv")
+        run(NAME, *weights, "--attack", "pgd2", "-n", 64, "--checks", 0, "--results-file", "all.csv")
         found[kind] = load_json(f"results/{NAME}.json")
     data = load_dataset("digits", "test").select(64)
-    wanted = evaluate(soft, data, "ensemble-pgd20", 8 / 255, checks=0).to_json()
+    wanted = evaluate(soft, data, "pgd2", 8 / 255, checks=0).to_json()
     assert found["reset=soft initial=0.5"]["network"] == {"timesteps": 2, "reset": "soft", "leak": 1.0, "initial": 0.5}
     assert found["reset=soft initial=0.5"]["runs"][0]["verdicts"] == wanted["runs"][0]["verdicts"]
     assert found["reset=hard"]["runs"][0]["verdicts"] != wanted["runs"][0]["verdicts"]
