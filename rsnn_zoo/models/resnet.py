@@ -58,11 +58,13 @@ class ResNet(Network):
     """
 
     foldable = (("conv1", "bn1"),)
+    channel_sums = False  # of the class, so that the digests of networks without are what they were
 
     def __init__(self, architecture: str, depth: int, channel_sums: bool = False, **kwargs: Any):
         super().__init__(architecture, **kwargs)
         self.num_features = 64
-        self.channel_sums = channel_sums
+        if channel_sums:
+            self.channel_sums = True
         self.conv1 = nn.Conv2d(self.in_chans, 16, 3, 1, 1, bias=False)
         self.bn1 = self.spiking.static_norm(16)
         self.act1 = self.spiking.activation(repeated=True)

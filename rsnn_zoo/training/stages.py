@@ -318,9 +318,6 @@ class Recipe:
         conversion: Of the ANN into an SNN.
         snn: Fine-tuning of the converted SNN.
         direct: Training of an SNN from scratch, without ANN and conversion.
-
-    Raises:
-        RecipeError: If fine-tuning would undo the conversion.
     """
 
     name: str
@@ -333,10 +330,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.snn.retraction and self.conversion.method == "absorb":
-            raise RecipeError(
-                "snn.retraction holds the weights of each residual sum to a sum of 1, and by "
-                'conversion.method = "absorb" they carry thresholds: set snn.retraction = 0, or method = "published"'
-            )
+            message = "snn.retraction holds residual sums to weights that sum to 1, but absorbed thresholds are in them"
+            raise RecipeError(f'{message}: set snn.retraction = 0, or conversion.method = "published"')
 
     def stage(self, table: str) -> Stage:
         """The table ``ann``, ``snn`` or ``direct``.
