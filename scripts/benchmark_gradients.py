@@ -5,7 +5,8 @@
 
 Timed is what an evaluation spends its steps on, ``ModelVictim.gradient``: gradient, logits and verdicts of a batch that
 stands (labels are the network's own answers). The earlier revision runs it as its evaluations do, precision "float32";
-this one with precision "folded". Each has a process of its own, from ``git archive``, and they take turns.
+this one with precision "folded". Each has a process of its own, the earlier one from ``git archive``, both with the
+allocator that the command line sets, and they take turns.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""As the command line sets glibc's allocator: large tensors stay with the process."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASE = "a864e79"
 NAMES = ["resnet20_cifar10_trades_t4", "resnet20_cifar10_trades_t8"]
@@ -62,7 +65,7 @@ class Build:
 
     def __init__(self, source: Path, precision: str, name: str, args: argparse.Namespace):
         settings = json.dumps([name, precision, args.images, args.chunk, args.threads, 2])
-        environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": str(args.threads)}
+        environment = os.environ | KEEPS_MEMORY | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": str(args.threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, settings],
             stdin=subprocess.PIPE,
@@ -120,7 +123,7 @@ def table(results: dict) -> str:
             f"| {case['model']} | {case['mode']} | {case['before']:.3f} | {case['after']:.3f} | {ratio:.2f}x |"
         )
     caption = (
-        f"Gradient pass with verdicts of {results['images']} images in chunks of {results['chunk']}; medians of "
+        f"Gradient pass with verdicts, of {results['images']} images in chunks of {results['chunk']}; medians of "
         f"{results['repeats']} alternating calls; before: revision {results['base']}; {results['cpu']}, "
         f"{results['threads']} threads; {results['date']}."
     )
@@ -132,7 +135,7 @@ def main() -> None:
     parser.add_argument("--base", default=BASE, help="revision to compare with (default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=NAMES)
     parser.add_argument("--modes", nargs="+", default=MODES)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=9)

@@ -18,7 +18,7 @@ from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
 from rsnn_zoo.attacks.losses import LOSSES, Loss
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
-from rsnn_zoo.models.fused import fuse
+from rsnn_zoo.models.fused import chunks_together, fuse
 from rsnn_zoo.neurons.attack_state import Memory, remembering
 from rsnn_zoo.neurons.kernels import wide
 from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
@@ -82,7 +82,7 @@ class InputGradient:
         model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
         mode: How to differentiate the spike; None for each neuron's own surrogate.
         precision: ``"float32"``, or ``"bfloat16"`` for the convolutions and linear layers; membranes stay in float32.
-        chunk: Images that go through the network at once.
+        chunk: Images that go through the network at once; a multiple of it where the network is fused.
         folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
             to the bit; of a network of this zoo, those of the model in ``channels_last``.
         pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
@@ -125,6 +125,7 @@ class InputGradient:
             _lower_precision(self.model, COMPUTE_DTYPES[precision])
         elif folded:
             fuse(self.model)
+        self.at_once = chunk * chunks_together(self.model, chunk)
 
     def under(self, mode: BackwardMode | None) -> InputGradient:
         """The same under another mode, sharing the network."""
@@ -157,7 +158,7 @@ class InputGradient:
         for number, (x, y) in enumerate(zip(self._chunks(images), self._chunks(labels), strict=True)):
             draws = []
             for draw in range(self.draws):
-                lent = remembering(memory, len(images), len(x), first=number * self.chunk, update=draw == 0)
+                lent = remembering(memory, len(images), len(x), first=number * self.at_once, update=draw == 0)
                 with backward_mode(self.mode), lent:
                     draws.append(input_gradient(self.model, x, lambda z, y=y: function(_widened(z), y)))
             parts.append([torch.stack(each).mean(0) for each in zip(*draws, strict=True)])
@@ -178,7 +179,7 @@ class InputGradient:
     def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):
             x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
-        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.chunk))
+        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.at_once))
 
 
 class PassGradient:

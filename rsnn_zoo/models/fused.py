@@ -24,7 +24,11 @@ from rsnn_zoo.neurons.kernels import run, transforming, wide
 from rsnn_zoo.neurons.modes import Firing, Relu, ThroughRate, current_mode, current_units
 from rsnn_zoo.neurons.surrogates import SpikeDerivative
 
-__all__ = ["fuse"]
+__all__ = ["chunks_together", "fuse"]
+
+_MAPS = 256
+"""Images times steps that share what the call of a layer costs: with more, what is kept leaves the caches."""
+_CHUNKS = 4
 
 
 # --- kernels: see rsnn_zoo.neurons.kernels ------------------------------------------------------------------------
@@ -259,3 +263,13 @@ def fuse(model: nn.Module) -> nn.Module:
     if _fusible(model):
         model.__class__ = FusedResNet
     return model
+
+
+def chunks_together(model: nn.Module, chunk: int) -> int:
+    """How many chunks of images a network takes at once: 1 to 4 of a fused one, by its steps, and 1 of any other.
+
+    Each image's outputs and gradients are the same to the bit, as convolutions sum in one order whatever the batch.
+    """
+    if not isinstance(model, FusedResNet) or model.timesteps is None:
+        return 1
+    return max(1, min(_CHUNKS, _MAPS // (chunk * model.timesteps)))

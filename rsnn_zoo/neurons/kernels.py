@@ -28,8 +28,8 @@ _COMPILE_FROM = 1 << 13
 # Loops are unrolled: minutes of compilation for the hundred steps of a calibration, which run once.
 _UNROLL_AT_MOST = 32
 # Where all steps see one current, each step is computed from it anew, and what the compiler goes through doubles with
-# every step: seconds for 4 and 6, and minutes are not enough for 16.
-_UNROLL_REPEATED = 6
+# every step: seconds for 4 and 6, minutes for 16. From then on each step gets a copy of the current.
+_REPEAT_AT_MOST = 6
 _FIRST_PAUSE = 60.0  # seconds, doubled by each failure that follows
 _LONGEST_PAUSE = 3600.0
 
@@ -101,7 +101,7 @@ def _pays(x: Tensor, steps: int) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
         return False
     plain = type(x) in (Tensor, torch.nn.Parameter)  # and no fake tensor of an exporter
-    large = x.numel() >= _COMPILE_FROM and steps <= (_UNROLL_REPEATED if len(x) == 1 else _UNROLL_AT_MOST)
+    large = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
     return plain and large and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
 
 
@@ -131,6 +131,9 @@ def run(function: Callable[..., Any], tensors: tuple[Tensor, ...], static: tuple
     x = tensors[0]
     if not _pays(x, steps):
         return function(*tensors, *static)
+    if len(x) == 1 and steps > _REPEAT_AT_MOST:
+        x = x.repeat(steps, 1)
+        tensors = (x, *tensors[1:])
     key = (function, x.dtype, x.device.type, x.shape[0], _pattern(tensors), *static)
     kernel = _kernels.setdefault(key, _Kernel())
     fresh = kernel.compiled is None

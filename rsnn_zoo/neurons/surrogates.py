@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rsnn_zoo.neurons.kernels import run
 from rsnn_zoo.spec.units import RELATIVE
 
 __all__ = [
@@ -85,7 +86,8 @@ class SpikeDerivative:
             threshold: Positive, a scalar.
         """
         if self.units == RELATIVE:
-            return DERIVATIVES[self.kind](excess / threshold, width) / threshold
+            inverse = threshold.reciprocal()  # one division for all
+            return DERIVATIVES[self.kind](excess * inverse, width) * inverse
         return DERIVATIVES[self.kind](excess, width)
 
 
@@ -245,6 +247,11 @@ class HART(ThroughTime):
         return firing.threshold.new_tensor(self.width)
 
 
+def _fired(excess: Tensor, unit: Tensor) -> Tensor:
+    """1 / unit where any of the steps has fired, (N,), else 0."""
+    return torch.where(excess.amax(0) >= 0, unit.reciprocal(), 0.0).to(excess.dtype)
+
+
 @dataclass(frozen=True)
 class Rate(ThroughRate):
     """Backward through the rate (BPTR): the output's gradient passes, at every step, where the neuron ever fired.
@@ -257,8 +264,7 @@ class Rate(ThroughRate):
 
     def slope_of(self, firing: Firing) -> Tensor:
         """1 / unit where a spike was fired."""
-        fired = (firing.excess >= 0).any(0)
-        return fired if firing.units != RELATIVE else (fired / firing.threshold).to(firing.excess.dtype)
+        return run(_fired, (firing.excess, firing.unit), (), steps=len(firing.excess))
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,26 @@ def test_any_loss_of_single_steps_goes_back_too(eager):
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("mode", ["pcw-1", "rate", "assg"])
+def test_chunks_that_go_through_together_give_each_image_what_it_gets_alone(mode, eager):
+    model = network().float()
+    images, labels = torch.rand(11, 3, 8, 8), torch.arange(11) % 10
+    together = InputGradient(model, MODES[mode], chunk=2, pad=True)
+    assert type(together.model) is FusedResNet and together.at_once == 8
+    gradient, logits = together(images, labels, memory={})
+    for start in range(0, 11, 2):
+        alone = together(images[start : start + 2], labels[start : start + 2], memory={})
+        assert torch.equal(alone[0], gradient[start : start + 2])
+        assert torch.equal(alone[1], logits[start : start + 2])
+
+
+@pytest.mark.parametrize(("chunk", "timesteps", "times"), [(16, 4, 4), (16, 8, 2), (16, 32, 1), (64, 4, 1), (1, 1, 4)])
+def test_as_many_chunks_go_together_as_the_caches_hold(chunk, timesteps, times):
+    model = network(timesteps=timesteps)
+    assert InputGradient(model, chunk=chunk).at_once == chunk * times
+    assert InputGradient(model, chunk=chunk, folded=False).at_once == chunk
+
+
 def test_what_was_changed_or_hooked_or_is_no_resnet_stays_as_it_is(eager):
     hooked = freeze(fold(network()))
     hooked.layer1[0].act1.register_forward_hook(lambda *_: None)
