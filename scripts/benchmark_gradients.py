@@ -21,6 +21,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from _gradients import table
+
 KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """As the command line sets glibc's allocator: large tensors stay with the process."""
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -112,22 +114,6 @@ def measure(args: argparse.Namespace) -> dict:
                 build.close()
     how = {key: getattr(args, key) for key in ("base", "images", "chunk", "threads", "repeats")}
     return {**environment(), "date": date.today().isoformat(), **how, "cases": cases}
-
-
-def table(results: dict) -> str:
-    """The measurements as a Markdown table with a caption."""
-    lines = ["| network | mode | before, s | now, s | speed-up |", "| --- | --- | --- | --- | --- |"]
-    for case in results["cases"]:
-        ratio = case["before"] / case["after"]
-        lines.append(
-            f"| {case['model']} | {case['mode']} | {case['before']:.3f} | {case['after']:.3f} | {ratio:.2f}x |"
-        )
-    caption = (
-        f"Gradient pass with verdicts, of {results['images']} images in chunks of {results['chunk']}; medians of "
-        f"{results['repeats']} alternating calls; before: revision {results['base']}; {results['cpu']}, "
-        f"{results['threads']} threads; {results['date']}."
-    )
-    return "\n".join([*lines, "", caption])
 
 
 def main() -> None:

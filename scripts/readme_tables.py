@@ -6,7 +6,8 @@
 Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.json (written by the scripts of the same
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
 validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
-conversions from docs/conversion.json (by compare_conversion.py), experiments from docs/ablation.json and
+conversions from docs/conversion.json (by compare_conversion.py), gradient passes from docs/gradients.json (by
+benchmark_gradients.py), experiments from docs/ablation.json and
 docs/finetuning.json (by ablate.py).
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from _conversions import table as conversions_table
+from _gradients import table as gradients_table
 from _pages import replaced
 from _ratios import ratios_table
 
@@ -271,6 +273,11 @@ def conversions() -> str:
     return conversions_table(load_json(DOCS / "conversion.json"))
 
 
+def gradients() -> str:
+    """One row a network and backward mode, by what benchmark_gradients.py measured."""
+    return gradients_table(load_json(DOCS / "gradients.json"))
+
+
 def starts() -> str:
     """One row a fine-tuning, by what it started from and its steps."""
     lines = ["| SNN | start | steps | clean | attack | robust |", "|---" * 6 + "|"]
@@ -301,7 +308,7 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results,),
-    DOCS / "speed.md": (costs, evaluation, benchmark, training),
+    DOCS / "speed.md": (costs, evaluation, benchmark, gradients, training),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
     DOCS / "conversion.md": (conversions, starts),
 }

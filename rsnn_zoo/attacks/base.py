@@ -170,6 +170,17 @@ class Victim(Protocol):
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
         """Which images the exact network misclassifies, (B,) bool."""
 
+    def answers(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What a search without gradients asks: logits and verdicts.
+
+        Args:
+            x: Images (B, C, H, W).
+            labels: (B,).
+
+        Returns:
+            The logits (B, K), the exact network's but for rounding, and which images have fallen by the exact one (B,).
+        """
+
 
 class Attack(Protocol):
     """Searches the ball around each image for one that the victim misclassifies."""

@@ -125,7 +125,6 @@ class InputGradient:
             _lower_precision(self.model, COMPUTE_DTYPES[precision])
         elif folded:
             fuse(self.model)
-        self.at_once = chunk * chunks_together(self.model, chunk)
 
     def under(self, mode: BackwardMode | None) -> InputGradient:
         """The same under another mode, sharing the network."""
@@ -154,11 +153,11 @@ class InputGradient:
         memory = {} if memory is None else memory
         if any(len(rows) != len(images) for rows in memory.values()):
             raise ValueError(f"the memory is not of {len(images)} samples: hand an empty one to a new batch")
-        parts = []
-        for number, (x, y) in enumerate(zip(self._chunks(images), self._chunks(labels), strict=True)):
+        parts, at_once = [], self.at_once(images)
+        for number, (x, y) in enumerate(zip(self._chunks(images, at_once), self._chunks(labels, at_once), strict=True)):
             draws = []
             for draw in range(self.draws):
-                lent = remembering(memory, len(images), len(x), first=number * self.at_once, update=draw == 0)
+                lent = remembering(memory, len(images), len(x), first=number * at_once, update=draw == 0)
                 with backward_mode(self.mode), lent:
                     draws.append(input_gradient(self.model, x, lambda z, y=y: function(_widened(z), y)))
             parts.append([torch.stack(each).mean(0) for each in zip(*draws, strict=True)])
@@ -173,13 +172,17 @@ class InputGradient:
             ValueError: If the model gives something else.
         """
         with backward_mode(self.mode):
-            logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images)]
+            logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images, self.at_once(images))]
         return _widened(torch.cat(logits)[: len(images)])
 
-    def _chunks(self, x: Tensor) -> tuple[Tensor, ...]:
+    def at_once(self, images: Tensor) -> int:
+        """How many of images (B, C, H, W) go through the network as one: ``chunk``, or some of a fused network's."""
+        return self.chunk * chunks_together(self.model, self.chunk, images.shape[2:])
+
+    def _chunks(self, x: Tensor, at_once: int) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):
             x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
-        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(self.at_once))
+        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(at_once))
 
 
 class PassGradient:

@@ -91,16 +91,9 @@ class QueryAttack(ABC):
 
 
 def margins(victim: Victim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin, logit of the label minus the largest of the others, and which images are misclassified; both (B,).
-
-    Where the logits are those that verdicts go by, only images without a margin are judged, else all.
-    """
-    logits = victim.logits(x)
-    margin = logits.gather(1, labels[:, None]).squeeze(1) - largest_other(logits, labels)
-    wrong = (margin > 0).logical_not() | (not victim.faithful)
-    if wrong.any():
-        wrong[wrong.clone()] = victim.fallen(x[wrong], labels[wrong])
-    return margin, wrong
+    """The margin, logit of the label minus the largest of the others, and which images have fallen; both (B,)."""
+    logits, fallen = victim.answers(x, labels)
+    return logits.gather(1, labels[:, None]).squeeze(1) - largest_other(logits, labels), fallen
 
 
 # The share of the image that a square covers is p / divisor until a question, out of 10000: the paper's schedule.

@@ -162,6 +162,17 @@ class ModelVictim:
         """Which images the exact network misclassifies, (B,) bool; logits that are no numbers are of no class."""
         return _wrong(self._mean(x, passes_of(self.draws)), labels)
 
+    def answers(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and which images have fallen: see :class:`rsnn_zoo.attacks.base.Victim`."""
+        if self._folded and self.faithful:
+            logits = self._fast.under(self.mode).logits(x)
+            return logits, self._confirmed(x, labels, logits)
+        logits = self.logits(x)
+        down = _wrong(logits, labels) | (not self.faithful)
+        if down.any():
+            down[down.clone()] = self.fallen(x[down], labels[down])
+        return logits, down
+
     def gradient(
         self, x: Tensor, labels: Tensor, loss: Loss, aim: Tensor, memory: State
     ) -> tuple[Tensor, Tensor, Tensor]:

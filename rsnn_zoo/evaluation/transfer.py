@@ -83,6 +83,9 @@ class _Proxy:
     def fallen(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.target.fallen(x, labels)
 
+    def answers(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits(x), self.fallen(x, labels)
+
 
 @dataclass(frozen=True)
 class Transfer:

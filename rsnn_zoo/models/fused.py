@@ -7,6 +7,7 @@ step alone goes back through the convolutions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,9 @@ from rsnn_zoo.neurons.surrogates import SpikeDerivative
 
 __all__ = ["chunks_together", "fuse"]
 
-_MAPS = 256
-"""Images times steps that share what the call of a layer costs: with more, what is kept leaves the caches."""
-_CHUNKS = 4
+_CHUNKS, _PIXELS = 4, 256 * 32 * 32
+"""Chunks of images that share what the call of a layer costs, and pixels times steps of them, at most: with more, what
+is kept leaves the caches."""
 
 
 # --- kernels: see rsnn_zoo.neurons.kernels ------------------------------------------------------------------------
@@ -265,11 +266,11 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def chunks_together(model: nn.Module, chunk: int) -> int:
-    """How many chunks of images a network takes at once: 1 to 4 of a fused one, by its steps, and 1 of any other.
+def chunks_together(model: nn.Module, chunk: int, size: torch.Size) -> int:
+    """How many chunks of images of ``size`` (H, W) a network takes at once: 1 to 4 of a fused one, and 1 of any other.
 
     Each image's outputs and gradients are the same to the bit, as convolutions sum in one order whatever the batch.
     """
     if not isinstance(model, FusedResNet) or model.timesteps is None:
         return 1
-    return max(1, min(_CHUNKS, _MAPS // (chunk * model.timesteps)))
+    return max(1, min(_CHUNKS, _PIXELS // (chunk * model.timesteps * math.prod(size))))

@@ -54,6 +54,10 @@ class RandomVictim:
     def fallen(self, x, labels):
         return self.logits(x).argmax(1) != labels
 
+    def answers(self, x, labels):
+        logits = self.logits(x)
+        return logits, logits.argmax(1) != labels
+
 
 @given(
     st.sampled_from(GRADIENT_ATTACKS),

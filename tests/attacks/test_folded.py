@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _is_audited
+from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _close, _is_audited
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.layers import Spiking
 from rsnn_zoo.models.resnet import BasicBlock
@@ -45,6 +45,20 @@ def test_what_the_folded_network_misclassifies_falls_by_the_exact_one_alone():
     with torch.no_grad():
         victim._fast.model.fc.bias[:] = -1e3 * F.one_hot(labels[0], 10)  # now it finds no image of that class
     assert not victim.gradient(images, labels, loss, labels, {})[2].any()
+    assert victim._fast.logits(images).argmax(1).ne(labels).any() and not victim.answers(images, labels)[1].any()
+
+
+def test_searches_ask_the_folded_network_and_take_the_word_of_the_exact_one():
+    model, images, labels = network(), torch.rand(7, 3, 8, 8, dtype=torch.float64), torch.arange(7)
+    exact, folded = (ModelVictim(model, 4, precision) for precision in ("float32", FOLDED))
+    (logits, down), (fast, fast_down) = (victim.answers(images, labels) for victim in (exact, folded))
+    assert logits.equal(exact.logits(images)) and down.equal(exact.fallen(images, labels)) and fast_down.equal(down)
+    torch.testing.assert_close(fast, logits)
+    asked = []
+    folded._exact.logits = lambda x: asked.append(len(x)) or exact.logits(x)
+    labels = logits.argmax(1)
+    assert not folded.answers(images, labels)[1].any()
+    assert sum(asked) <= int(_is_audited(images).sum() + _close(fast).sum()) < len(images)
 
 
 def test_a_sampled_share_of_what_stands_is_shown_to_the_exact_network():

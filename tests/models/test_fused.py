@@ -117,7 +117,7 @@ def test_chunks_that_go_through_together_give_each_image_what_it_gets_alone(mode
     model = network().float()
     images, labels = torch.rand(11, 3, 8, 8), torch.arange(11) % 10
     together = InputGradient(model, MODES[mode], chunk=2, pad=True)
-    assert type(together.model) is FusedResNet and together.at_once == 8
+    assert type(together.model) is FusedResNet and together.at_once(images) == 8
     gradient, logits = together(images, labels, memory={})
     for start in range(0, 11, 2):
         alone = together(images[start : start + 2], labels[start : start + 2], memory={})
@@ -125,11 +125,14 @@ def test_chunks_that_go_through_together_give_each_image_what_it_gets_alone(mode
         assert torch.equal(alone[1], logits[start : start + 2])
 
 
-@pytest.mark.parametrize(("chunk", "timesteps", "times"), [(16, 4, 4), (16, 8, 2), (16, 32, 1), (64, 4, 1), (1, 1, 4)])
-def test_as_many_chunks_go_together_as_the_caches_hold(chunk, timesteps, times):
-    model = network(timesteps=timesteps)
-    assert InputGradient(model, chunk=chunk).at_once == chunk * times
-    assert InputGradient(model, chunk=chunk, folded=False).at_once == chunk
+@pytest.mark.parametrize(
+    ("chunk", "timesteps", "side", "times"),
+    [(16, 4, 32, 4), (16, 8, 32, 2), (16, 32, 32, 1), (64, 4, 8, 4), (64, 4, 64, 1), (1, 1, 32, 4)],
+)
+def test_as_many_chunks_go_together_as_the_caches_hold(chunk, timesteps, side, times):
+    model, images = network(timesteps=timesteps), torch.zeros(1, 3, side, side)
+    assert InputGradient(model, chunk=chunk).at_once(images) == chunk * times
+    assert InputGradient(model, chunk=chunk, folded=False).at_once(images) == chunk
 
 
 def test_what_was_changed_or_hooked_or_is_no_resnet_stays_as_it_is(eager):
