@@ -5,7 +5,7 @@
     python scripts/compare_conversion.py resnet20_cifar10_trades_ann --data cifar10.npz --methods absorb \\
         --timesteps 4 --attack ensemble-pgd20
     python scripts/compare_conversion.py cnn vgg11 wrn16_4 timm-resnet18 --timesteps 4 8 64
-    python scripts/compare_conversion.py timm-vgg11_bn --timesteps 4 8 64 --steps 60 --lr 2e-4 \\
+    python scripts/compare_conversion.py timm-vgg11_bn --timesteps 4 8 64 --steps 200 --lr 2e-4 \\
         --images 200 --calibration 64
     python scripts/compare_conversion.py --table
 
