@@ -105,9 +105,10 @@ def evaluate(
         chunk: Samples that go through the network at once. The verdicts are those of this size, since a library may
             choose another algorithm for another one; the default depends on image size and device.
         precision: Of the gradients that attacks follow, ``"float32"``, ``"folded"`` (float32 with folded batch norms,
-            faster; of the answers to searches without gradients too) or ``"bfloat16"`` (folded too). No sample falls but by the exact float32 network, which ``"folded"``
-            asks about suspects and about a sample of what stands (the report says how often it contradicts), and
-            ``"bfloat16"``, whose gradients are those of another network, about every iterate.
+            faster; of the answers to searches without gradients too) or ``"bfloat16"`` (folded too). No sample falls
+            but by the exact float32 network, which ``"folded"`` asks about suspects and about a sample of what stands
+            (the report says how often it contradicts), and ``"bfloat16"``, whose gradients are those of another
+            network, about every iterate.
         draws: Passes over which gradients and logits are averaged (EOT); by default 16 for a random model, else 1. What
             these misclassify is judged by eight times as many, since one of many iterates may fall by luck.
         checks: Samples that the sanity flags attack (see :mod:`rsnn_zoo.evaluation.flags`); 0 for no flags.
