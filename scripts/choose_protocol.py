@@ -4,11 +4,12 @@
     python scripts/choose_protocol.py resnet20_cifar10_trades_t4 --data cifar10.npz -n 64 --output docs/protocols/c.json
     python scripts/choose_protocol.py --table docs/protocols/*.json
     python scripts/choose_protocol.py --felled worst-case-v1 'resnet20_*_trades_t*'
+    python scripts/choose_protocol.py --felled worst-case-v2 docs/evaluations/*.json
 
 On validation images the first attack runs; then each candidate attacks whatever that one left standing, all of them the
 same images. So the file knows what any candidate adds to any others. The tables order them greedily: next comes the one
 that fells most per second of what those before it leave. With ``--felled``, a table of what each member of a protocol
-felled after those before it, by the published evidence.
+felled after those before it, by the published evidence or by reports that ``rsnn-zoo evaluate --output`` wrote.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", default="float32", help="of the gradients (default: %(default)s)")
     p.add_argument("--output", type=Path, help="JSON file; written after each attack, and candidates in it are kept")
     p.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print tables of such files, and no more")
-    p.add_argument("--felled", nargs="+", metavar="NAME", help="a protocol and names or wildcards of entries")
+    p.add_argument("--felled", nargs="+", metavar="NAME", help="a protocol, then entries or report files")
     return p
 
 
@@ -122,21 +123,29 @@ def table(path: Path) -> str:
     return "\n".join([*lines, "", f"{left} stand under all of them."])
 
 
+def reports(*patterns: str) -> list[dict[str, Any]]:
+    """Reports by their file, or evidence of entries by their name."""
+    paths = []
+    for pattern in patterns:
+        names = [] if pattern.endswith(".json") else rsnn_zoo.list_models(pattern, pretrained=True)
+        paths += [entry_folder(name) / EVIDENCE for name in names] or [Path(pattern)]
+    return [load_json(path, MAX_EVIDENCE_BYTES) for path in paths]
+
+
 def felled(protocol: str, *patterns: str) -> str:
-    """A table in Markdown of the members that felled anything, in their order, by entry."""
-    names = [name for pattern in patterns for name in rsnn_zoo.list_models(pattern, pretrained=True)]
-    columns, members = [], {}
-    for name in names:
-        evidence = load_json(entry_folder(name) / EVIDENCE, MAX_EVIDENCE_BYTES)
-        for run in (run for run in evidence["runs"] if run["protocol"] == protocol):
+    """A table in Markdown of the members that felled anything, in their order, by entry, and of what stands."""
+    columns, members, stand = [], {}, []
+    for report in reports(*patterns):
+        for run in (run for run in report["runs"] if run["protocol"] == protocol):
             found = {f"{one['attack']}@{one['mode']}".removesuffix("@own"): one["felled"] for one in run["attacks"]}
-            columns.append((f"{name}, {in_255(run['eps'])}", found))
+            columns.append((f"{report['model']}, {in_255(run['eps'])}", found))
             members |= dict.fromkeys(member for member, count in found.items() if count)
+            stand.append(f"{round(run['robust_accuracy'] * report['n'])} of {report['n']}")
     order = [member for _, found in columns[:1] for member in found if member in members]
     lines = ["| in this order | " + " | ".join(head for head, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for member in dict.fromkeys([*order, *members]):
         lines.append(f"| `{member}` | " + " | ".join(str(found.get(member, 0) or "") for _, found in columns) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"| stand | {' | '.join(stand)} |"])
 
 
 def main() -> None:

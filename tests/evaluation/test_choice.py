@@ -10,9 +10,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def made(*arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "choose_protocol.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def page():
+    return (ROOT / "docs" / "worst_case_v2.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "protocols").glob("*.json")), ids=lambda path: path.stem)
 def test_the_page_shows_what_the_script_makes_of_the_measurement(path):
-    command = [sys.executable, str(ROOT / "scripts" / "choose_protocol.py"), "--table", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(path.read_text(encoding="utf-8"))["split"] == "validation"
-    assert done.stdout.strip() in (ROOT / "docs" / "worst_case_v2.md").read_text(encoding="utf-8")
+    assert made("--table", path) in page()
+
+
+def test_the_page_shows_what_felled_what_by_the_published_evidence():
+    names = "resnet20_cifar10_trades_t4", "resnet20_cifar10_trades_t8", "resnet20_digits_trades_t4"
+    assert made("--felled", "worst-case-v1", *names) in page()
