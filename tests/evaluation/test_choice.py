@@ -28,3 +28,8 @@ def test_the_page_shows_what_the_script_makes_of_the_measurement(path):
 def test_the_page_shows_what_felled_what_by_the_published_evidence():
     names = "resnet20_cifar10_trades_t4", "resnet20_cifar10_trades_t8", "resnet20_digits_trades_t4"
     assert made("--felled", "worst-case-v1", *names) in page()
+
+
+def test_the_page_shows_what_felled_what_by_reports():
+    reports = sorted((ROOT / "docs" / "evaluations").glob("*.json"))
+    assert reports and made("--felled", "worst-case-v2", *reports) in page()
