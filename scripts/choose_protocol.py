@@ -39,6 +39,9 @@ CANDIDATES = [
     *("flips4000", "square1000", "transfer-apgd100-ce", "pgd20@ensemble"),
 ]
 
+FIRST_VERSION = "worst-case-v1"
+"""What the entries were published with."""
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,20 +135,34 @@ def reports(*patterns: str) -> list[dict[str, Any]]:
     return [load_json(path, MAX_EVIDENCE_BYTES) for path in paths]
 
 
+def published(protocol: str, report: dict[str, Any], eps: float) -> str:
+    """How many of a report's images, the first of their split, stand by the entry's evidence; "" without one."""
+    evidence = load_json(entry_folder(report["model"]) / EVIDENCE, MAX_EVIDENCE_BYTES)
+    same = all(evidence[key] == report[key] for key in ("weights_sha256", "split", "index"))
+    for run in evidence["runs"] if same and report["n"] <= evidence["n"] else ():
+        if (run["protocol"], run["eps"]) == (protocol, eps):
+            return str(run["verdicts"].split()[: report["n"]].count(str(STANDS)))
+    return ""
+
+
 def felled(protocol: str, *patterns: str) -> str:
     """A table in Markdown of the members that felled anything, in their order, by entry, and of what stands."""
-    columns, members, stand = [], {}, []
+    columns, members, stand, before = [], {}, [], []
     for report in reports(*patterns):
         for run in (run for run in report["runs"] if run["protocol"] == protocol):
             found = {f"{one['attack']}@{one['mode']}".removesuffix("@own"): one["felled"] for one in run["attacks"]}
             columns.append((f"{report['model']}, {in_255(run['eps'])}", found))
             members |= dict.fromkeys(member for member, count in found.items() if count)
             stand.append(f"{round(run['robust_accuracy'] * report['n'])} of {report['n']}")
+            before.append(published(FIRST_VERSION, report, run["eps"]))
     order = [member for _, found in columns[:1] for member in found if member in members]
     lines = ["| in this order | " + " | ".join(head for head, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for member in dict.fromkeys([*order, *members]):
         lines.append(f"| `{member}` | " + " | ".join(str(found.get(member, 0) or "") for _, found in columns) + " |")
-    return "\n".join([*lines, f"| stand | {' | '.join(stand)} |"])
+    lines.append(f"| stand | {' | '.join(stand)} |")
+    if protocol != FIRST_VERSION:
+        lines.append(f"| under `{FIRST_VERSION}` | {' | '.join(before)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
