@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The compiler's time for an unrolled spiking neuron doubles with every step where all steps see one current.
+# The compiler's time for an unrolled spiking neuron grows exponentially where all steps see one current.
 #
 # Version: torch 2.14.1 (CPU, inductor; needs a C++ compiler).
 # An integrate-and-fire neuron over T steps, unrolled, returns its spikes and membranes. The first layer of a directly
 # coded network sees the same current at every step: (1, N) in place of (T, N).
 # Expected: compiling it takes about as long, since the arithmetic is the same and one tensor less is read.
 # Seen: processor time of compilation for T = 8 and 10 is 6 s and 19 s with one row, and 2 s either way where the row is
-# copied T times; from there on each step more doubles it, so at T = 16 a training that compiles seems to stand still.
-# No message says so. Each step is computed from the one row anew; rows of its own make it keep the membrane between.
+# copied T times, so a few steps more make it minutes. No message says so. Each step is computed from the one row anew;
+# rows of its own make it keep the membrane between.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -27,7 +27,7 @@ from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of
 from rsnn_zoo.hub.resolve import entry_folder
-from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, published_index, published_runs
 from rsnn_zoo.report.report import STANDS, in_255
 from rsnn_zoo.spec.config import EVIDENCE
 
@@ -138,23 +138,26 @@ def reports(*patterns: str) -> list[dict[str, Any]]:
 def published(protocol: str, report: dict[str, Any], eps: float) -> str:
     """How many of a report's images, the first of their split, stand by the entry's evidence; "" without one."""
     evidence = load_json(entry_folder(report["model"]) / EVIDENCE, MAX_EVIDENCE_BYTES)
-    same = all(evidence[key] == report[key] for key in ("weights_sha256", "split", "index"))
-    for run in evidence["runs"] if same and report["n"] <= evidence["n"] else ():
-        if (run["protocol"], run["eps"]) == (protocol, eps):
-            return str(run["verdicts"].split()[: report["n"]].count(str(STANDS)))
-    return ""
+    index = published_index(report)
+    if any(evidence[key] != report[key] for key in ("weights_sha256", "split")):
+        return ""
+    if list(published_index(evidence))[: len(index)] != list(index):
+        return ""
+    runs = (run for run in published_runs(evidence) if (run.protocol, run.eps) == (protocol, eps))
+    return next((str(run.verdicts[: len(index)].count(STANDS)) for run in runs), "")
 
 
 def felled(protocol: str, *patterns: str) -> str:
     """A table in Markdown of the members that felled anything, in their order, by entry, and of what stands."""
     columns, members, stand, before = [], {}, [], []
     for report in reports(*patterns):
-        for run in (run for run in report["runs"] if run["protocol"] == protocol):
-            found = {f"{one['attack']}@{one['mode']}".removesuffix("@own"): one["felled"] for one in run["attacks"]}
-            columns.append((f"{report['model']}, {in_255(run['eps'])}", found))
+        for run in (run for run in published_runs(report) if run.protocol == protocol):
+            attacks = run.claimed["attacks"]
+            found = {f"{one['attack']}@{one['mode']}".removesuffix("@own"): one["felled"] for one in attacks}
+            columns.append((f"{report['model']}, {in_255(run.eps)}", found))
             members |= dict.fromkeys(member for member, count in found.items() if count)
-            stand.append(f"{round(run['robust_accuracy'] * report['n'])} of {report['n']}")
-            before.append(published(FIRST_VERSION, report, run["eps"]))
+            stand.append(f"{run.verdicts.count(STANDS)} of {len(run.verdicts)}")
+            before.append(published(FIRST_VERSION, report, run.eps))
     order = [member for _, found in columns[:1] for member in found if member in members]
     lines = ["| in this order | " + " | ".join(head for head, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for member in dict.fromkeys([*order, *members]):

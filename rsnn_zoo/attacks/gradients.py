@@ -82,7 +82,7 @@ class InputGradient:
         model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
         mode: How to differentiate the spike; None for each neuron's own surrogate.
         precision: ``"float32"``, or ``"bfloat16"`` for the convolutions and linear layers; membranes stay in float32.
-        chunk: Images that go through the network at once; a multiple of it where the network is fused.
+        chunk: Images that go through the network at once; on a CPU a multiple of it where the network is fused.
         folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
             to the bit; of a network of this zoo, those of the model in ``channels_last``.
         pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
@@ -177,7 +177,7 @@ class InputGradient:
 
     def at_once(self, images: Tensor) -> int:
         """How many of images (B, C, H, W) go through the network as one: ``chunk``, or some of a fused network's."""
-        return self.chunk * chunks_together(self.model, self.chunk, images.shape[2:])
+        return self.chunk * chunks_together(self.model, self.chunk, images)
 
     def _chunks(self, x: Tensor, at_once: int) -> tuple[Tensor, ...]:
         if self.pad and (short := -len(x) % self.chunk):

@@ -108,10 +108,10 @@ class ModelVictim:
     Args:
         model: A network of this zoo, or any module from images in [0, 1] to logits. It is copied, not touched.
         chunk: Images that go through the network at once; the last chunk is padded, so each meets the same algorithms.
-        precision: Of the gradients, ``"float32"``, ``"folded"`` or ``"bfloat16"``; verdicts are the exact float32
-            network's. ``"folded"`` asks it about iterates that the folded network misclassifies or nearly so, and about
-            one in ``AUDITED_ONE_IN`` of the others, drawn by their pixels; what it then finds is counted in
-            ``agreement``. Models that are random keep to the exact network.
+        precision: Of the gradients, ``"float32"``, ``"folded"`` (of ``answers`` too) or ``"bfloat16"``; verdicts are
+            the exact float32 network's. ``"folded"`` asks it about iterates that the folded network misclassifies or
+            nearly so, and about one in ``AUDITED_ONE_IN`` of the others, drawn by their pixels; what it then finds is
+            counted in ``agreement``. Models that are random keep to the exact network.
         draws: Passes over which logits and gradients are averaged, for a random model. What these misclassify is
             a suspect: verdicts are those of new passes, ``VERDICT`` times as many.
 

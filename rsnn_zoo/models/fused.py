@@ -28,8 +28,8 @@ from rsnn_zoo.neurons.surrogates import SpikeDerivative
 __all__ = ["chunks_together", "fuse"]
 
 _CHUNKS, _PIXELS = 4, 256 * 32 * 32
-"""Chunks of images that share what the call of a layer costs, and pixels times steps of them, at most: with more, what
-is kept leaves the caches."""
+"""Chunks of images that share what the call of a layer costs, and pixels times steps of them, at most: more gain little
+and take memory."""
 
 
 # --- kernels: see rsnn_zoo.neurons.kernels ------------------------------------------------------------------------
@@ -266,11 +266,12 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def chunks_together(model: nn.Module, chunk: int, size: torch.Size) -> int:
-    """How many chunks of images of ``size`` (H, W) a network takes at once: 1 to 4 of a fused one, and 1 of any other.
+def chunks_together(model: nn.Module, chunk: int, images: Tensor) -> int:
+    """How many chunks of images (B, C, H, W) a network takes at once: 1 to 4 of a fused one on a CPU, else 1.
 
-    Each image's outputs and gradients are the same to the bit, as convolutions sum in one order whatever the batch.
+    Each image's outputs and gradients are the same to the bit, since convolutions on a CPU sum in one order whatever
+    the batch; other devices choose by its size.
     """
-    if not isinstance(model, FusedResNet) or model.timesteps is None:
+    if not isinstance(model, FusedResNet) or model.timesteps is None or images.device.type != "cpu":
         return 1
-    return max(1, min(_CHUNKS, _PIXELS // (chunk * model.timesteps * math.prod(size))))
+    return max(1, min(_CHUNKS, _PIXELS // (chunk * model.timesteps * math.prod(images.shape[2:]))))

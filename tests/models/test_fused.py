@@ -133,6 +133,7 @@ def test_as_many_chunks_go_together_as_the_caches_hold(chunk, timesteps, side, t
     model, images = network(timesteps=timesteps), torch.zeros(1, 3, side, side)
     assert InputGradient(model, chunk=chunk).at_once(images) == chunk * times
     assert InputGradient(model, chunk=chunk, folded=False).at_once(images) == chunk
+    assert InputGradient(model, chunk=chunk).at_once(images.to("meta")) == chunk  # other devices choose by the batch
 
 
 def test_what_was_changed_or_hooked_or_is_no_resnet_stays_as_it_is(eager):
