@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import Batch, State, Victim, project
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.greedy import greedy
+from rsnn_zoo.attacks.guided import guided
 from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.queries import margins
 from rsnn_zoo.attacks.victim import default_chunk
@@ -29,8 +30,16 @@ from, or under a backward mode; of a search with estimated gradients (NES); at a
 
 GRADIENT_FREE_STARTS = ("nes", "random")
 
-RANKING = ("source", "pcw-1", "rate")
-"""Whose gradients say which changes to try where there are too many, of these starts."""
+GUIDES = ("source", "pcw-1", "rate", "hart-1", "exp_d-1")
+"""Whose gradients say what to try where there are too many pixels to try each."""
+
+FEW = 128
+"""Changes in a round, at most, where each pixel is tried at both ends; larger images are searched by masks."""
+
+FAR = {300: 0.4, 600: 0.3, 1200: 0.2}
+SLOW = 0.1
+"""After so many questions about masks a sample gives up whose least margin is above that share of its clean one, and
+fell by less than a tenth of it over the last half of them: of such samples none was seen to fall later."""
 
 KICKS, KICKED = 8, 8
 """Searches from the best point so far after each start, and how many pixels are set at random before it, at most."""
@@ -53,18 +62,48 @@ class _Sample:
     """One image that is searched around."""
 
     row: int
-    left: int
-    """Questions."""
+    queries: int
     generator: torch.Generator
+    clean: float | None = None
+    """The clean margin, where it is to be given up if it stays far from falling."""
+    asked: int = 0
+    searched: int = 0
+    """Questions of searches, without those of starts."""
+    least: float = math.inf
+    """Margin of all that searches asked about."""
+    past: dict[int, float] = field(default_factory=dict)
+    """The least margin after some numbers of questions."""
     margin: float = math.inf
     best: Tensor | None = None
     """Where a search found the least margin and got stuck, (C, H, W)."""
     fooled: Tensor | None = None
     """What the victim misclassifies."""
 
+    @property
+    def left(self) -> int:
+        """Questions."""
+        return self.queries - self.asked
+
     def wants(self, questions: int = 0) -> bool:
         """Whether to go on, for more than so many questions."""
-        return self.fooled is None and self.left > questions
+        return self.fooled is None and self.left > questions and not self.is_far
+
+    @property
+    def is_far(self) -> bool:
+        """Whether to give it up: see ``FAR``."""
+        reached = [asked for asked in FAR if asked in self.past] if self.clean is not None else []
+        return any(
+            self.past[asked] > FAR[asked] * self.clean and self.past[asked // 2] - self.past[asked] < SLOW * self.clean
+            for asked in reached
+        )
+
+    def heard(self, margins: Tensor) -> None:
+        """Takes note of answers, (n,)."""
+        self.searched += len(margins)
+        self.least = min(self.least, margins.min().item())
+        for asked in (each for far in FAR for each in (far // 2, far)):
+            if self.searched >= asked:
+                self.past.setdefault(asked, self.least)
 
     def kicked(self, image: Tensor, eps: float) -> Tensor:
         """The best point with some pixels at random ends of their intervals."""
@@ -84,17 +123,16 @@ class Flips:
     From a start, the margin of every single pixel at either end of its interval; then the best 1, 2, 3, 4, 6, 8, 12 or
     16 of these changes together, kept where the margin falls; until stuck. Then, some times, again from the best point
     so far with up to 8 pixels set at random, and then the next of ``SEARCH_STARTS``. Where an image has more pixels
-    than half of ``candidates``, the changes are blocks of pixels that halve where the search is stuck, down to single
-    ones, and each round tries a quarter of ``candidates``: those that gradients rank highest, of each network or
-    backward mode as many, and some at random.
+    than half of ``FEW``, a round asks about masks in place of single pixels: shares of the pixels, drawn at random, are
+    set to the ends that the gradient of the margin speaks for, with momentum, of each of ``GUIDES`` in turn
+    (:func:`rsnn_zoo.attacks.guided.guided`).
 
     Each sample searches by itself, with a generator of its own.
 
     Attributes:
-        queries: Questions a sample, at most; a gradient of a start or a ranking counts for three.
+        queries: Questions a sample, at most; a gradient counts for three.
         source: The network that the model was converted from, where it is known; else the starts on it are left out.
         follows: Whether the model's neurons follow backward modes; else the model's own gradient stands for all.
-        candidates: Changes tried in a round, where there are no more.
         kicks: Searches from the best point so far, after each start.
 
     Raises:
@@ -107,7 +145,6 @@ class Flips:
     queries: int = 20_000
     source: nn.Module | None = field(default=None, repr=False, compare=False)
     follows: bool = True
-    candidates: int = 128
     kicks: int = KICKS
 
     def __post_init__(self) -> None:
@@ -123,7 +160,7 @@ class Flips:
     @property
     def starts(self) -> tuple[str, ...]:
         """The names in ``SEARCH_STARTS`` that this model allows."""
-        possible = (start for start in SEARCH_STARTS if start != "source" or self.source is not None)
+        possible = self._known(SEARCH_STARTS)
         if self.follows:
             return tuple(possible)
         kept = "source", *GRADIENT_FREE_STARTS
@@ -132,7 +169,10 @@ class Flips:
     def __call__(self, victim: Victim, batch: Batch) -> tuple[Tensor, Tensor]:
         """Which samples fell, (B,) bool, and their adversarial images (B, C, H, W) (for others the clean image)."""
         each = [_Sample(row, self.queries, generator) for row, generator in enumerate(batch.generators())]
-        ways = [self._direction(victim, way) for way in self.ranking]
+        if _by_masks(batch.images):
+            for sample, margin in zip(each, margins(victim, batch.images, batch.labels)[0].tolist(), strict=True):
+                sample.asked, sample.clean = 1, margin
+        ways = [self._direction(victim, way, "margin") for way in self.guides]
         for start in cycle(self.starts):  # one of which costs nothing
             if not any(sample.wants() for sample in each):
                 break
@@ -140,7 +180,7 @@ class Flips:
                 part = batch.rows(_row_numbers(some, batch))
                 x = self._start(start, victim, part, [sample.generator for sample in some])
                 for sample in some:
-                    sample.left -= _cost(start)
+                    sample.asked += _cost(start)
                 self._search(victim, part, x, some, ways)
             for _ in range(self.kicks):
                 if some := [sample for sample in each if sample.wants() and sample.best is not None]:
@@ -157,8 +197,9 @@ class Flips:
         self, victim: Victim, batch: Batch, x: Tensor, samples: Sequence[_Sample], ways: Sequence[Direction]
     ) -> None:
         """Climb from a start of each sample, all in step, until each is stuck, has fallen or has no question left."""
+        masks = _by_masks(batch.images)
         searches = [
-            greedy(start, image, batch.eps, self.candidates, sample.generator)
+            guided(start, image, batch.eps, sample.generator) if masks else greedy(start, image, batch.eps)
             for start, image, sample in zip(x, batch.images, samples, strict=True)
         ]
         wants = {row: next(search) for row, search in enumerate(searches) if samples[row].wants()}
@@ -172,11 +213,12 @@ class Flips:
                 sizes = [len(images) for images in asked.values()]
                 for row, told, down in zip(asked, found.split(sizes), wrong.split(sizes), strict=True):
                     answers[row] = told
+                    samples[row].heard(told)
                     if down.any():
                         samples[row].fooled = asked[row][int(down.long().argmax())]
             for row, answer in answers.items():
                 want, sample = wants.pop(row), samples[row]
-                sample.left -= A_GRADIENT * len(ways) if want.rank else len(answer)
+                sample.asked += A_GRADIENT * len(ways) if want.rank else len(answer)
                 if sample.wants() and (want.rank or len(answer) == len(want.images)):
                     try:
                         wants[row] = searches[row].send(answer)
@@ -186,14 +228,15 @@ class Flips:
                             sample.margin, sample.best = margin, where
 
     @property
-    def ranking(self) -> tuple[str, ...]:
-        """Starts whose gradients rank changes: those of ``RANKING`` that this model allows."""
-        if self.follows:
-            return tuple(way for way in RANKING if way in self.starts)
-        return tuple(start for start in self.starts if start not in GRADIENT_FREE_STARTS)
+    def guides(self) -> tuple[str, ...]:
+        """Whose gradients guide masks: those of ``GUIDES`` that this model allows."""
+        return tuple(dict.fromkeys(way if self.follows or way == "source" else "own" for way in self._known(GUIDES)))
 
-    def _direction(self, victim: Victim, start: str, memory: State | None = None) -> Direction:
-        """The gradient of the cross-entropy that a start follows; the memory is of the samples that it is handed."""
+    def _known(self, ways: Sequence[str]) -> list[str]:
+        return [way for way in ways if way != "source" or self.source is not None]
+
+    def _direction(self, victim: Victim, start: str, loss: str = "ce", memory: State | None = None) -> Direction:
+        """The gradient that a start or a mask follows; the memory is of the samples that it is handed."""
         if start == "source" and self.source is not None:
             gradients: list[InputGradient] = []  # one, once it is known where and of what
 
@@ -201,14 +244,14 @@ class Flips:
                 if not gradients:
                     gradients.append(InputGradient(self.source, chunk=default_chunk(x), pad=True))
                     gradients[0].model.to(x.device)
-                return gradients[0](x, labels)[0]
+                return gradients[0](x, labels, LOSSES[loss])[0]
 
             return on_source
         mode: BackwardMode | None = None if start == "own" else parse_mode(start)
         under = victim.under(mode)
 
         def on_victim(x: Tensor, labels: Tensor) -> Tensor:
-            return under.gradient(x, labels, LOSSES["ce"], labels, {} if memory is None else memory)[0]
+            return under.gradient(x, labels, LOSSES[loss], labels, {} if memory is None else memory)[0]
 
         return on_victim
 
@@ -224,7 +267,7 @@ class Flips:
             steps, size = NES_STEPS, 2 * SIZE
             direction = _nes_gradient(victim, eps, generators)
         else:
-            direction = self._direction(victim, start, State())
+            direction = self._direction(victim, start, memory=State())
         x, momentum = project(images + eps * noise, images, eps), torch.zeros_like(images)
         for _ in range(steps):
             gradient = direction(x, batch.labels)
@@ -232,6 +275,11 @@ class Flips:
             momentum = DECAY * momentum + gradient / scale
             x = project(x + size * eps * momentum.sign(), images, eps)
         return x
+
+
+def _by_masks(images: Tensor) -> bool:
+    """Whether images (B, C, H, W) have too many pixels to try each."""
+    return 2 * images[0].numel() > FEW
 
 
 def _row_numbers(samples: Sequence[_Sample], batch: Batch) -> Tensor:

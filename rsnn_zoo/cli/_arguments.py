@@ -8,6 +8,7 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsnn_zoo.report.evidence import PRECISIONS
 from rsnn_zoo.spec.datasets import SPLITS
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "add_data",
     "add_device",
     "add_plugin",
+    "add_precision",
     "add_recipe",
     "add_split",
     "add_weights",
@@ -103,6 +105,12 @@ def add_plugin(one: argparse.ArgumentParser) -> None:
 def add_device(one: argparse.ArgumentParser) -> None:
     """Add ``--device``, None where it is left to :func:`best_device`."""
     one.add_argument("--device", type=device, help="where to compute: cpu, cuda (default: a GPU, if there is one)")
+
+
+def add_precision(one: argparse.ArgumentParser) -> None:
+    """Add ``--precision``."""
+    about = "of the attack gradients; folded is float32 too, and faster (%(default)s)"
+    one.add_argument("--precision", default=PRECISIONS[0], choices=PRECISIONS, help=about)
 
 
 def add_data(one: argparse.ArgumentParser) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo._utils.files import load_json, to_json
-from rsnn_zoo.cli._arguments import add_data, add_device, add_recipe, best_device
+from rsnn_zoo.cli._arguments import add_data, add_device, add_precision, add_recipe, best_device
 from rsnn_zoo.cli._console import CommandFailed, Outcome, say
 from rsnn_zoo.cli._process import process_group
 from rsnn_zoo.hub.catalog import list_models
 from rsnn_zoo.hub.resolve import entries_folder
-from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, PRECISIONS
 from rsnn_zoo.spec.config import CONFIG, EVIDENCE, load_config
 from rsnn_zoo.spec.names import ModelName, is_model
 
@@ -50,6 +50,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     one.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
     one.add_argument("--trained", action="store_true", help="evaluate and write what is in runs/, without training")
     one.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
+    add_precision(one)
     add_recipe(one)
     add_data(one)
     add_device(one)
@@ -100,6 +101,11 @@ def data_options(args: argparse.Namespace) -> list[str]:
     return [*options, "--data-root", str(args.data_root), "--device", args.device]
 
 
+def precision_options(args: argparse.Namespace) -> list[str]:
+    """What changes the evaluation's gradients."""
+    return [] if args.precision == PRECISIONS[0] else ["--precision", args.precision]
+
+
 def recipe_options(args: argparse.Namespace) -> list[str]:
     """What changes the training."""
     options = [part for change in args.set for part in ("--set", change)]
@@ -146,7 +152,7 @@ def command_of(args: argparse.Namespace, name: ModelName, training: dict[str, An
     names = [str(replace(name, timesteps=None)), str(name)] if training.get("ann") else [str(name)]
     data = ["--data", Path(args.data).name] if args.data else []
     images = ["-n", str(args.n)] if args.n else []
-    return shlex.join(["rsnn-zoo", "build", *names, *data, *images, *recipe_options(args)])
+    return shlex.join(["rsnn-zoo", "build", *names, *data, *images, *precision_options(args), *recipe_options(args)])
 
 
 def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
@@ -192,6 +198,7 @@ def publish(args: argparse.Namespace, name: ModelName) -> Report:
     ann = ann_of(name, training)
     where = {"data": args.data, "images": args.n, "root": args.data_root, "download": args.download}
     settings = {"batch_size": args.batch_size, "state": folder / "evaluation.sqlite", "progress": not args.json}
+    settings["precision"] = args.precision
     report = evaluate_entry(model, attacks_on(name), **where, **settings)
     if Ranks.current().main:
         if ann:
@@ -206,6 +213,7 @@ def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
     """Start this command anew under torchrun, to publish what is trained."""
     options = ["--output", str(args.output), "--batch-size", str(args.batch_size)]
     options += ["-n", str(args.n)] if args.n is not None else []
+    options += precision_options(args)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
     command = ["-m", "rsnn_zoo.cli", "build", str(name), "--trained", *options]

@@ -17,6 +17,7 @@ from rsnn_zoo.cli._arguments import (
     add_data,
     add_device,
     add_plugin,
+    add_precision,
     add_split,
     add_weights,
     best_device,
@@ -24,7 +25,6 @@ from rsnn_zoo.cli._arguments import (
 )
 from rsnn_zoo.cli._console import Outcome, say
 from rsnn_zoo.hub.catalog import list_models
-from rsnn_zoo.report.evidence import PRECISIONS
 
 HELP = "attack models and report their robust accuracy"
 EXAMPLE = """\
@@ -56,8 +56,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     one.add_argument("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
     one.add_argument("--batch-size", type=int, default=256, help="most images between two writes of the state")
     one.add_argument("--chunk", type=int, help="images per forward pass (default: by image size and device)")
-    about = "of the attack gradients; folded is float32 too, and faster (%(default)s)"
-    one.add_argument("--precision", default="float32", choices=PRECISIONS, help=about)
+    add_precision(one)
     one.add_argument("--draws", type=int, help="passes to average over (default: 16 for a random model, else 1)")
     one.add_argument("--checks", type=int, default=64, help="images that the sanity flags attack (%(default)s)")
     _add_outputs(one)

@@ -47,14 +47,14 @@ def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
     return Transfer(source, there, name) if there else None
 
 
-FLIPS = 1_280_000
-"""Pixels of an image times the questions that ``flips`` asks about it, which so take about as long for any size."""
+FLIPS = 160_000
+"""Pixels along a side of an image times the questions that ``flips`` asks about it."""
 FEWEST_FLIPS = 500
 
 
 def _flips(model: nn.Module, queries: str | None = None) -> Attack:
     if queries is None:
-        queries = str(max(FLIPS // getattr(model, "img_size", 32) ** 2, FEWEST_FLIPS))
+        queries = str(max(FLIPS // getattr(model, "img_size", 32), FEWEST_FLIPS))
     spiking = any(isinstance(module, SpikingNeuron) for module in model.modules())
     return Flips(int(queries), unconverted(model), spiking)
 
@@ -224,7 +224,7 @@ def protocol(name: str, model: nn.Module) -> tuple[Member, ...]:
             Attacks are ``fgsm``, ``rfgsm``, ``pgdK``, ``apgdK-ce``, ``apgdK-dlr``, ``apgdK-tN`` (targeted, the N-th
             likely wrong class), ``sapgdK``, ``fabK-tN`` (FAB towards the N-th likely wrong class), ``adaptiveK``,
             ``squareK``, ``flipsK``, ``raysK``, ``uniform-noiseK``, ``gaussian-noiseK`` (of K queries), ``flips`` (of
-            20,000 queries on images of 8x8 pixels, 1,250 on those of 32x32),
+            20,000 queries on images of 8x8 pixels, 5,000 on those of 32x32),
             ``torchattacks.NAME`` (a class of that library with its default options), ``transfer-ATTACK`` (on the
             network that the model was converted from) and ``transfer[NAME]-ATTACK`` (on any model that
             :func:`rsnn_zoo.create_model` has weights for). Modes are a key of ``MODE_LISTS``, or what

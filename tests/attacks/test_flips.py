@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from rsnn_zoo.attacks.base import Batch
 from rsnn_zoo.attacks.flips import Flips
+from rsnn_zoo.attacks.guided import guided
 from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import protocol
@@ -68,6 +71,59 @@ def test_each_sample_by_itself_within_its_budget():
     _, near = digits_batch(1, eps=1e-4)
     assert not few(counting, near)[0].any()
     assert 100 < sum(asked) <= 300
+
+
+class Slope(nn.Module):
+    """Two classes, whose margin falls to a part of the clean one at most."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        margin = 1 - (1 - self.part) * (x.flatten(1) - 0.5).mean(1) / (8 / 255)
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+@pytest.mark.parametrize(("part", "least", "most"), [(0.1, 3600, 4000), (0.25, 2160, 2250), (0.9, 1260, 1350)])
+def test_a_large_image_far_from_falling_is_given_up(part, least, most):
+    asked = []
+
+    class Counting(ModelVictim):
+        def answers(self, x, labels):
+            asked.append(len(x))
+            return super().answers(x, labels)
+
+    batch = Batch(torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, dtype=torch.long), 8 / 255, (0,))
+    fell, found = Flips(4000, follows=False)(Counting(Slope(part), 64), batch)
+    assert not fell.any() and torch.equal(found, batch.images)
+    assert least <= sum(asked) <= most  # of which 960 go to the first start
+
+
+def lowered(gradient, weight, generator):
+    """Where a masked search ends, whose margin is linear, and who is told this gradient."""
+    image = torch.full((3, 16, 16), 0.5)
+    search = guided(image, image, 0.1, generator)
+    want = next(search)
+    try:
+        while True:
+            told = gradient[None] if want.rank else (want.images * weight).flatten(1).sum(1)
+            assert (want.images - image).abs().max() <= 0.1 + 1e-6
+            want = search.send(told)
+    except StopIteration as stuck:
+        margin, x = stuck.value
+        assert margin == pytest.approx((x * weight).sum().item(), abs=1e-4)
+        return (margin - (image * weight).sum().item()) / (0.1 * weight.abs().sum().item())
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**31))
+def test_masks_follow_gradients_and_do_without(seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3, 16, 16, generator=generator)
+    assert lowered(-weight, weight, generator) == pytest.approx(-1, abs=1e-3)
+    assert -1 <= lowered(torch.zeros_like(weight), weight, generator) < -0.1
+    assert -1 <= lowered(weight, weight, generator) <= 0  # gradients that mislead: by chance alone
 
 
 def test_it_is_a_member_as_others_are(tmp_path):

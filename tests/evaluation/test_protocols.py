@@ -125,9 +125,9 @@ def test_a_version_never_changes(snn):
 def test_flips_ask_less_about_larger_images(snn):
     larger = rsnn_zoo.create_model("resnet20_cifar10_trades_t4")
     asked = [protocol("flips", model)[0].attack.queries for model in (snn, larger, torch.nn.Flatten())]
-    assert asked == [20_000, 1250, 1250]
+    assert asked == [20_000, 5000, 5000]
     first, second = (sum(each.cost for each in protocol(f"worst-case-v{n}", larger)) for n in (1, 2))
-    assert second < 0.35 * first
+    assert second < 0.55 * first  # at most: samples that are far from falling are spared most of flips
 
 
 def test_autoattack_is_the_standard_version(snn, ann):

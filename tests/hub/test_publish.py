@@ -278,7 +278,7 @@ def test_a_trained_run_becomes_an_entry_in_two_processes(tmp_path):
     (run / "run.json").write_text('{"recipe": "digits"}')
     script = Path(__file__).parents[2] / "scripts" / "build_entries.py"
     here = {**os.environ, "RSNN_ZOO_COMPILE": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    command = [sys.executable, str(script), name, "--trained", "-n", "12", "--batch-size", "3"]
+    command = [sys.executable, str(script), name, "--trained", "-n", "12", "--batch-size", "3", "--precision", "folded"]
 
     def build(processes, output):
         options = ["--processes", processes, "--output", str(output)]
@@ -293,4 +293,5 @@ def test_a_trained_run_becomes_an_entry_in_two_processes(tmp_path):
         (run / "evaluation.sqlite").unlink()  # else there would be nothing left to do for the other
     one, two = (entry["runs"] for entry in evidence)
     assert [run["verdicts"] for run in one] == [run["verdicts"] for run in two] and len(one) > 3
+    assert [entry["settings"]["precision"] for entry in evidence] == ["folded", "folded"]
     assert "published already" in build("1", output).stdout
