@@ -32,7 +32,9 @@ from torch.nn import functional as F
 import rsnn_zoo
 from rsnn_zoo._utils.provenance import peak_memory
 from rsnn_zoo.conversion.conversion import METHODS
+from rsnn_zoo.evaluation.protocols import full_name
 from rsnn_zoo.models import ARCHITECTURES
+from rsnn_zoo.report.evidence import PRECISIONS
 from rsnn_zoo.report.report import wilson
 from rsnn_zoo.spec.names import ModelName
 from rsnn_zoo.training.recipe import split_of
@@ -100,7 +102,8 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
     for timesteps, method in itertools.product(args.timesteps, args.methods):
         key = f"{method} {timesteps}"
         run = found["runs"].get(key)
-        if run and (not args.attack or args.attack in run):
+        attack = args.attack and full_name(args.attack)
+        if run and (not attack or attack in run):
             continue
         start = time.perf_counter()
         snn = rsnn_zoo.convert(ann, timesteps, calibration, method=method, **neuron)
@@ -116,11 +119,13 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
             "peak_memory": memory,
             "threads": torch.get_num_threads(),
         }
-        if args.attack:
-            report = rsnn_zoo.evaluate(snn, held_out.select(args.attacked), args.attack, eps=args.eps, checks=0)
+        if attack:
+            settings = {"eps": args.eps, "precision": args.precision, "checks": 0}
+            report = rsnn_zoo.evaluate(snn, held_out.select(args.attacked), attack, **settings)
             standing = round(report.runs[0].robust_accuracy * args.attacked)
-            run[args.attack] = {
+            run[attack] = {
                 "eps": args.eps,
+                "precision": args.precision,
                 "images": args.attacked,
                 "robust": standing / args.attacked,
                 "interval": wilson(standing, args.attacked),
@@ -142,6 +147,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="its peak learning rate (%(default)s)")
     parser.add_argument("--attack", help="protocol to measure robust accuracy by, too")
     parser.add_argument("--attacked", type=int, default=100, help="validation images to attack")
+    parser.add_argument("--precision", default="folded", choices=PRECISIONS, help="of its gradients (%(default)s)")
     parser.add_argument("--eps", type=float, default=8 / 255)
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     args = parser.parse_args()
