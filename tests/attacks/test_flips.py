@@ -73,6 +73,19 @@ def test_each_sample_by_itself_within_its_budget():
     assert 100 < sum(asked) <= 300
 
 
+def test_each_large_image_by_itself():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
+    images, victim = torch.rand(6, 3, 16, 16), ModelVictim(model, 16)
+    batch = Batch(images, victim.logits(images).argmax(1), 0.004, tuple(range(6)))
+    attack = Flips(600, source=model, follows=False)
+    fell, found = attack(victim, batch)
+    assert fell.any() and not fell.all()
+    for row in (5, 2, 0):
+        alone, image = attack(victim, batch.rows(torch.tensor([row])))
+        assert alone.item() == fell[row] and torch.equal(image[0], found[row])
+
+
 class Slope(nn.Module):
     """Two classes, whose margin falls to a part of the clean one at most."""
 
