@@ -47,8 +47,8 @@ def guided(
 
     Each round asks about ``MASKS`` images in which some pixels are set to the end of their interval that a direction
     speaks for, the directions in turn; then about the best of these masks together; and goes on from the best of all
-    where the margin falls. Half of the masks draw pixels with equal chances, a quarter prefer large gradients, and one in
-    ``BLIND`` goes by chance alone.
+    where the margin falls. Half of the masks draw pixels with equal chances, a quarter prefer large gradients, and the
+    rest goes by chance alone.
 
     Args:
         x: Start, (C, H, W).
