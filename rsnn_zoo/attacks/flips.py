@@ -33,10 +33,10 @@ GRADIENT_FREE_STARTS = ("nes", "random")
 GUIDES = ("source", "pcw-1", "rate", "hart-1", "exp_d-1")
 """Whose gradients say what to try where there are too many pixels to try each."""
 
-FEW = 128
+FEW_CHANGES = 128
 """Changes in a round, at most, where each pixel is tried at both ends; larger images are searched by masks."""
 
-FAR = {300: 0.4, 600: 0.3, 1200: 0.2}
+GIVE_UP = {300: 0.4, 600: 0.3, 1200: 0.2}
 SLOW = 0.1
 """After so many questions about masks a sample gives up whose least margin is above that share of its clean one, and
 fell by less than a tenth of it over the last half of them; chosen on validation images of CIFAR-10."""
@@ -90,10 +90,11 @@ class _Sample:
 
     @property
     def is_far(self) -> bool:
-        """Whether to give it up: see ``FAR``."""
-        reached = [asked for asked in FAR if asked in self.past] if self.clean is not None else []
+        """Whether to give it up: see ``GIVE_UP``."""
+        reached = [asked for asked in GIVE_UP if asked in self.past] if self.clean is not None else []
         return any(
-            self.past[asked] > FAR[asked] * self.clean and self.past[asked // 2] - self.past[asked] < SLOW * self.clean
+            self.past[asked] > GIVE_UP[asked] * self.clean
+            and self.past[asked // 2] - self.past[asked] < SLOW * self.clean
             for asked in reached
         )
 
@@ -101,7 +102,7 @@ class _Sample:
         """Takes note of answers, (n,)."""
         self.searched += len(margins)
         self.least = min(self.least, margins.min().item())
-        for asked in (each for far in FAR for each in (far // 2, far)):
+        for asked in (each for far in GIVE_UP for each in (far // 2, far)):
             if self.searched >= asked:
                 self.past.setdefault(asked, self.least)
 
@@ -123,8 +124,8 @@ class Flips:
     From a start, the margin of every single pixel at either end of its interval; then the best 1, 2, 3, 4, 6, 8, 12 or
     16 of these changes together, kept where the margin falls; until stuck. Then, some times, again from the best point
     so far with up to 8 pixels set at random, and then the next of ``SEARCH_STARTS``. Where an image has more pixels
-    than half of ``FEW``, a round asks about masks in place of single pixels: shares of the pixels, drawn at random, are
-    set to the ends that the gradient of the margin speaks for, with momentum, of each of ``GUIDES`` in turn
+    than half of ``FEW_CHANGES``, a round asks about masks in place of single pixels: shares of the pixels, drawn at
+    random, are set to the ends that the gradient of the margin speaks for, with momentum, of each of ``GUIDES`` in turn
     (:func:`rsnn_zoo.attacks.guided.guided`).
 
     Each sample searches by itself, with a generator of its own.
@@ -279,7 +280,7 @@ class Flips:
 
 def _by_masks(images: Tensor) -> bool:
     """Whether images (B, C, H, W) have too many pixels to try each."""
-    return 2 * images[0].numel() > FEW
+    return 2 * images[0].numel() > FEW_CHANGES
 
 
 def _row_numbers(samples: Sequence[_Sample], batch: Batch) -> Tensor:

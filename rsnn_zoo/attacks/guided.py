@@ -18,25 +18,25 @@ __all__ = ["guided"]
 MASKS = 32
 """Masks tried in a round."""
 
-BLIND = 4
+BY_CHANCE = 4
 """One mask in so many has random signs and an eighth of the pixels, for gradients may say nothing."""
 
-TOGETHER = (2, 3, 4)
+MASKS_TOGETHER = (2, 3, 4)
 """How many of the best masks are tried together."""
 
-FIRST, SPREAD, LEAST = 2.0, 1.5, 11.0
+FIRST_SHARE, SHARE_SPREAD, LEAST_SHARE = 2.0, 1.5, 11.0
 """Shares of pixels in a mask are 2^-u, u normal: its first mean, its deviation, and its largest value."""
 
 LEARNED, SMALLER = 0.3, 1.0
 """How much of the mean of u comes from the best masks of a round, and what a round that gained nothing adds to it."""
 
-DECAY = 0.8
+MASK_DECAY = 0.8
 """Momentum of each direction, from one round that gained to the next."""
 
 TIE = 1e-6
 """Random part of directions, which alone speaks where gradients are zero."""
 
-PATIENCE = 4
+IDLE_ROUNDS = 4
 """Rounds in a row that gain nothing, after which the search is stuck."""
 
 
@@ -58,26 +58,26 @@ def guided(
     """
     ends = torch.stack([project(image - eps, image, eps), project(image + eps, image, eps)])
     margin = (yield Want(x[None])).item()
-    mean, stuck, memory, directions = FIRST, 0, x.new_zeros(()), None
-    while stuck < PATIENCE:
+    mean, stuck, memory, directions = FIRST_SHARE, 0, x.new_zeros(()), None
+    while stuck < IDLE_ROUNDS:
         if directions is None:
             found = yield Want(x[None], rank=True)
-            memory = DECAY * memory + _unit(found)
+            memory = MASK_DECAY * memory + _unit(found)
             directions = _unit(memory) + TIE * torch.randn(memory.shape, generator=generator).to(memory)
-        drawn = (mean + SPREAD * torch.randn(MASKS, generator=generator)).clamp(0.0, LEAST).tolist()
+        drawn = (mean + SHARE_SPREAD * torch.randn(MASKS, generator=generator)).clamp(0.0, LEAST_SHARE).tolist()
         trials = [_masked(x, ends, directions, number, 2.0**-u, generator) for number, u in enumerate(drawn)]
         answers = (yield Want(torch.stack(trials))).tolist()
         order = sorted(range(MASKS), key=answers.__getitem__)
-        together = [_together(x, [trials[at] for at in order[:many]]) for many in TOGETHER]
+        together = [_together(x, [trials[at] for at in order[:many]]) for many in MASKS_TOGETHER]
         answers += (yield Want(torch.stack(together))).tolist()
         trials += together
-        best = order[: TOGETHER[-1]]
+        best = order[: MASKS_TOGETHER[-1]]
         mean += LEARNED * (sum(drawn[at] for at in best) / len(best) - mean)
         least = min(range(len(trials)), key=answers.__getitem__)
         if answers[least] < margin:
             x, margin, stuck, directions = trials[least], answers[least], 0, None
         else:
-            stuck, mean = stuck + 1, min(mean + SMALLER, LEAST)
+            stuck, mean = stuck + 1, min(mean + SMALLER, LEAST_SHARE)
     return margin, x
 
 
@@ -91,7 +91,7 @@ def _masked(
 ) -> Tensor:
     """The image (C, H, W) with a share of its pixels at the ends that a direction, or chance, speaks for."""
     chance = torch.rand(x.shape, generator=generator).to(x)
-    if number % BLIND == 0:
+    if number % BY_CHANCE == 0:
         signs, mask = torch.randn(x.shape, generator=generator).to(x), chance < share / 8
     else:
         signs = directions[number % len(directions)]

@@ -221,7 +221,7 @@ def test_who_met_a_member_in_an_earlier_protocol_does_not_meet_it_again(monkeypa
     first, second = {"ensemble-pgd3": 0.06}, {"pgd3@pcw-1+pgd3@rate+fgsm": [0.06, 0.03]}
     (ensemble,), costs = cost(first)
     mixed, more = cost(second)
-    assert {0, 1, STANDS} <= set(mixed[0].verdicts)
+    assert {0, STANDS} <= set(mixed[0].verdicts) and max(mixed[0].verdicts) > 0  # the first does not fell all that fall
     both, less = cost(first | second)
     assert [run.verdicts for run in both] == [run.verdicts for run in (ensemble, *mixed)]
     assert less < costs + 0.75 * more  # nothing is known at 0.03, little is new at 0.06
