@@ -48,7 +48,7 @@ def _transfer_from(model: nn.Module, name: str, attack: str) -> Attack | None:
 
 
 FLIPS = 160_000
-"""Pixels along a side of an image times the questions that ``flips`` asks about it."""
+"""Pixels along a side of an image times the questions that ``flips`` asks: each takes longer on larger images."""
 FEWEST_FLIPS = 500
 
 
