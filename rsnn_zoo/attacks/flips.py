@@ -280,7 +280,7 @@ class Flips:
 
 def _by_masks(images: Tensor) -> bool:
     """Whether images (B, C, H, W) have too many pixels to try each."""
-    return 2 * images[0].numel() > FEW_CHANGES
+    return len(images) > 0 and 2 * images[0].numel() > FEW_CHANGES
 
 
 def _row_numbers(samples: Sequence[_Sample], batch: Batch) -> Tensor:

@@ -86,6 +86,13 @@ def test_each_large_image_by_itself():
         assert alone.item() == fell[row] and torch.equal(image[0], found[row])
 
 
+def test_no_image_is_none_that_falls():
+    fell, found = Flips(10, follows=False)(
+        ModelVictim(nn.Flatten(), 16), Batch(torch.rand(0, 3, 16, 16), torch.zeros(0).long(), 0.1, ())
+    )
+    assert fell.shape == (0,) and found.shape == (0, 3, 16, 16)
+
+
 class Slope(nn.Module):
     """Two classes, whose margin falls to a part of the clean one at most."""
 
