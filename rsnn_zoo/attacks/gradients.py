@@ -19,6 +19,7 @@ from rsnn_zoo.attacks.losses import LOSSES, Loss
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import chunks_together, fuse
+from rsnn_zoo.models.native import go_native
 from rsnn_zoo.neurons.attack_state import Memory, remembering
 from rsnn_zoo.neurons.kernels import wide
 from rsnn_zoo.neurons.modes import BackwardMode, backward_mode
@@ -124,7 +125,7 @@ class InputGradient:
         if precision != "float32":
             _lower_precision(self.model, COMPUTE_DTYPES[precision])
         elif folded:
-            fuse(self.model)
+            fuse(go_native(self.model))
 
     def under(self, mode: BackwardMode | None) -> InputGradient:
         """The same under another mode, sharing the network."""

@@ -34,7 +34,10 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(ctx.layer, ctx.saved_tensors[0], grad, ctx.size), None, None, None
+        (weight,), layer = ctx.saved_tensors, ctx.layer
+        own = weight is layer.weight and isinstance(layer, FrozenConv2d)
+        result = layer.back(grad, ctx.size) if own else _gradient(layer, weight, grad, ctx.size)
+        return result, None, None, None
 
 
 def _gradient(layer: nn.Conv2d, weight: Tensor, grad: Tensor, size: torch.Size) -> Tensor:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from rsnn_zoo.models.fold import FoldedSum
 from rsnn_zoo.models.frozen import FrozenConv2d
+from rsnn_zoo.models.native import NativeConv2d
 from rsnn_zoo.models.resnet import BasicBlock, ResNet
 from rsnn_zoo.neurons.dynamics import Dynamics, backward, fire, fire_only, from_rows, is_channels_last, to_rows
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
@@ -152,6 +153,10 @@ def _spikes(
     return spikes, _Fired(neuron, derivative, kept, shape, channels_last)
 
 
+def _of_spikes(conv: nn.Module, spikes: Tensor) -> Tensor:
+    return conv.of_spikes(spikes) if isinstance(conv, NativeConv2d) else conv(spikes)
+
+
 # --- all blocks ---------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +180,8 @@ class _Blocks(torch.autograd.Function):
         ctx.passed = []
         for block in network.blocks:
             size, shortcut = x.shape[2:], block.downsample(x)
-            y, first = _spikes(block.act1, block.conv1(x))
-            x, second = _spikes(block.act2, block.conv2(y), shortcut, block.sum.shortcut_weight)
+            y, first = _spikes(block.act1, _of_spikes(block.conv1, x))
+            x, second = _spikes(block.act2, _of_spikes(block.conv2, y), shortcut, block.sum.shortcut_weight)
             ctx.passed.append(_Passed(block, size, first, second))
         return x
 
@@ -214,7 +219,7 @@ class FusedResNet(ResNet):
             return _Blocks.apply(x, self)
         x = _spikes_only(self.act1, x)
         for block in self.blocks:
-            residual = block.conv2(_spikes_only(block.act1, block.conv1(x)))
+            residual = _of_spikes(block.conv2, _spikes_only(block.act1, _of_spikes(block.conv1, x)))
             x = _spikes_only(block.act2, residual, block.downsample(x), block.sum.shortcut_weight)
         return x
 
@@ -235,11 +240,11 @@ def _fusible(model: nn.Module) -> bool:
     acts = [model.act1, *(act for block in blocks for act in (block.act1, block.act2))]
     convs = [model.conv1, *(conv for block in blocks for conv in (block.conv1, block.conv2))]
     shortcuts = [module for block in blocks for module in block.downsample.modules()]
-    expected = (FrozenConv2d, nn.Identity, nn.Sequential)
+    expected = (FrozenConv2d, NativeConv2d, nn.Identity, nn.Sequential)
     return (
         all(type(norm) is nn.Identity for norm in norms)
         and all(type(act) is SpikingNeuron and act.timesteps == model.timesteps for act in acts)
-        and all(type(conv) is FrozenConv2d for conv in convs)
+        and all(type(conv) in (FrozenConv2d, NativeConv2d) for conv in convs)
         and all(type(module) in expected for module in shortcuts)
         and model.act1.repeated
         and not any(act.repeated for act in acts[1:])

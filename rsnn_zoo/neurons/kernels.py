@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["run", "transforming", "wide"]
+__all__ = ["compiles", "is_plain", "run", "transforming", "wide"]
 
 _log = logging.getLogger(__name__)
 
@@ -96,13 +96,21 @@ def _pattern(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return equal, tuple(tensor.is_contiguous() for tensor in tensors)
 
 
-def _pays(x: Tensor, steps: int) -> bool:
-    """Whether to run the loop compiled: it is large, and nothing records or transforms the operations in it."""
+def compiles() -> bool:
+    """Whether to compile anything: ``RSNN_ZOO_COMPILE=0`` says no."""
+    return os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x has a memory of its own, and nothing records or transforms the operations on it."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
         return False
-    plain = type(x) in (Tensor, torch.nn.Parameter)  # and no fake tensor of an exporter
-    large = x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST
-    return plain and large and os.environ.get("RSNN_ZOO_COMPILE", "1") != "0"
+    return type(x) in (Tensor, torch.nn.Parameter)  # and no fake tensor of an exporter
+
+
+def _pays(x: Tensor, steps: int) -> bool:
+    """Whether to run the loop compiled."""
+    return is_plain(x) and x.numel() >= _COMPILE_FROM and steps <= _UNROLL_AT_MOST and compiles()
 
 
 def _failed(kernel: _Kernel, error: Exception) -> None:
