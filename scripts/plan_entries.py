@@ -25,7 +25,6 @@ IMAGES = 45_000
 PLANNED = (  # entry, recipe, what was measured of that network at another schedule, or of another with its passes
     ("vgg11_cifar10_trades_ann", LARGE, "dry_runs/vgg11_cifar10_trades_ann.json"),
     ("vgg11_cifar10_trades_t8", LARGE, "dry_runs/vgg11_cifar10_trades_t8.json"),
-    ("resnet20_cifar10_at_t4", "cifar10_linf8", "runs/resnet20_cifar10_trades_t4/run.json"),
     ("resnet20_cifar10_at_t8", "cifar10_linf8", "runs/resnet20_cifar10_trades_t8/run.json"),
     ("wrn16_4_cifar10_at_ann", "cifar10_linf8", "dry_runs/wrn16_4_cifar10_at_ann.json"),
     ("wrn16_4_cifar10_at_t4", LARGE, "dry_runs/wrn16_4_cifar10_trades_t4.json"),
