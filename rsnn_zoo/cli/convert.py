@@ -8,11 +8,16 @@ import time
 
 from rsnn_zoo.cli._console import Outcome
 from rsnn_zoo.cli._training import add_making, planned
+from rsnn_zoo.spec.config import CONFIG
 
 HELP = "convert a trained ANN into an SNN, without fine-tuning"
 EXAMPLE = """\
 rsnn-zoo convert resnet20_digits_trades_t4
   rsnn-zoo convert resnet20_cifar10_trades_t8 --ann runs/mine --set conversion.scale=0.5
+
+The recipe says how; what rsnn_zoo.convert does in Python, which keeps more of the ANN, is
+
+  rsnn-zoo convert NAME --set "conversion.method='absorb'" --set "neuron.reset='soft'" --set neuron.initial=0.5
 
 Without --ann, the ANN is the one of the same name in runs/, or else the published one. The result is an entry, like
 that of rsnn-zoo train. For your own network, or timm's, write a Python file that registers it, and pass it with the
@@ -49,6 +54,9 @@ def run(args: argparse.Namespace) -> Outcome:
     recipe, data, _ = planned(args)
     if not args.dry_run and (args.output / "run.json").exists():
         raise FileExistsError(f"{args.output} holds a fine-tuned network: name another folder, --output FOLDER")
+    foreign = args.output.is_dir() and any(args.output.iterdir()) and not (args.output / CONFIG).exists()
+    if not args.dry_run and foreign:
+        raise FileExistsError(f"{args.output} holds files that are no entry's: name another folder, --output FOLDER")
     started = time.monotonic()
     snn, _, about = converted(args, recipe, data)
     if args.dry_run:

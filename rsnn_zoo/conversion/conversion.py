@@ -53,6 +53,7 @@ class SpikingNetwork(Temporal):
         return self.over_time(self.network(x), per_step)
 
 
+@torch.inference_mode(False)
 @undisturbed()
 @plain_defaults()
 def convert(
@@ -116,10 +117,11 @@ def convert(
         The SNN in evaluation mode: for a network of this zoo its spiking twin, else a :class:`SpikingNetwork`.
 
     Raises:
-        TypeError: If the images are no tensor of floating point, or timesteps no integer.
-        ValueError: For a network with another activation, a product of activations, or one that would mix images or
-            time steps (the message names the layer and the remedy), for one that spikes already, gives no logits or
-            computes in 16 bits, for images that are none, and for an argument of the other method.
+        TypeError: If the network is no module, the images are no tensor of floating point, or timesteps no integer.
+        ValueError: For a network with another activation, a product of activations, a norm by each image's statistics,
+            or one that would mix images or time steps (the message names the layer and the remedy), for one that spikes
+            already, does not run on the images, gives no logits, or holds weights of 16 bits or that are no numbers,
+            for images that are none, and for an argument of the other method.
 
     Example:
         >>> snn = convert(timm.create_model("resnet18"), 8, images, mean=mean, std=std)  # doctest: +SKIP
@@ -147,6 +149,7 @@ def convert(
     if mean is not None or std is not None:
         normalize = Normalize(mean, std, images.shape[1]).to(images)
     own = isinstance(ann, Network)
+    _check_runs(network, normalize(images[:2]))
     network = prepared(network, normalize(images[:2]), max_pool, split=not own)
     if max_pool == "average":
         replace(network, POOLS, average_pool)
@@ -197,28 +200,56 @@ def _publish(snn: Temporal, images: Tensor, bounds: dict[str, float | None], set
             neuron.threshold.clamp_(max=limit)
 
 
+def _check_runs(network: nn.Module, x: Tensor) -> None:
+    """Refuses a network that takes other images, or more than images.
+
+    Raises:
+        ValueError: If it does not run; says what it said.
+    """
+    try:
+        network(x.clone())
+    except (RuntimeError, TypeError, IndexError) as error:
+        cause = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"the network does not run on images of shape (C, H, W) = {tuple(x.shape[1:])} ({cause}): pass images as "
+            "it takes them, and wrap one that takes more than images in a module that takes images alone"
+        ) from error
+
+
 def _check_arguments(
     ann: nn.Module, images: Tensor | None, method: str, max_pool: str, mean: object, std: object
 ) -> None:
     """Refuses what :func:`convert` cannot take."""
+    if not isinstance(ann, nn.Module):
+        kind = f"the class {ann.__name__}" if isinstance(ann, type) else f"a {type(ann).__name__}"
+        raise TypeError(f"convert takes a trained network, an nn.Module, not {kind}: create_model makes one of a name")
     if images is None:
         raise ValueError("convert finds thresholds from data: pass some hundred training images (B, C, H, W) in [0, 1]")
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}{near_matches(method, METHODS)}")
+        raise ValueError(f"method is {method!r}{near_matches(str(method), METHODS)}")
     if max_pool not in ("counts", "spikes", "average"):
         raise ValueError(f"max_pool must be 'counts', 'spikes' or 'average', got {max_pool!r}")
     check_images(images)
+    if any(isinstance(values, int | float) for values in (mean, std)):
+        raise TypeError("mean and std hold one number for each channel: mean=(0.5,)")
     if any(isinstance(module, SpikingNeuron) for module in ann.modules()):
         raise ValueError("the network spikes already: set snn.timesteps, or call rsnn_zoo.calibrate for new thresholds")
     if isinstance(ann, ForeignNetwork) and max_pool != "spikes":
         raise ValueError("a registered architecture is rebuilt by its builder: put the average pooling there")
     if isinstance(ann, Network) and (mean is not None or std is not None):
         raise ValueError("a network of this zoo normalises inside: leave mean and std out")
+    if lost := [name for name, value in ann.state_dict().items() if not _is_finite(value)]:
+        raise ValueError(f"{lost[0]} holds values that are no finite numbers: was the network trained to the end?")
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in ann.state_dict().values()):
         raise ValueError(
             "the network holds weights of 16 bits, in which spikes flip by rounding: convert network.float(), and "
             "train or attack that in mixed precision"
         )
+
+
+def _is_finite(value: object) -> bool:
+    known = isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+    return not known or bool(value.isfinite().all())
 
 
 def _count_pools(snn: Temporal, images: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from rsnn_zoo.exports.graph import Conv, ExportError, Fire, Sides, SpikingGraph, Value, checked_network
 from rsnn_zoo.models import ForeignNetwork, Network
-from rsnn_zoo.models.layers import Normalize, StaticBatchNorm2d, WeightedSum
+from rsnn_zoo.models.layers import Normalize, Scaled, StaticBatchNorm2d, WeightedSum
 from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, SpikingNeuron
 
 __all__ = ["spiking_graph"]
@@ -96,6 +96,16 @@ class _Lowering:
             what = f"{node.name}, a call of {getattr(node.target, '__name__', node.target)},"
         raise ExportError(f"{what} has no form in NIR: {_REMEDIES.get(_target_name(node, self.body), _REMEDY)}")
 
+    def fire(self, node: fx.Node, neuron: SpikingNeuron, gain: float, layer: str) -> Value:
+        """Add neurons that see currents divided by their gain, and whose spikes stand for it."""
+        value, name = self.input(node), self.name(node)
+        if value.pool != (1, 1):
+            value = self.graph.settle(f"{name}_pool", value)
+        threshold = max(neuron.threshold.item(), MIN_THRESHOLD) * gain / value.scale
+        how = neuron.reset, neuron.leak, neuron.initial
+        self.graph.nodes[name] = Fire(value.terms, threshold, *how, value.shape, layer)
+        return Value((name,), value.shape, gain, flat=value.flat)
+
     # --- what handlers ask ---
 
     def layer(self, node: fx.Node) -> str:
@@ -121,10 +131,10 @@ class _Lowering:
 
 
 _REMEDY = "build the network from convolutions, batch norms, average pools, linear layers and sums"
-_REMEDIES = {
-    "MaxPool2d": 'max-pooling has none; convert the ANN with max_pool="average"',
-    "max_pool2d": 'max-pooling has none; convert the ANN with max_pool="average"',
-}
+_REMEDIES = dict.fromkeys(
+    ("MaxPool2d", "AdaptiveMaxPool2d", "PooledCounts", "max_pool2d"),
+    "max-pooling has none; build the network with nn.AvgPool2d, and train it so",
+)
 
 
 def _target_name(node: fx.Node, body: nn.Module) -> str:
@@ -195,13 +205,11 @@ def _norm(self: _Lowering, node: fx.Node, module: nn.BatchNorm2d) -> Value:
 
 
 def _neuron(self: _Lowering, node: fx.Node, module: SpikingNeuron) -> Value:
-    value = self.input(node)
-    if value.pool != (1, 1):
-        value = self.graph.settle(f"{self.name(node)}_pool", value)
-    threshold = max(module.threshold.item(), MIN_THRESHOLD) / value.scale
-    how = module.reset, module.leak, module.initial
-    self.graph.nodes[self.name(node)] = Fire(value.terms, threshold, *how, value.shape, self.layer(node))
-    return Value((self.name(node),), value.shape, flat=value.flat)
+    return self.fire(node, module, 1.0, self.layer(node))
+
+
+def _scaled(self: _Lowering, node: fx.Node, module: Scaled) -> Value:
+    return self.fire(node, module.neuron, module.gain.item(), f"{self.layer(node)}.neuron")
 
 
 def _average(self: _Lowering, node: fx.Node, module: nn.AvgPool2d) -> Value:
@@ -281,6 +289,7 @@ _LAYERS: dict[type[nn.Module], Callable[..., Value]] = {
     nn.BatchNorm2d: _norm,
     StaticBatchNorm2d: _norm,
     SpikingNeuron: _neuron,
+    Scaled: _scaled,
     WeightedSum: _weighted_sum,
     nn.AvgPool2d: _average,
     nn.AdaptiveAvgPool2d: _global_average,

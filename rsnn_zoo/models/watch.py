@@ -61,6 +61,13 @@ _POINTWISE = frozenset(
     {"where", "pow", "sqrt", "rsqrt", "log", "log1p", "log2", "sign", "heaviside", "gt", "ge", "lt", "le"}
 )
 """The same where they are called on a batch: norms of weights use them too."""
+_OF_EACH_STEP = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"})
+"""Operators that normalise by statistics of what they are shown: of single steps, where spikes come in."""
+_ORDER = frozenset(
+    {"std", "std_mean", "var", "var_mean", "linalg_vector_norm", "norm", "topk", "sort", "median", "kthvalue", "amin"}
+)
+_ROUNDING = frozenset({"round", "floor", "ceil", "trunc", "fmod", "remainder"})
+"""Operators that bend activations, though not the weights or images that some networks use them on."""
 _POOLING = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
 _MAX_POOLS = _POOLING | {"amax"}
 _RATES_LACK = {"product", "quotient"}
@@ -122,6 +129,10 @@ class _Recorder(TorchDispatchMode):
             self.calls.append((self.stack[-1], "product"))
         elif operator == "div" and len(given) > 1 and id(given[1]) in self.bent:
             self.calls.append((self.stack[-1], "quotient"))
+        elif operator in _OF_EACH_STEP and bent and _by_own_statistics(operator, args):
+            self.calls.append((self.stack[-1], "statistics"))
+        elif operator in _ORDER | _ROUNDING and any(map(self.is_batch, bent)):
+            self.calls.append((self.stack[-1], operator))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
         if attends or pointwise or operator in _NONLINEAR or operator in _POOLING:
@@ -150,6 +161,11 @@ class _Recorder(TorchDispatchMode):
             return network(x)
 
 
+def _by_own_statistics(operator: str, args: Any) -> bool:
+    """Whether a norm takes the statistics of its input: a batch norm has those of the training set in evaluation."""
+    return operator != "native_batch_norm" or bool(args[5])
+
+
 _FUNCTIONS = {"relu", "hardtanh", "clamp", "clamp_min", "threshold"}
 """Operators that may be a ReLU called as a function, which torch.fx can put a module in place of."""
 
@@ -158,8 +174,19 @@ _MESSAGES = {
     "the gate or the product out, or convert what comes before it",
     "quotient": "divides by activations, or by a clamped norm as F.normalize does, and no rate is that of a quotient: "
     "leave the division out, or convert what comes before it",
+    "statistics": "normalises by the statistics of each image, which those of single steps of spikes are not: use "
+    "nn.BatchNorm2d, with running statistics, and train again",
     "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
     "nn.AdaptiveMaxPool2d(1) module",
+    **dict.fromkeys(
+        _ORDER | _ROUNDING,
+        "applies {} to activations, which no rate of spikes follows: leave it out, or convert what comes before it",
+    ),
+    **dict.fromkeys(
+        ("linalg_vector_norm", "norm"),
+        "takes a norm of activations, as F.normalize does, which no rate of spikes follows: leave it out, or convert "
+        "what comes before it",
+    ),
     **dict.fromkeys(_POOLING, "calls max pooling as a function: make it an nn.MaxPool2d module"),
     **dict.fromkeys(
         ("_softmax", "_log_softmax"),

@@ -166,3 +166,68 @@ def test_an_untraceable_network_without_shared_relus_converts():
 def test_bad_input_is_refused(change, error, said):
     with pytest.raises(error, match=said):
         convert(**{"ann": plain(nn.ReLU()), "timesteps": 3, "images": images(), **QUICK, **change})
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(6), nn.GroupNorm(2, 6), nn.LayerNorm((6, 8, 8))])
+def test_statistics_of_each_image_are_refused_behind_spikes_alone(norm):
+    """They would be those of single steps, and the SNN would not approach its ANN."""
+    with pytest.raises(ValueError, match=rf"^2 \({type(norm).__name__}\) normalises by .*BatchNorm2d"):
+        convert(plain(nn.ReLU(), norm), 3, images())
+    before = nn.Sequential(nn.LayerNorm((3, 8, 8)), *plain(nn.ReLU())).eval()
+    assert convert(before, 3, images())(images()).shape[0] == len(images())
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda x: x + x.std((2, 3), keepdim=True),
+        lambda x: x.topk(6, 1).values,
+        lambda x: x.sort(1).values,
+        lambda x: x + x.median(1, keepdim=True).values,
+        lambda x: x + x.norm(dim=1, keepdim=True),
+        torch.round,
+    ],
+)
+def test_orders_and_spreads_of_activations_are_refused(bend):
+    with pytest.raises(ValueError, match=r"^2 \(Function\) .* which no rate of spikes follows"):
+        convert(plain(nn.ReLU(), Function(bend)), 3, images())
+
+
+@pytest.mark.parametrize("method", ["absorb", "published"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, method):
+    ann = plain(nn.ReLU())
+    with torch.no_grad():
+        ann[0].weight[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"^0\.weight holds values that are no finite numbers"):
+        convert(ann, 3, images(), method=method)
+
+
+class Two(nn.Module):
+    """It takes more than images."""
+
+    def forward(self, x, y):
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("ann", "kwargs", "error", "said"),
+    [
+        ("resnet18", {}, TypeError, "not a str: create_model"),
+        (nn.Sequential, {}, TypeError, "not the class Sequential"),
+        (Two(), {}, ValueError, "does not run on images .*wrap one"),
+        (plain(nn.ReLU()), {"images": torch.rand(4, 2, 8, 8)}, ValueError, r"images of shape .*\(2, 8, 8\)"),
+        (plain(nn.ReLU()), {"method": None}, ValueError, "method is None; known: absorb, published"),
+        (plain(nn.ReLU()), {"mean": 0.5, "std": 0.5}, TypeError, "one number for each channel"),
+    ],
+)
+def test_what_is_no_network_of_images_is_refused(ann, kwargs, error, said):
+    with pytest.raises(error, match=said):
+        convert(ann, 3, **{"images": images(), **kwargs})
+
+
+def test_what_is_made_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        snn = convert(plain(nn.ReLU()), 3, images())
+    snn(images()).sum().backward()
+    assert any(parameter.grad is not None for parameter in snn.parameters())

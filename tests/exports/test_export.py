@@ -18,8 +18,8 @@ from rsnn_zoo.exports.lower import spiking_graph
 from rsnn_zoo.exports.nir import interpret, read_nir, to_nir
 from rsnn_zoo.exports.runtimes import onnx_pass
 from rsnn_zoo.exports.simulators import SIMULATORS, Simulated, _Neurons, installed_simulators, load_nir
-from rsnn_zoo.models import ARCHITECTURES
-from rsnn_zoo.models.layers import WeightedSum
+from rsnn_zoo.models import ARCHITECTURES, ForeignNetwork
+from rsnn_zoo.models.layers import Scaled, WeightedSum
 from tests.conftest import small_network
 
 nir = pytest.importorskip("nir")
@@ -287,3 +287,35 @@ def test_a_full_disk_is_an_error_and_ends_no_process(format):
     network = small_network()
     with pytest.raises(OSError, match="No space left"):
         FORMATS[format](network, Path("/dev/full"), 1, default_images(network))
+
+
+def residual_network(num_classes, in_chans):
+    """A network of convolutions with a shortcut, as a user registers it."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.relu = (
+                torch.nn.Conv2d(8, 8, 3, padding=1),
+                torch.nn.BatchNorm2d(8),
+                torch.nn.ReLU(),
+            )
+
+        def forward(self, x):
+            return self.relu(self.norm(self.conv(x)) + x)
+
+    return torch.nn.Sequential(
+        *(torch.nn.Conv2d(in_chans, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AvgPool2d(2)),
+        *(Block(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, num_classes)),
+    )
+
+
+def test_a_registered_network_that_was_converted_keeps_its_gains(tmp_path):
+    torch.manual_seed(0)
+    ann = ForeignNetwork("of_mine", residual_network, num_classes=5, in_chans=1, img_size=8).eval()
+    images = torch.rand(16, 1, 8, 8)
+    snn = rsnn_zoo.convert(ann, 4, images)
+    gains = [module.gain.item() for module in snn.modules() if isinstance(module, Scaled)]
+    assert len(gains) == 2 and all(abs(gain - 1) > 1e-3 for gain in gains)
+    checks = checks_of(snn, tmp_path / "mine.nir", images)
+    assert all(check.differing_spikes == 0 and check.spikes > 0 for check in checks.values())

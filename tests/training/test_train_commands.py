@@ -71,6 +71,10 @@ def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
     tuned = weights_of(tmp_path / "runs" / snn)
     code, out, err = finished(script("convert.py", snn, *FEW[3:], cwd=tmp_path))
     assert code != 0 and "holds a fine-tuned network" in err and weights_of(tmp_path / "runs" / snn) == tuned
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("notes")
+    code, out, err = finished(script("convert.py", snn, *FEW[3:], "--output", "mine", cwd=tmp_path))
+    assert code != 0 and "files that are no entry's" in err and (tmp_path / "mine" / "README.md").read_text() == "notes"
     code, out, err = finished(script("convert.py", snn, *FEW[3:], "--dry-run", "--output", "none", cwd=tmp_path))
     assert code == 0 and '"layer1.0.act1"' in out and not (tmp_path / "none").exists(), err
 
