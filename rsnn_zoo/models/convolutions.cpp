@@ -1,10 +1,8 @@
-// 3x3 convolutions of maps (N, H, W, C) in float32, padded by one: of spikes by tables, of anything by Winograd's
-// F(4x4, 3x3). Each output is summed in one order whatever the batch and the threads, so neither changes its rounding.
+// 3x3 convolutions of maps (N, H, W, C) in float32, padded by one, by Winograd's F(4x4, 3x3): Lavin & Gray, CVPR 2016,
+// section 4.3. Each output is summed in one order whatever the batch and the threads, so neither changes its rounding.
 // Vectors are the extension that GCC and Clang share.
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
 typedef float Vector __attribute__((vector_size(32), aligned(4)));
@@ -12,65 +10,6 @@ constexpr long LANES = 8;
 
 static Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 static void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
-
-// --- spikes: each channel's 3x3 window is one of 512 rows of its table, and an output the sum of these rows -----------
-
-// s[x - 1] + 2 s[x] + 4 s[x + 1] of one row of pixels
-static void code(const float* s, uint16_t* to, long w, long c) {
-  const long n = w * c;
-  for (long i = 0; i < c; i++) to[i] = (uint16_t)(int)(2 * s[i] + (w > 1 ? 4 * s[i + c] : 0.0f));
-  for (long i = c; i < n - c; i++) to[i] = (uint16_t)(int)(s[i - c] + 2 * s[i] + 4 * s[i + c]);
-  for (long i = std::max(c, n - c); i < n; i++) to[i] = (uint16_t)(int)(s[i - c] + 2 * s[i]);
-}
-
-template <int V>  // vectors of outputs
-static void sum_rows(const float* x, const float* table, const float* bias, float* out, long h, long w, long c,
-                     long stride, uint16_t* scratch) {
-  const long row = w * c, k = V * LANES;
-  uint16_t *above = scratch, *here = scratch + row, *below = scratch + 2 * row, *pattern = scratch + 3 * row;
-  std::memset(above, 0, row * sizeof(uint16_t));
-  code(x, here, w, c);
-  for (long y = 0; y < h; y++) {
-    if (y + 1 < h) code(x + (y + 1) * row, below, w, c);
-    else std::memset(below, 0, row * sizeof(uint16_t));
-    for (long at = 0; y % stride == 0 && at < w; at += stride, out += k) {
-      for (long i = 0; i < c; i++) {
-        const long j = at * c + i;
-        pattern[i] = above[j] | here[j] << 3 | below[j] << 6;
-      }
-      Vector sum[V];
-      for (int v = 0; v < V; v++) sum[v] = load(bias + v * LANES);
-      const float* rows = table;
-#pragma GCC unroll 4
-      for (long i = 0; i < c; i++, rows += 512 * k) {
-        const float* found = rows + pattern[i] * k;
-        for (int v = 0; v < V; v++) sum[v] += load(found + v * LANES);
-      }
-      for (int v = 0; v < V; v++) store(out + v * LANES, sum[v]);
-    }
-    std::swap(above, here);
-    std::swap(here, below);
-  }
-}
-
-using SumRows = void (*)(const float*, const float*, const float*, float*, long, long, long, long, uint16_t*);
-static const SumRows SUMS[] = {sum_rows<1>, sum_rows<2>, sum_rows<3>, sum_rows<4>,
-                               sum_rows<5>, sum_rows<6>, sum_rows<7>, sum_rows<8>};
-
-// x (n, h, w, c) of zeros and ones, table (c, 512, k), bias (k): k is a multiple of 8, up to 64
-extern "C" void convolve_spikes(const float* x, const float* table, const float* bias, float* out, long n, long h,
-                                long w, long c, long k, long stride, int threads) {
-  const SumRows sum = SUMS[k / LANES - 1];
-  const long size = (h + stride - 1) / stride * ((w + stride - 1) / stride) * k;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    std::vector<uint16_t> scratch(3 * w * c + c);
-#pragma omp for
-    for (long i = 0; i < n; i++) sum(x + i * h * w * c, table, bias, out + i * size, h, w, c, stride, scratch.data());
-  }
-}
-
-// --- Winograd's F(4x4, 3x3) (Lavin & Gray, CVPR 2016, section 4.3) ---------------------------------------------------
 
 constexpr long TILE = 4, WINDOW = 6, POINTS = 36;
 constexpr long CACHED = 768;  // channels times tiles whose points stay in the cache
@@ -140,11 +79,13 @@ static void to_points(const float* x, float* points, const Maps& m, long c, long
   }
 }
 
-static void from_points(const float* points, float* out, const Maps& m, long k, long first, long count, long step) {
+static void from_points(const float* points, const float* bias, float* out, const Maps& m, long k, long first,
+                        long count, long step) {
   for (long t = 0; t < count; t++) {
     const long top = m.top(first + t), left = m.left(first + t);
     float* image = out + (first + t) / m.tiles * m.h * m.w * k;
     for (long i = 0; i < k; i += LANES) {
+      const Vector shift = bias ? load(bias + i) : Vector{};
       Vector d[WINDOW], half[TILE * WINDOW], whole[TILE * TILE];
       for (long column = 0; column < WINDOW; column++) {
         for (long row = 0; row < WINDOW; row++) d[row] = load(points + (row * WINDOW + column) * step + t * k + i);
@@ -153,14 +94,14 @@ static void from_points(const float* points, float* out, const Maps& m, long k, 
       for (long row = 0; row < TILE; row++) synthesise(half + row * WINDOW, whole + row * TILE, 1);
       for (long row = 0; row < TILE && top + row < m.h; row++)
         for (long column = 0; column < TILE && left + column < m.w; column++)
-          store(image + ((top + row) * m.w + left + column) * k + i, whole[row * TILE + column]);
+          store(image + ((top + row) * m.w + left + column) * k + i, whole[row * TILE + column] + shift);
     }
   }
 }
 
-// x (n, h, w, c), weights (36, c, k), G g G^T of the convolution's: c is a multiple of 8, k of 16
-extern "C" void convolve(const float* x, const float* weights, float* out, long n, long h, long w, long c, long k,
-                         int threads) {
+// x (n, h, w, c), weights (36, c, k), G g G^T of the convolution's, bias (k) or null: c is a multiple of 8, k of 16
+extern "C" void convolve(const float* x, const float* weights, const float* bias, float* out, long n, long h, long w,
+                         long c, long k, int threads) {
   const long across = (w + TILE - 1) / TILE, tiles = (h + TILE - 1) / TILE * across, all = n * tiles;
   const Maps maps{h, w, across, tiles};
   const long most = std::max(6L, CACHED / std::max(c, k));
@@ -180,7 +121,7 @@ extern "C" void convolve(const float* x, const float* weights, float* out, long 
         for (; t + 4 <= count; t += 4) multiply<4>(from + t * c, by, to + t * k, c, k);
         for (; t < count; t++) multiply<1>(from + t * c, by, to + t * k, c, k);
       }
-      from_points(sums.data(), out, maps, k, first, count, out_step);
+      from_points(sums.data(), bias, out, maps, k, first, count, out_step);
     }
   }
 }

@@ -23,8 +23,8 @@ class _Convolve(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d) -> Tensor:
-        return nn.Conv2d._conv_forward(layer, x, weight, bias)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, layer: FrozenConv2d) -> Tensor:
+        return layer.forth(x) if weight is layer.weight else nn.Conv2d._conv_forward(layer, x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -35,7 +35,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), layer = ctx.saved_tensors, ctx.layer
-        own = weight is layer.weight and isinstance(layer, FrozenConv2d)
+        own = weight is layer.weight
         result = layer.back(grad, ctx.size) if own else _gradient(layer, weight, grad, ctx.size)
         return result, None, None, None
 
@@ -76,6 +76,10 @@ def _alone(x: Tensor, *others: Tensor | None) -> bool:
 
 class FrozenConv2d(nn.Conv2d):
     """A convolution whose weights want no gradient: see :func:`freeze`."""
+
+    def forth(self, x: Tensor) -> Tensor:
+        """The convolution, without a gradient."""
+        return nn.Conv2d._conv_forward(self, x, self.weight, self.bias)
 
     def back(self, grad: Tensor, size: torch.Size) -> Tensor:
         """Gradient with respect to an input of ``size`` (H, W), given that of the output."""

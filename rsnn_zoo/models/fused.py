@@ -153,10 +153,6 @@ def _spikes(
     return spikes, _Fired(neuron, derivative, kept, shape, channels_last)
 
 
-def _of_spikes(conv: nn.Module, spikes: Tensor) -> Tensor:
-    return conv.of_spikes(spikes) if isinstance(conv, NativeConv2d) else conv(spikes)
-
-
 # --- all blocks ---------------------------------------------------------------------------------------------------
 
 
@@ -180,8 +176,8 @@ class _Blocks(torch.autograd.Function):
         ctx.passed = []
         for block in network.blocks:
             size, shortcut = x.shape[2:], block.downsample(x)
-            y, first = _spikes(block.act1, _of_spikes(block.conv1, x))
-            x, second = _spikes(block.act2, _of_spikes(block.conv2, y), shortcut, block.sum.shortcut_weight)
+            y, first = _spikes(block.act1, block.conv1(x))
+            x, second = _spikes(block.act2, block.conv2(y), shortcut, block.sum.shortcut_weight)
             ctx.passed.append(_Passed(block, size, first, second))
         return x
 
@@ -219,7 +215,7 @@ class FusedResNet(ResNet):
             return _Blocks.apply(x, self)
         x = _spikes_only(self.act1, x)
         for block in self.blocks:
-            residual = _of_spikes(block.conv2, _spikes_only(block.act1, _of_spikes(block.conv1, x)))
+            residual = block.conv2(_spikes_only(block.act1, block.conv1(x)))
             x = _spikes_only(block.act2, residual, block.downsample(x), block.sum.shortcut_weight)
         return x
 

@@ -1,8 +1,7 @@
 """Convolutions that this package compiles itself, for attacks on a CPU: see ``convolutions.cpp``.
 
-What a convolution of spikes sums is looked up: a 3x3 window of one channel is one of 512 patterns, and what it adds to
-the outputs a row of a table. A gradient goes back by Winograd's F(4x4, 3x3) (Lavin & Gray, CVPR 2016), which multiplies
-a fourth as often. Where no compiler is found PyTorch's convolutions do it, with the same numbers but for rounding.
+Winograd's F(4x4, 3x3) multiplies a fourth as often (Lavin & Gray, CVPR 2016). Where no compiler is found PyTorch's
+convolutions run, with the same numbers but for rounding.
 """
 
 from __future__ import annotations
@@ -30,11 +29,8 @@ _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("convolutions.cpp")
 _OPTIONS = "-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC"
 
-_WINDOWS = 512
-"""Of a window of nine spikes."""
-
-_LARGEST_TABLE, _LARGEST_WEIGHTS = 1 << 22, 1 << 17
-"""Elements of a table, and weights of a kernel's place, at most: beyond them what is read leaves the caches."""
+_WIDEST = 1 << 17
+"""Channels of input times those of output, at most: beyond that the weights leave the caches."""
 
 _SMALLEST_MAP = 4
 """Side of the maps from which tiles of 4x4 pay."""
@@ -64,71 +60,64 @@ def _library() -> ctypes.CDLL | None:
             cause = next(iter(told.decode(errors="replace").splitlines()), "")
             _log.info("convolutions.cpp was not compiled, PyTorch's convolutions run (slower): %s", cause)
             return None
-    pointers, sizes = [ctypes.c_void_p] * 3, [ctypes.c_long] * 5
-    library.convolve.argtypes = [*pointers, *sizes, ctypes.c_int]
-    library.convolve_spikes.argtypes = [*pointers, ctypes.c_void_p, *sizes, ctypes.c_long, ctypes.c_int]
+    library.convolve.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 5, ctypes.c_int]
+    library.convolve.restype = None
     return library
 
 
-def _table_of_windows(weight: Tensor) -> Tensor:
-    """What each pattern of each input channel adds to the outputs, (C_in, 512, C_out)."""
-    patterns = torch.arange(_WINDOWS)[:, None] >> torch.arange(9) & 1
-    return torch.einsum("pb,kcb->cpk", patterns.to(weight), weight.flatten(2)).contiguous()
-
-
 def _points_of(weight: Tensor) -> Tensor:
-    """The weights that lead a gradient back, (C_out, C_in, 3, 3), at Winograd's points: (36, C_out, C_in)."""
+    """A kernel (C_out, C_in, 3, 3) at Winograd's points, (36, C_in, C_out)."""
     g = torch.tensor(_TO_POINTS, dtype=torch.float64)
-    points = torch.einsum("ay,kcyx,bx->abkc", g, weight.double().flip(2, 3), g)
-    return points.flatten(0, 1).to(weight).contiguous()
+    return torch.einsum("ay,kcyx,bx->abck", g, weight.double(), g).flatten(0, 1).to(weight).contiguous()
 
 
 class NativeConv2d(FrozenConv2d):
-    """A frozen 3x3 convolution with ways of its own on a CPU: see :func:`go_native`."""
+    """A frozen 3x3 convolution that goes its own way on a CPU: see :func:`go_native`."""
 
-    _of_spikes: tuple[Tensor, Tensor] | None = None
-    _of_gradients: Tensor | None = None
+    _points_forth: Tensor | None = None
+    _points_back: Tensor | None = None
 
-    def of_spikes(self, spikes: Tensor) -> Tensor:
-        """The convolution of spikes, (N, C, H, W) of zeros and ones, without a gradient."""
-        library, k = self._library_for(spikes), self.out_channels
-        small = k % 8 == 0 and k <= 64 and self.in_channels * _WINDOWS * k <= _LARGEST_TABLE
-        if library is None or not small:
-            return self(spikes)
-        if self._of_spikes is None:
-            bias = self.weight.new_zeros(k) if self.bias is None else self.bias.detach().contiguous()
-            self._of_spikes = _table_of_windows(self.weight.detach()), bias
-        n, c, h, w = spikes.shape
-        stride, _ = self.stride
-        out = spikes.new_empty(n, -(-h // stride), -(-w // stride), k)
-        pointers = (spikes, *self._of_spikes, out)
-        sizes = n, h, w, c, k, stride, torch.get_num_threads()
-        library.convolve_spikes(*(tensor.data_ptr() for tensor in pointers), *sizes)
-        return out.permute(0, 3, 1, 2)
+    def forth(self, x: Tensor) -> Tensor:
+        """The convolution of (N, C, H, W), without a gradient."""
+        library = self._library_for(x, self.in_channels, self.out_channels)
+        if library is None:
+            return super().forth(x)
+        if self._points_forth is None:
+            self._points_forth = _points_of(self.weight.detach())
+        return self._convolved(library, x, self._points_forth, self.bias)
 
     def back(self, grad: Tensor, size: torch.Size) -> Tensor:
         """Gradient with respect to an input of ``size`` (H, W), given that of the output."""
-        library, c, k = self._library_for(grad), self.out_channels, self.in_channels
-        suits = self.stride == (1, 1) and c % 8 == 0 and k % 16 == 0 and c * k <= _LARGEST_WEIGHTS
-        if library is None or not suits or min(size) < _SMALLEST_MAP:
+        library = self._library_for(grad, self.out_channels, self.in_channels)
+        if library is None:
             return super().back(grad, size)
-        if self._of_gradients is None:
-            self._of_gradients = _points_of(self.weight.detach())
-        n, (h, w) = len(grad), size
-        out = grad.new_empty(n, h, w, k)
-        pointers = (tensor.data_ptr() for tensor in (grad, self._of_gradients, out))
+        if self._points_back is None:
+            self._points_back = _points_of(self.weight.detach().transpose(0, 1).flip(2, 3))
+        return self._convolved(library, grad, self._points_back, None)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        differentiated = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        own = weight is self.weight and bias is self.bias
+        return self.forth(input) if own and not differentiated else super()._conv_forward(input, weight, bias)
+
+    def _library_for(self, x: Tensor, c: int, k: int) -> ctypes.CDLL | None:
+        """What to call for x, of c channels that become k; None where PyTorch has to do it."""
+        ours = is_plain(x) and compiles() and not (torch.is_grad_enabled() and x.requires_grad)
+        ours = ours and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        suits = c % 8 == 0 and k % 16 == 0 and c * k <= _WIDEST and x.dim() == 4 and min(x.shape[2:]) >= _SMALLEST_MAP
+        return _library() if ours and suits and is_channels_last(x) else None
+
+    @staticmethod
+    def _convolved(library: ctypes.CDLL, x: Tensor, points: Tensor, bias: Tensor | None) -> Tensor:
+        (n, c, h, w), k = x.shape, points.shape[2]
+        out = x.new_empty(n, h, w, k)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, points, bias, out))
         library.convolve(*pointers, n, h, w, c, k, torch.get_num_threads())
         return out.permute(0, 3, 1, 2)
 
-    def _library_for(self, x: Tensor) -> ctypes.CDLL | None:
-        """What to call for x; None where PyTorch has to do it."""
-        ours = is_plain(x) and compiles() and not (torch.is_grad_enabled() and x.requires_grad)
-        ours = ours and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        return _library() if ours and is_channels_last(x) else None
-
 
 def go_native(model: nn.Module) -> nn.Module:
-    """Let frozen 3x3 convolutions go ways of their own on a CPU.
+    """Let frozen 3x3 convolutions go their own way on a CPU.
 
     The outputs and gradients are the same but for rounding. The weights must not change any more.
 
@@ -143,6 +132,6 @@ def go_native(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         plain = type(module) is FrozenConv2d and module.kernel_size == (3, 3) and module.padding == (1, 1)
-        if plain and module.dilation == (1, 1) and module.groups == 1 and module.stride in ((1, 1), (2, 2)):
+        if plain and module.dilation == module.stride == (1, 1) and module.groups == 1:
             module.__class__ = NativeConv2d
     return model

@@ -63,10 +63,10 @@ _POINTWISE = frozenset(
 """The same where they are called on a batch: norms of weights use them too."""
 _OF_EACH_STEP = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm", "native_batch_norm"})
 """Operators that normalise by statistics of what they are shown: of single steps, where spikes come in."""
-_ORDER = frozenset(
+_RANKED = frozenset(
     {"std", "std_mean", "var", "var_mean", "linalg_vector_norm", "norm", "topk", "sort", "median", "kthvalue", "amin"}
 )
-_ROUNDING = frozenset({"round", "floor", "ceil", "trunc", "fmod", "remainder"})
+_ROUNDED = frozenset({"round", "floor", "ceil", "trunc", "fmod", "remainder"})
 """Operators that bend activations, though not the weights or images that some networks use them on."""
 _POOLING = {"max_pool2d_with_indices", "adaptive_max_pool2d", "mkldnn_max_pool2d"}
 _MAX_POOLS = _POOLING | {"amax"}
@@ -131,7 +131,7 @@ class _Recorder(TorchDispatchMode):
             self.calls.append((self.stack[-1], "quotient"))
         elif operator in _OF_EACH_STEP and bent and _by_own_statistics(operator, args):
             self.calls.append((self.stack[-1], "statistics"))
-        elif operator in _ORDER | _ROUNDING and any(map(self.is_batch, bent)):
+        elif operator in _RANKED | _ROUNDED and any(map(self.is_batch, bent)):
             self.calls.append((self.stack[-1], operator))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
@@ -179,7 +179,7 @@ _MESSAGES = {
     "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
     "nn.AdaptiveMaxPool2d(1) module",
     **dict.fromkeys(
-        _ORDER | _ROUNDING,
+        _RANKED | _ROUNDED,
         "applies {} to activations, which no rate of spikes follows: leave it out, or convert what comes before it",
     ),
     **dict.fromkeys(
