@@ -10,7 +10,8 @@
     python scripts/compare_conversion.py --table
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
-stands there is not measured again, so a run that was stopped goes on. Names of TRAINED are networks that are trained
+stands there is not measured again, and an attack goes on from its verdicts in runs/conversions, so a run that was
+stopped goes on. Names of TRAINED are networks that are trained
 here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask
 for no more of these. Every process measures its own peak memory: for the memory of one conversion ask for one. --table
 prints the table that readme_tables.py writes into docs/conversion.md.
@@ -39,7 +40,8 @@ from rsnn_zoo.report.report import wilson
 from rsnn_zoo.spec.names import ModelName
 from rsnn_zoo.training.recipe import split_of
 
-RESULTS = Path(__file__).parent.parent / "docs" / "conversion.json"
+ROOT = Path(__file__).parent.parent
+RESULTS, STATES = ROOT / "docs" / "conversion.json", ROOT / "runs" / "conversions"
 
 
 DIGITS: dict[str, Any] = {"num_classes": 10, "in_chans": 1}
@@ -120,7 +122,9 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
             "threads": torch.get_num_threads(),
         }
         if attack:
-            settings = {"eps": args.eps, "precision": args.precision, "checks": 0}
+            state = STATES / f"{name}.{method}.{timesteps}.{attack}.sqlite"  # so that it goes on where it was stopped
+            state.parent.mkdir(parents=True, exist_ok=True)
+            settings = {"eps": args.eps, "precision": args.precision, "checks": 0, "state": state, "progress": True}
             report = rsnn_zoo.evaluate(snn, held_out.select(args.attacked), attack, **settings)
             standing = round(report.runs[0].robust_accuracy * args.attacked)
             run[attack] = {
