@@ -1,8 +1,8 @@
 """The gradient of a loss with respect to the images: what every gradient attack spends its time on.
 
 Batch norms are folded into the convolutions before them, what stands before the first neuron is computed once, weights
-get no gradient, residual networks run fused, the batch is cut into chunks whose T steps stay in the cache, and
-convolutions may run in bfloat16.
+get no gradient, residual networks run fused, on a CPU 3x3 convolutions are our own, the batch is cut into chunks whose
+T steps stay in the cache, and convolutions may run in bfloat16.
 """
 
 from __future__ import annotations
