@@ -156,7 +156,7 @@ class TrainingRun:
 
     def means(self) -> dict[str, float]:
         """What was measured in this epoch so far."""
-        objective = self.updates.objective
+        objective = self.updates.objective_at(self.epoch)
         seen = dict(zip(MEASURED, (True, objective.clean, objective.inner is not None), strict=True))
         return {key: total / self.batch for key, total in zip(MEASURED, self.sums, strict=True) if seen[key]}
 

@@ -121,6 +121,8 @@ class Stage(_Checked):
         units: Of the widths of surrogates: ``"threshold"``, or ``"absolute"``, as in the published research code.
         steps_warmup: Epochs over which PGD's steps grow from 1.
         epochs: Passes through the data.
+        natural_epochs: How many of them, the first, learn from the cross-entropy of clean images alone, at a third or
+            less of the time.
         batch_size: Images a weight update; what is left of an epoch is dropped.
         accumulate: Parts in which they go through the network, to save memory; batch norms see a part.
         lr: Peak learning rate, from which it falls along a cosine to 0.
@@ -163,6 +165,7 @@ class Stage(_Checked):
     units: str = _one_of(RELATIVE, UNITS)
     steps_warmup: float = _number(0.0, 0.0, 10_000.0)
     epochs: int = _number(1, 1, 10_000)
+    natural_epochs: int = _number(0, 0, 10_000)
     batch_size: int = _number(128, 1, 2**20)
     accumulate: int = _number(1, 1, 2**20)
     lr: float = _number(0.1, 0.0, 100.0)
@@ -216,6 +219,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Stage], Any], str], ...] = (
     (
         lambda stage: get_objective(stage.objective).inner and not stage.eps,
         "objective {0.objective!r} attacks while it trains: eps must be more than 0",
+    ),
+    (
+        lambda stage: stage.natural_epochs >= stage.epochs,
+        "natural_epochs is {0.natural_epochs} of {0.epochs} epochs: leave some for the objective",
     ),
     (
         lambda stage: stage.validation_steps and not stage.validation_eps,

@@ -165,10 +165,12 @@ def estimate(
 
         return step
 
-    growth = [run.updates.attack_steps(batch / run.batches) for batch in range(stage.epochs * run.batches)]
+    batches = [batch / run.batches for batch in range(stage.epochs * run.batches)]  # by the epochs that are done
+    natural = stage.natural_epochs * run.batches
+    growth = [0] * natural + [run.updates.attack_steps(done) for done in batches[natural:]]
     with own_generators(run.device):
         timed(a_step_at(0))
-        taken = {growth[batch]: timed(a_step_at(batch), steps) for batch in sorted({0, len(growth) - 1})}
+        taken = {growth[batch]: timed(a_step_at(batch), steps) for batch in sorted({0, natural, len(growth) - 1})}
         shown = min(stage.validation_images or len(validation), len(validation))
         a_validation = timed(run.validate) * shown / len(few)
     validations = math.ceil(stage.epochs / stage.validate_every)

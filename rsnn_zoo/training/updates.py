@@ -22,7 +22,7 @@ from rsnn_zoo.models.layers import WeightedSum, batch_statistics
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, wide
 from rsnn_zoo.neurons.modes import parse_mode, surrogate_units
 from rsnn_zoo.training.constraints import hold_thresholds, retract
-from rsnn_zoo.training.objectives import get_objective
+from rsnn_zoo.training.objectives import Objective, get_objective
 from rsnn_zoo.training.recipe import Stage
 from rsnn_zoo.training.staircases import Staircases
 
@@ -99,8 +99,12 @@ class Updates:
         """What is validated and kept: the averaged weights where there are any."""
         return self.model if self.average is None else self.average.module
 
+    def objective_at(self, done: float) -> Objective:
+        """What is learned when so many epochs are done."""
+        return get_objective("natural") if done < self.stage.natural_epochs else self.objective
+
     def attack_steps(self, done: float) -> int:
-        """Steps of the attack when so many epochs are done."""
+        """Steps of the attack, once there is one, when so many epochs are done."""
         return 1 + int((self.stage.attack_steps - 1) * _grown(done, self.stage.steps_warmup))
 
     def __call__(
@@ -131,17 +135,19 @@ class Updates:
     def _update(
         self, images: Tensor, labels: Tensor, generator: torch.Generator, done: float, step: float
     ) -> list[float]:
-        stage, inner = self.stage, self.objective.inner
+        stage, objective = self.stage, self.objective_at(done)
         eps = stage.eps * _grown(done, stage.eps_warmup)
         steps = self.attack_steps(done)
         start = self.objective.start if stage.attack_start == "objective" else stage.attack_start
         attack = ATTACKS[stage.attack](steps, stage.attack_step, start)
-        noise = start_noise(attack, images, generator) if inner else images
+        noise = start_noise(attack, images, generator) if objective.inner else images
         parts = (self.ranks.share(whole, stage.accumulate) for whole in (images, labels, noise))
         shares = list(zip(*parts, strict=True))
-        if inner and stage.attack == "free":
+        if objective.inner and stage.attack == "free":
             return self._replay(shares, attack, eps, generator, done, step)
-        found = (self._measure(x, y, partial(self._attacked, x, z, attack=attack, eps=eps)) for x, y, z in shares)
+        found = (
+            self._measure(objective, x, y, partial(self._attacked, x, z, attack=attack, eps=eps)) for x, y, z in shares
+        )
         return self._step(found, generator, done, step)
 
     def _replay(
@@ -152,7 +158,8 @@ class Updates:
         part, total = step / attack.steps, [0.0] * len(MEASURED)
         for replay in range(attack.steps):
             points = [x.detach().requires_grad_() for x in points]
-            found = (self._measure(x, y, lambda *_, at=at: at) for (x, y, _), at in zip(shares, points, strict=True))
+            given = zip(shares, points, strict=True)
+            found = (self._measure(self.objective, x, y, lambda *_, at=at: at) for (x, y, _), at in given)
             measured = self._step(found, generator, done + replay * part, part)
             total = [sum(both) for both in zip(total, measured, strict=True)]
             moves = [(x.detach(), x.grad.sign(), images) for x, (images, _, _) in zip(points, shares, strict=True)]
@@ -193,10 +200,11 @@ class Updates:
         with surrogate_units(self.stage.units):
             return perturb(model, images, labels, **options, **self.attack_options)
 
-    def _measure(self, images: Tensor, labels: Tensor, attacked: _Attacked) -> tuple[Tensor, list[float]]:
+    def _measure(
+        self, objective: Objective, images: Tensor, labels: Tensor, attacked: _Attacked
+    ) -> tuple[Tensor, list[float]]:
         """Loss, and accuracy on clean and adversarial images (0 for those that the objective does not look at)."""
-        objective = self.objective
-        taught = labels if self.teacher is None else self.teacher.logits(images).softmax(1)
+        taught = labels if self.teacher is None or not objective.teacher else self.teacher.logits(images).softmax(1)
         clean = self._forward(images, self.parallel) if objective.clean else None
         adversarial = None
         if objective.inner:
