@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsnn_zoo._utils.files import load_json, to_json
-from rsnn_zoo.cli._arguments import add_data, add_device, add_precision, add_recipe, best_device
+from rsnn_zoo.cli._arguments import add_data, add_device, add_precision, add_recipe, best_device, radii_of
 from rsnn_zoo.cli._console import CommandFailed, Outcome, say
 from rsnn_zoo.cli._process import process_group
 from rsnn_zoo.hub.catalog import list_models
@@ -29,6 +29,7 @@ HELP = "train, convert, fine-tune and evaluate entries, and write them with thei
 EXAMPLE = """\
 rsnn-zoo build 'resnet20_digits_*'
   rsnn-zoo build resnet20_cifar10_trades_{ann,t4,t8} --data cifar10.npz -n 1000 --processes 2
+  rsnn-zoo build vgg11_cifar10_trades_t8 --converted --data cifar10.npz -n 300 --attack ensemble-pgd20=8
 
 ANNs come before the SNNs that are made from them. Finished steps are skipped and interrupted ones resume: repeat the
 command until it ends. On a CPU, --processes 2 evaluates nearly twice as fast as two threads do. Test images are used
@@ -48,7 +49,10 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     one.add_argument("-n", type=int, help="evaluate on the first N test images only")
     one.add_argument("--processes", type=int, default=1, help="processes that share an evaluation (%(default)s)")
     one.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
+    one.add_argument("--converted", action="store_true", help="make SNNs by conversion alone, without fine-tuning")
     one.add_argument("--trained", action="store_true", help="evaluate and write what is in runs/, without training")
+    about = "protocols with their radii, as in ensemble-pgd20=2,4,8 worst-case=8 (by data set, see docs/evaluate.md)"
+    one.add_argument("--attack", nargs="+", default=[], metavar="PROTOCOL", help=about)
     one.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
     add_precision(one)
     add_recipe(one)
@@ -90,7 +94,8 @@ def names_of(patterns: list[str]) -> list[ModelName]:
 
 def train_apart(args: argparse.Namespace, name: ModelName) -> None:
     """Run the training in a process of its own, which goes on where it was stopped."""
-    command = "train" if name.timesteps is None else "finetune"
+    made = "convert" if args.converted else "finetune"
+    command = "train" if name.timesteps is None else made
     call(["-m", "rsnn_zoo.cli", command, str(name), *data_options(args), *recipe_options(args)])
 
 
@@ -101,9 +106,10 @@ def data_options(args: argparse.Namespace) -> list[str]:
     return [*options, "--data-root", str(args.data_root), "--device", args.device]
 
 
-def precision_options(args: argparse.Namespace) -> list[str]:
-    """What changes the evaluation's gradients."""
-    return [] if args.precision == PRECISIONS[0] else ["--precision", args.precision]
+def evaluation_options(args: argparse.Namespace) -> list[str]:
+    """What changes the evaluation."""
+    options = ["--attack", *args.attack] if args.attack else []
+    return options if args.precision == PRECISIONS[0] else [*options, "--precision", args.precision]
 
 
 def recipe_options(args: argparse.Namespace) -> list[str]:
@@ -135,10 +141,12 @@ def check_trained(args: argparse.Namespace, name: ModelName, training: dict[str,
 
     recipe = load_recipe(args.recipe or default_recipe(name), name.objective, args.set)
     stage = "snn" if training.get("ann") else "direct" if name.timesteps else "ann"
-    tables: dict[str, Any] = {"stage": recipe.stage(stage), "data": recipe.data}
+    tables: dict[str, Any] = {"data": recipe.data}
+    tables |= {"stage": recipe.stage(stage)} if "stage" in training else {}
     tables |= {"neuron": recipe.neuron} if name.timesteps else {}
     tables |= {"conversion": recipe.conversion} if training.get("ann") else {}
-    wanted = json.loads(to_json({"seed": args.seed} | {key: asdict(table) for key, table in tables.items()}))
+    seed = {"seed": args.seed} if "stage" in training else {}  # a conversion draws nothing
+    wanted = json.loads(to_json(seed | {key: asdict(table) for key, table in tables.items()}))
     recorded = {key: training[key] for key in wanted if key in training}
     if differing := differences(recorded, wanted, {key: DEFAULTS[key] for key in tables}):
         raise ValueError(
@@ -152,7 +160,8 @@ def command_of(args: argparse.Namespace, name: ModelName, training: dict[str, An
     names = [str(replace(name, timesteps=None)), str(name)] if training.get("ann") else [str(name)]
     data = ["--data", Path(args.data).name] if args.data else []
     images = ["-n", str(args.n)] if args.n else []
-    return shlex.join(["rsnn-zoo", "build", *names, *data, *images, *precision_options(args), *recipe_options(args)])
+    images += ["--converted"] if "stage" not in training else []
+    return shlex.join(["rsnn-zoo", "build", *names, *data, *images, *evaluation_options(args), *recipe_options(args)])
 
 
 def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
@@ -192,14 +201,14 @@ def publish(args: argparse.Namespace, name: ModelName) -> Report:
     folder = Path("runs") / str(name)
     model = create_model(f"local-dir:{folder}", pretrained=True).to(args.device)
     training = model.training_record
-    if "stage" in training:  # else nobody knows what made it
+    if "stage" in training or "conversion" in training:  # else nobody knows what made it
         check_trained(args, name, training)
         training = {"command": command_of(args, name, training), **training}
     ann = ann_of(name, training)
     where = {"data": args.data, "images": args.n, "root": args.data_root, "download": args.download}
     settings = {"batch_size": args.batch_size, "state": folder / "evaluation.sqlite", "progress": not args.json}
     settings["precision"] = args.precision
-    report = evaluate_entry(model, attacks_on(name), **where, **settings)
+    report = evaluate_entry(model, radii_of(args.attack, [8]) or attacks_on(name), **where, **settings)
     if Ranks.current().main:
         if ann:
             report.extra["ann"] = ann
@@ -213,7 +222,7 @@ def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
     """Start this command anew under torchrun, to publish what is trained."""
     options = ["--output", str(args.output), "--batch-size", str(args.batch_size)]
     options += ["-n", str(args.n)] if args.n is not None else []
-    options += precision_options(args)
+    options += evaluation_options(args)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
     command = ["-m", "rsnn_zoo.cli", "build", str(name), "--trained", *options]

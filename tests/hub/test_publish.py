@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from huggingface_hub import ModelCard
 from rsnn_zoo._utils.files import ConfigError, load_json, to_json
 from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES
 from rsnn_zoo.attacks.victim import FOLDED
-from rsnn_zoo.cli import build
+from rsnn_zoo.cli import build, main
 from rsnn_zoo.hub.publish import EvidenceError, push_to_hub, save_pretrained, update_card
 from rsnn_zoo.hub.resolve import HubError, NotPublishedError, resolve
 from rsnn_zoo.hub.weights import WeightsError
@@ -267,6 +268,25 @@ def test_an_entry_is_made_of_the_recipe_that_its_card_will_name():
     assert check("resnet20_cifar10_trades_t4.three_epochs", **changed) == given
     with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
         check("resnet20_cifar10_trades_t4", seed=1)
+
+
+def test_conversion_alone_makes_an_entry_whose_card_says_so_and_how(tmp_path, monkeypatch, capsys):
+    name = "resnet20_digits_trades_t2"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    how = ["-n", "6", "--attack", "fgsm=4,8", "quick=8", "--set", "conversion.method='absorb'"]
+    assert main(["build", name, "--converted", "--output", "made", *how]) == 0
+    training = load_config(Path("made", name, "config.json")).training
+    assert "without fine-tuning" in Path("made", name, "README.md").read_text()
+    assert training["conversion"]["method"] == "absorb"
+    command = f"rsnn-zoo build resnet20_digits_trades_ann {name} -n 6 --converted --attack fgsm=4,8 quick=8"
+    assert training["command"].startswith(command)
+    runs = load_json(Path("made", name, "evaluation.json"))["runs"]
+    assert [(run["protocol"], round(run["eps"] * 255)) for run in runs] == [("fgsm", 4), ("fgsm", 8), ("quick-v1", 8)]
+    shutil.rmtree("made")
+    how[-1] = "conversion.method='published'"
+    assert main(["build", name, "--trained", "--output", "made", *how]) == 1
+    assert "conversion.method is 'absorb' there, 'published' here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

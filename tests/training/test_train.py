@@ -232,6 +232,37 @@ def test_what_outlasts_the_run_is_said(tmp_path, data, validation, caplog):
     assert caplog.messages == ["steps_warmup is 3 epochs of 1: attack_steps never reaches 10"]
 
 
+def test_natural_epochs_come_first_and_are_those_of_natural_training(tmp_path, data, validation):
+    stage = replace(ROBUST, natural_epochs=1)
+    mixed, natural, robust = (
+        run(data, validation, tmp_path / name, each)[1].history
+        for name, each in (("mixed", stage), ("natural", replace(STAGE, objective="natural")), ("robust", ROBUST))
+    )
+    assert mixed[0]["train_loss"] == natural[0]["train_loss"] and "train_robust" not in mixed[0]
+    assert "train_robust" in mixed[1] and mixed[1]["train_loss"] != natural[1]["train_loss"]
+    assert mixed[0]["train_loss"] < robust[0]["train_loss"]
+    with pytest.raises(ValueError, match="natural_epochs is 2 of 2 epochs"):
+        replace(stage, natural_epochs=2)
+
+
+def test_natural_epochs_need_no_teacher_and_a_batch_of_them_is_not_replayed(tmp_path, data, validation):
+    taught = replace(ROBUST, objective="rslad", weight=0.5, natural_epochs=1)
+    free = replace(ROBUST, attack="free", attack_steps=2, natural_epochs=1)
+    first, second = (
+        run(data, validation, tmp_path / name, stage, teacher=teacher)[1].history[0]["train_loss"]
+        for name, stage, teacher in (("taught", taught, new_model(seed=1)), ("free", free, None))
+    )
+    assert first == second
+
+
+def test_an_estimate_knows_that_natural_epochs_are_cheap(data, validation):
+    stage = replace(ROBUST, attack="pgd", attack_steps=9, epochs=4)
+    mixed, robust = (
+        estimate(new_model(), data, validation, replace(stage, natural_epochs=natural), steps=1) for natural in (3, 0)
+    )
+    assert mixed.seconds < 0.6 * robust.seconds
+
+
 def test_each_epoch_is_handed_to_a_logger_of_ones_own_and_drawn(tmp_path, data, validation):
     pytest.importorskip("matplotlib")
     records = []
