@@ -16,6 +16,7 @@ from torch import nn
 from rsnn_zoo._utils.defaults import device_of
 from rsnn_zoo._utils.folders import current
 from rsnn_zoo.data.images import ImageData, load_dataset
+from rsnn_zoo.evaluation.clean import clean_accuracy
 from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.hub.publish import save_evidence
@@ -82,6 +83,7 @@ def evaluate_entry(
     download: bool = False,
     device: torch.device | str | None = None,
     with_energy: bool = True,
+    clean_on_all: bool = False,
     **settings: Any,
 ) -> Report:
     """Robust accuracy, spikes and energy of an entry on the images that its name says.
@@ -99,6 +101,8 @@ def evaluate_entry(
         download: See :func:`data_of`.
         device: Where to compute; by default where the network is.
         with_energy: Whether to count spikes and energy too.
+        clean_on_all: Whether to find the accuracy without attack on the whole split too, however few images are
+            attacked.
         **settings: Of :func:`rsnn_zoo.evaluate`, such as ``seed``, ``checks``, ``state`` and ``progress``.
 
     Returns:
@@ -116,11 +120,11 @@ def evaluate_entry(
     """
     model = create_model(entry, pretrained=True) if isinstance(entry, str) else entry
     model = model if device is None else model.to(device)
-    if not isinstance(data, ImageData):
-        data = data_of(model, data, split, images=images, root=root, download=download)
-    elif images is not None:
-        data = data.select(images)
+    whole = data if isinstance(data, ImageData) else data_of(model, data, split, root=root, download=download)
+    data = whole if images is None else whole.select(images)
     report = evaluate(model, data, attack, eps, **settings)
+    if clean_on_all and Ranks.current().main:
+        report.extra["clean_on_all"] = clean_accuracy(model, whole)
     if with_energy and Ranks.current().main:
         report.extra.update(energy(model, data.pixels(slice(0, ENERGY_IMAGES)).to(device_of(model))))
     return report

@@ -175,6 +175,7 @@ def _check_evidence(entry: Entry) -> str:
 
 
 _UNCHECKED = {
+    "clean_on_all": "accuracy on all images",
     "ann": "accuracies of the ANN",
     "spikes": "spikes",
     "energy": "energy",

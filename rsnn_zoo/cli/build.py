@@ -207,7 +207,7 @@ def publish(args: argparse.Namespace, name: ModelName) -> Report:
     ann = ann_of(name, training)
     where = {"data": args.data, "images": args.n, "root": args.data_root, "download": args.download}
     settings = {"batch_size": args.batch_size, "state": folder / "evaluation.sqlite", "progress": not args.json}
-    settings["precision"] = args.precision
+    settings |= {"precision": args.precision, "clean_on_all": True}
     report = evaluate_entry(model, radii_of(args.attack, [8]) or attacks_on(name), **where, **settings)
     if Ranks.current().main:
         if ann:

@@ -57,6 +57,8 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     one.add_argument("--batch-size", type=int, default=256, help="most images between two writes of the state")
     one.add_argument("--chunk", type=int, help="images per forward pass (default: by image size and device)")
     add_precision(one)
+    about = "also find the accuracy without attack on the whole split, however few images are attacked"
+    one.add_argument("--clean-on-all", action="store_true", help=about)
     one.add_argument("--draws", type=int, help="passes to average over (default: 16 for a random model, else 1)")
     one.add_argument("--checks", type=int, default=64, help="images that the sanity flags attack (%(default)s)")
     _add_outputs(one)
@@ -157,6 +159,7 @@ def _evaluate_one(args: argparse.Namespace, name: str):
         data=args.data,
         device=best_device(args.device),
         progress=sys.stderr.isatty(),
+        clean_on_all=args.clean_on_all,
         **where,
         **settings,
     )

@@ -131,6 +131,11 @@ def check_evidence(config: ModelConfig, evidence: Mapping[str, Any]) -> None:
             attack.text("attack", _TEXT)
             attack.text("mode", _TEXT, default="")
             attack.integer("felled", 0, n)
+    if "clean_on_all" in evidence:
+        whole = top.section("clean_on_all")
+        images, accuracy = whole.integer("n", n, _MAX_IMAGES), whole.number("accuracy", 0.0, 1.0)
+        what = "the accuracy on all images is claimed to be"
+        _check_claim(what, accuracy, whole.numbers("ci95", 2, 0.0, 1.0), round(accuracy * images), images)
     if "ann" in evidence:
         ann = top.section("ann")
         ann.text("name", _TEXT)

@@ -19,6 +19,11 @@ def accuracies(evidence: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|",
         _row("none", 0, *_accuracy(evidence["clean"], "accuracy")),
         *(
+            _row(f"none, all {whole['n']:,} images", 0, *_accuracy(whole, "accuracy"))
+            for whole in [evidence.get("clean_on_all")]
+            if whole
+        ),
+        *(
             _row(run["protocol"], in_255(run["eps"]), *_accuracy(run, "robust_accuracy"))
             for run in sorted(evidence.get("runs", []), key=lambda run: (run["protocol"], run["eps"]))
         ),

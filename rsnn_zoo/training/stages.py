@@ -7,8 +7,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rsnn_zoo.attacks.gradients import COMPUTE_DTYPES
@@ -17,8 +17,8 @@ from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Surrogate
 from rsnn_zoo.neurons.modes import parse_mode
 from rsnn_zoo.spec.config import RESETS
 from rsnn_zoo.spec.datasets import Augmentation
-from rsnn_zoo.spec.names import near_matches
 from rsnn_zoo.spec.units import RELATIVE, UNITS
+from rsnn_zoo.training.bounded import Checked, RecipeError, number, one_of
 from rsnn_zoo.training.objectives import OBJECTIVES, get_objective
 
 __all__ = ["Conversion", "Neuron", "Recipe", "RecipeError", "Split", "Stage", "split_of"]
@@ -26,41 +26,8 @@ __all__ = ["Conversion", "Neuron", "Recipe", "RecipeError", "Split", "Stage", "s
 _UNCHANGED = Augmentation()
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be used; names file, key, cause and remedy."""
-
-
-def _number(default: float, low: float, high: float) -> Any:
-    """A field from low to high; of integers where the default is one."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def _one_of(default: str, known: Iterable[str]) -> Any:
-    return field(default=default, metadata={"known": known})
-
-
-class _Checked:
-    """A frozen dataclass whose values are checked against their fields' bounds."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if isinstance(item.default, str) and not isinstance(value, str):
-                raise RecipeError(f"{item.name} is {value!r}, must be a string")
-            if "known" in item.metadata and value not in item.metadata["known"]:
-                raise RecipeError(f"{item.name} is {value!r}{near_matches(value, item.metadata['known'])}")
-            if "low" in item.metadata:
-                low, high, whole = item.metadata["low"], item.metadata["high"], isinstance(item.default, int)
-                kinds = (int,) if whole else (int, float)
-                if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                    wanted = "an integer" if whole else "a number"
-                    raise RecipeError(f"{item.name} is {value!r}, must be {wanted} from {low:g} to {high:g}")
-            elif isinstance(item.default, bool) and not isinstance(value, bool):
-                raise RecipeError(f"{item.name} is {value!r}, must be true or false")
-
-
 @dataclass(frozen=True)
-class Split(_Checked):
+class Split(Checked):
     """How validation data are carved from the training data.
 
     Attributes:
@@ -68,8 +35,8 @@ class Split(_Checked):
         seed: Draws them.
     """
 
-    validation: float = _number(0.1, 0.0, 0.9)
-    seed: int = _number(0, 0, 2**31)
+    validation: float = number(0.1, 0.0, 0.9)
+    seed: int = number(0, 0, 2**31)
 
 
 def split_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +62,7 @@ def split_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Stage(_Checked):
+class Stage(Checked):
     """One training run, of an ANN or of an SNN: see ``rsnn_zoo.training.train.train``.
 
     Attributes:
@@ -150,43 +117,43 @@ class Stage(_Checked):
         validate_every: Epochs between two validations; the last epoch is always validated.
     """
 
-    objective: str = _one_of("natural", OBJECTIVES)
-    weight: float = _number(0.0, 0.0, 1000.0)
-    label_smoothing: float = _number(0.0, 0.0, 0.9)
-    eps: float = _number(0.0, 0.0, 1.0)
-    eps_warmup: float = _number(0.0, 0.0, 10_000.0)
-    attack: str = _one_of("pgd", ATTACKS)
-    attack_steps: int = _number(10, 1, 1000)
-    attack_step: float = _number(2.5, 0.0, 1000.0)
-    attack_start: str = _one_of("objective", ("objective", *STARTS))
-    attack_loss: str = _one_of("objective", ("objective", "ce", "kl"))
+    objective: str = one_of("natural", OBJECTIVES)
+    weight: float = number(0.0, 0.0, 1000.0)
+    label_smoothing: float = number(0.0, 0.0, 0.9)
+    eps: float = number(0.0, 0.0, 1.0)
+    eps_warmup: float = number(0.0, 0.0, 10_000.0)
+    attack: str = one_of("pgd", ATTACKS)
+    attack_steps: int = number(10, 1, 1000)
+    attack_step: float = number(2.5, 0.0, 1000.0)
+    attack_start: str = one_of("objective", ("objective", *STARTS))
+    attack_loss: str = one_of("objective", ("objective", "ce", "kl"))
     attack_mode: str = "own"
-    attack_pass: str = _one_of("evaluation", ("evaluation", "training"))
-    units: str = _one_of(RELATIVE, UNITS)
-    steps_warmup: float = _number(0.0, 0.0, 10_000.0)
-    epochs: int = _number(1, 1, 10_000)
-    natural_epochs: int = _number(0, 0, 10_000)
-    batch_size: int = _number(128, 1, 2**20)
-    accumulate: int = _number(1, 1, 2**20)
-    lr: float = _number(0.1, 0.0, 100.0)
-    warmup: float = _number(0.0, 0.0, 10_000.0)
-    threshold_lr: float = _number(0.0, 0.0, 100.0)
-    momentum: float = _number(0.9, 0.0, 0.9999)
+    attack_pass: str = one_of("evaluation", ("evaluation", "training"))
+    units: str = one_of(RELATIVE, UNITS)
+    steps_warmup: float = number(0.0, 0.0, 10_000.0)
+    epochs: int = number(1, 1, 10_000)
+    natural_epochs: int = number(0, 0, 10_000)
+    batch_size: int = number(128, 1, 2**20)
+    accumulate: int = number(1, 1, 2**20)
+    lr: float = number(0.1, 0.0, 100.0)
+    warmup: float = number(0.0, 0.0, 10_000.0)
+    threshold_lr: float = number(0.0, 0.0, 100.0)
+    momentum: float = number(0.9, 0.0, 0.9999)
     nesterov: bool = True
-    weight_decay: float = _number(0.0, 0.0, 1.0)
-    retraction: float = _number(0.0, 0.0, 1.0)
-    clip: float = _number(0.0, 0.0, 1e6)
-    ema: float = _number(0.0, 0.0, 0.99999)
-    staircase: int = _number(0, 0, 1024)
-    staircase_epochs: float = _number(0.0, 0.0, 10_000.0)
-    precision: str = _one_of("float32", COMPUTE_DTYPES)
+    weight_decay: float = number(0.0, 0.0, 1.0)
+    retraction: float = number(0.0, 0.0, 1.0)
+    clip: float = number(0.0, 0.0, 1e6)
+    ema: float = number(0.0, 0.0, 0.99999)
+    staircase: int = number(0, 0, 1024)
+    staircase_epochs: float = number(0.0, 0.0, 10_000.0)
+    precision: str = one_of("float32", COMPUTE_DTYPES)
     channels_last: bool = False
     compile: bool = False
     augmentation: Augmentation = _UNCHANGED
-    validation_eps: float = _number(0.0, 0.0, 1.0)
-    validation_steps: int = _number(0, 0, 1000)
-    validation_images: int = _number(0, 0, 2**31)
-    validate_every: int = _number(1, 1, 10_000)
+    validation_eps: float = number(0.0, 0.0, 1.0)
+    validation_steps: int = number(0, 0, 1000)
+    validation_images: int = number(0, 0, 2**31)
+    validate_every: int = number(1, 1, 10_000)
 
     def __post_init__(self) -> None:
         """Checks what single bounds do not say."""
@@ -253,7 +220,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Stage], Any], str], ...] = (
 
 
 @dataclass(frozen=True)
-class Neuron(_Checked):
+class Neuron(Checked):
     """The neurons of the SNN.
 
     Attributes:
@@ -265,12 +232,12 @@ class Neuron(_Checked):
         threshold: Where direct training starts; conversion finds thresholds of its own.
     """
 
-    reset: str = _one_of("hard", RESETS)
-    leak: float = _number(1.0, 1e-6, 1.0)
-    initial: float = _number(0.0, 0.0, 0.999)
+    reset: str = one_of("hard", RESETS)
+    leak: float = number(1.0, 1e-6, 1.0)
+    initial: float = number(0.0, 0.0, 0.999)
     surrogate: str = "pcw"
-    width: float = _number(1.0, 1e-6, 1000.0)
-    threshold: float = _number(1.0, MIN_THRESHOLD, 1000.0)
+    width: float = number(1.0, 1e-6, 1000.0)
+    threshold: float = number(1.0, MIN_THRESHOLD, 1000.0)
 
     def __post_init__(self) -> None:
         """Checks the surrogate too."""
@@ -287,7 +254,7 @@ class Neuron(_Checked):
 
 
 @dataclass(frozen=True)
-class Conversion(_Checked):
+class Conversion(Checked):
     """How thresholds are found: see ``rsnn_zoo.convert``.
 
     Attributes:
@@ -300,12 +267,12 @@ class Conversion(_Checked):
         max_pool: ``"spikes"`` or ``"average"``.
     """
 
-    method: str = _one_of("published", ("published", "absorb"))
-    images: int = _number(128, 1, 2**20)
-    percentile: float = _number(99.7, 0.001, 100.0)
-    scale: float = _number(0.3, 0.001, 100.0)
-    calibration_timesteps: int = _number(100, 1, 10_000)
-    max_pool: str = _one_of("spikes", ("spikes", "average"))
+    method: str = one_of("published", ("published", "absorb"))
+    images: int = number(128, 1, 2**20)
+    percentile: float = number(99.7, 0.001, 100.0)
+    scale: float = number(0.3, 0.001, 100.0)
+    calibration_timesteps: int = number(100, 1, 10_000)
+    max_pool: str = one_of("spikes", ("spikes", "average"))
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``rsnn_zoo.convert``, besides the images."""

@@ -16,6 +16,7 @@ from rsnn_zoo.cli import commands
 from rsnn_zoo.cli._training import add_making
 from rsnn_zoo.cli._weights import load_named
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
+from rsnn_zoo.report.results import accuracies
 from rsnn_zoo.spec.datasets import Augmentation
 from rsnn_zoo.training.recipe import Stage
 from tests.conftest import NAME, small_network
@@ -42,12 +43,24 @@ def test_one_call_gives_report_energy_and_files(tmp_path):
         assert (report.dataset, report.split, len(report.correct)) == ("digits", "test", 4)
         assert report.extra["energy"]["images"] == 4
         assert save_report(report, tmp_path / "report.json") == former
+        assert "clean_on_all" not in report.extra
     data = rsnn_zoo.load_dataset("digits").select([3, 1])
     own = evaluate_entry(model, "fgsm", data=data, with_energy=False, checks=0)
     assert own.index == (3, 1) and "energy" not in own.extra
     model.pretrained_name = "mine"
     with pytest.raises(ValueError, match="mine names no data set"):
         evaluate_entry(model)
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_accuracy_on_all_images_stands_beside_that_of_the_attacked_ones():
+    model = rsnn_zoo.create_model("resnet20_digits_natural_ann", pretrained=True)
+    report = evaluate_entry(model, "fgsm", images=5, checks=0, with_energy=False, clean_on_all=True)
+    found, whole = report.to_json()["clean_on_all"], rsnn_zoo.load_dataset("digits")
+    with torch.inference_mode():
+        correct = (model(whole.pixels()).argmax(1) == whole.labels).sum().item()
+    assert (found["n"], found["accuracy"], found["data_sha256"]) == (360, correct / 360, whole.sha256)
+    assert f"| none, all 360 images | 0 | {100 * correct / 360:.1f} % |" in "\n".join(accuracies(report.to_json()))
 
 
 def test_nothing_is_said_of_an_absent_cuda(tmp_path):

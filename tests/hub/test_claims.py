@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from rsnn_zoo._utils.files import load_json, to_json
+from rsnn_zoo._utils.files import ConfigError, load_json, to_json
 from rsnn_zoo.evaluation.claims import tolerated_moves
 from rsnn_zoo.evaluation.costs import MAX_PASSES, MAX_SECONDS, Cost
 from rsnn_zoo.evaluation.flags import MESSAGES
@@ -12,7 +12,9 @@ from rsnn_zoo.evaluation.protocols import plan
 from rsnn_zoo.evaluation.transfer import packaged_only, published
 from rsnn_zoo.hub.publish import update_card
 from rsnn_zoo.hub.resolve import entries_folder, published_names
-from rsnn_zoo.report.evidence import FLAGS, EvidenceError, check_shown
+from rsnn_zoo.report.evidence import FLAGS, EvidenceError, check_evidence, check_shown
+from rsnn_zoo.report.report import wilson
+from rsnn_zoo.spec.config import load_config
 from rsnn_zoo.verify_entry import verify
 
 NAME = "resnet20_digits_natural_ann"
@@ -30,6 +32,15 @@ def failing(entry, edit, **how):
     (entry / "evaluation.json").write_bytes(to_json(evidence))
     update_card(entry)
     return {check.what: check.said for check in verify(f"local-dir:{entry}", **{"images": 6, **how}) if not check.holds}
+
+
+@pytest.mark.parametrize("wrong", [{"ci95": [0.9, 1.0]}, {"n": 5}, {"accuracy": 1.5}])
+def test_an_accuracy_on_all_images_that_cannot_be_is_refused(entry, wrong):
+    config, found = load_config(entry / "config.json"), load_json(entry / "evaluation.json", 10**9)
+    right = {"n": 1000, "accuracy": 0.9, "ci95": list(wilson(900, 1000)), "data_sha256": "0" * 64}
+    check_evidence(config, {**found, "clean_on_all": right})
+    with pytest.raises((ConfigError, EvidenceError), match=r"all images|clean_on_all"):
+        check_evidence(config, {**found, "clean_on_all": right | wrong})
 
 
 def worst_case(evidence):

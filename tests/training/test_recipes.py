@@ -19,7 +19,7 @@ def test_every_recipe_that_comes_along_can_be_used(name, objective):
     assert recipe.ann.objective == objective and recipe.name == name
     assert recipe.direct.objective == objective
     assert recipe.snn.objective == ("natural" if objective == "natural" else "trades")
-    assert all(recipe.stage(table).epochs > 1 for table in ("ann", "snn", "direct"))
+    assert all(recipe.stage(table).batch_size > 1 for table in ("ann", "snn", "direct"))
     assert json.loads(json.dumps(recipe.to_json()))["ann"]["epochs"] == recipe.ann.epochs
 
 
