@@ -2,23 +2,24 @@
 
 import argparse
 import importlib
-import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import rsnn_zoo
+from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.cli import commands
 from rsnn_zoo.cli._training import add_making
 from rsnn_zoo.cli._weights import load_named
 from rsnn_zoo.evaluate_entry import data_of, evaluate_entry, save_report
 from rsnn_zoo.report.results import accuracies
-from rsnn_zoo.spec.datasets import Augmentation
-from rsnn_zoo.training.recipe import Stage
+from rsnn_zoo.spec.names import ModelName
+from rsnn_zoo.training.recipe import load_recipe
 from tests.conftest import NAME, small_network
 
 ROOT = Path(__file__).parents[2]
@@ -109,12 +110,13 @@ def test_weights_of_a_converted_network_are_those_of_its_name(tmp_path, eager):
     assert torch.equal(found(images), snn(images)) and found.channel_sums
 
 
-def test_the_plan_says_of_a_dry_run_what_it_said_itself_and_keeps_its_budget(monkeypatch):
+def test_the_plan_is_of_dry_runs_of_what_is_planned(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     plan = importlib.import_module("plan_entries")
-    found = [json.loads(path.read_text()) for path in (ROOT / "docs" / "dry_runs").glob("*trades*.json")]
-    for measured in found:
-        stage = Stage(**{**measured["stage"], "augmentation": Augmentation(**measured["stage"]["augmentation"])})
-        assert plan.hours_of(stage, measured) == pytest.approx(measured["estimate"]["seconds"] / 3600, rel=0.01)
     hours = {name: float(plan.row_of(name, *rest)[1]) for name, *rest in plan.PLANNED}
-    assert hours["vgg11_cifar10_trades_ann"] <= 3.2 and hours["vgg11_cifar10_trades_t8"] <= 4.2
+    assert 0 < hours["wrn16_4_cifar10_at_ann"] <= 3.2 and 0 < hours["wrn16_4_cifar10_at_t8"] <= 4.2
+    name, recipe, source = plan.PLANNED[0]
+    measured = load_json(plan.DOCS / source)
+    stage = load_recipe(recipe, ModelName.parse(name).objective).snn
+    with pytest.raises(ValueError, match="repeat the dry run"):
+        plan.hours_of(replace(stage, epochs=stage.epochs + 1), measured)
