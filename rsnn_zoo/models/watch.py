@@ -73,7 +73,19 @@ _MAX_POOLS = _POOLING | {"amax"}
 _RATES_LACK = {"product", "quotient"}
 """What is no function of one rate, though a ReLU's own module may compute it."""
 _MAXIMA = {"amax", "max"}
-_PRODUCTS = {"mul", "bmm", "mm", "addmm", "baddbmm", "convolution", "dot", "mv"}
+_PRODUCTS = {
+    "mul",
+    "bmm",
+    "mm",
+    "addmm",
+    "baddbmm",
+    "convolution",
+    "dot",
+    "mv",
+    "_trilinear",
+    "linalg_cross",
+    "_cdist_forward",
+}
 POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
 

@@ -315,10 +315,15 @@ class Product(nn.Module):
         return self.relu1(self.a(x)) * self.relu2(self.b(x))
 
 
+def bilinear(x):
+    return F.bilinear(x.movedim(1, -1), x.movedim(1, -1), torch.ones(6, 6, 6)).movedim(-1, 1)
+
+
 @pytest.mark.parametrize(
     ("ann", "kwargs", "said"),
     [
         (around(Product()), {}, r"1 \(Product\) multiplies activations by activations"),
+        (around(nn.ReLU(), Function(bilinear)), {}, r"2 \(Function\) multiplies activations by activations"),
         (
             around(nn.ReLU(), Function(lambda x: x.amax((2, 3), keepdim=True).expand(-1, -1, 8, 8))),
             {"max_pool": "average"},
