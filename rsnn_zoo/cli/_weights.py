@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
 from rsnn_zoo.hub.registry import create_model
+from rsnn_zoo.hub.shards import packed
 from rsnn_zoo.hub.weights import check_state_dict
 from rsnn_zoo.models import ForeignNetwork, Network
 from rsnn_zoo.models.state_files import read_state_dict
 
-__all__ = ["load_file", "load_named"]
+__all__ = ["load_file", "load_init", "load_named"]
 
 NEURON = {"reset": str, "leak": float, "initial": float}
 """What an SNN computes by and its weights do not say."""
@@ -36,6 +38,30 @@ def load_file(model: nn.Module, path: str | os.PathLike[str], key: str | None = 
         own.free_channels()  # as those of what convert gave
     check_state_dict(state, own.state_dict(), str(path))
     own.load_state_dict(state)
+
+
+def load_init(model: Network, source: str) -> dict[str, str]:
+    """Load the weights that a training starts from.
+
+    Args:
+        model: The network, which is changed.
+        source: A folder of an entry, a name, or a file of weights.
+
+    Returns:
+        What is to be recorded of it: its name, and the SHA-256 of the weights as ``save_pretrained`` writes them.
+
+    Raises:
+        NotPublishedError: If nobody published it.
+        OSError: If it cannot be read.
+        ValueError: If its weights are those of another network.
+    """
+    if Path(source).is_file():
+        load_file(model, source)
+    else:
+        found = create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+        check_state_dict(found.state_dict(), model.state_dict(), source)
+        model.load_state_dict(found.state_dict())
+    return {"init": Path(source).name, "init_sha256": packed(model)[1].sha256}
 
 
 def load_named(

@@ -16,6 +16,7 @@ from rsnn_zoo._utils.files import load_json, to_json
 from rsnn_zoo.cli._arguments import add_data, add_device, add_precision, add_recipe, best_device, radii_of
 from rsnn_zoo.cli._console import CommandFailed, Outcome, say
 from rsnn_zoo.cli._process import process_group
+from rsnn_zoo.cli.train import add_init
 from rsnn_zoo.hub.catalog import list_models
 from rsnn_zoo.hub.resolve import entries_folder
 from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, PRECISIONS
@@ -54,6 +55,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     about = "protocols with their radii, as in ensemble-pgd20=2,4,8 worst-case=8 (by data set, see docs/evaluate.md)"
     one.add_argument("--attack", nargs="+", default=[], metavar="PROTOCOL", help=about)
     one.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
+    add_init(one)
     add_precision(one)
     add_recipe(one)
     add_data(one)
@@ -96,7 +98,8 @@ def train_apart(args: argparse.Namespace, name: ModelName) -> None:
     """Run the training in a process of its own, which goes on where it was stopped."""
     made = "convert" if args.converted else "finetune"
     command = "train" if name.timesteps is None else made
-    call(["-m", "rsnn_zoo.cli", command, str(name), *data_options(args), *recipe_options(args)])
+    init = ["--init", args.init] if args.init and name.timesteps is None else []
+    call(["-m", "rsnn_zoo.cli", command, str(name), *init, *data_options(args), *recipe_options(args)])
 
 
 def data_options(args: argparse.Namespace) -> list[str]:
@@ -161,7 +164,16 @@ def command_of(args: argparse.Namespace, name: ModelName, training: dict[str, An
     data = ["--data", Path(args.data).name] if args.data else []
     images = ["-n", str(args.n)] if args.n else []
     images += ["--converted"] if "stage" not in training else []
+    images += ["--init", init] if (init := init_of(name, training)) else []
     return shlex.join(["rsnn-zoo", "build", *names, *data, *images, *evaluation_options(args), *recipe_options(args)])
+
+
+def init_of(name: ModelName, training: dict[str, Any]) -> str | None:
+    """What weights the training of this entry's ANN began with, if not with random ones."""
+    ann = entries_folder() / str(replace(name, timesteps=None)) / CONFIG
+    if training.get("ann") and ann.is_file():
+        training = load_config(ann).training
+    return training.get("init")
 
 
 def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:

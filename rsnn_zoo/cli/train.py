@@ -15,6 +15,7 @@ rsnn-zoo train resnet20_digits_trades_ann
   rsnn-zoo train resnet20_cifar10_trades_ann --data cifar10.npz --dry-run
   rsnn-zoo train resnet20_cifar10_mart_ann --recipe mine.toml --set ann.epochs=5 --output runs/short
   rsnn-zoo train resnet20_digits_rat_t4            # an SNN, by the recipe's table [direct]
+  rsnn-zoo train resnet20_cifar10_trades_ann --init natural.pth --set ann.epochs=5 --set ann.lr=0.02
   torchrun --nproc-per-node 8 -m rsnn_zoo.cli train vgg11_cifar10_trades_ann
 
 The recipe holds every number; --dry-run shows it and estimates time and memory. A stopped or killed run resumes when
@@ -26,6 +27,13 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     """Add what is of this command alone."""
     add_making(one)
     add_training(one)
+    add_init(one)
+
+
+def add_init(one: argparse.ArgumentParser) -> None:
+    """Add the argument that says where training starts."""
+    about = "weights to start from: a folder, a name, or a file (.safetensors, .pth); random ones by default"
+    one.add_argument("--init", metavar="WEIGHTS", help=about)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -37,6 +45,7 @@ def run(args: argparse.Namespace) -> Outcome:
 def _train(args: argparse.Namespace) -> Outcome:
     import torch
 
+    from rsnn_zoo.cli._weights import load_init
     from rsnn_zoo.hub.registry import create_model
 
     recipe, data, validation = planned(args)
@@ -49,4 +58,6 @@ def _train(args: argparse.Namespace) -> Outcome:
         stage = recipe.stage("direct")
         model = create_model(name, threshold=recipe.neuron.threshold, **recipe.neuron.arguments())
         about |= {"neuron": asdict(recipe.neuron)}
+    if args.init:
+        about |= load_init(model, args.init)
     return run_stage(args, Job(model, stage, data, validation, about))

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import rsnn_zoo
+from rsnn_zoo.cli import main
 from rsnn_zoo.training import checkpoints
 from rsnn_zoo.training.checkpoints import load_checkpoint
 from rsnn_zoo.training.recipe import RecipeError, load_recipe
@@ -87,6 +89,22 @@ def test_from_nothing_to_a_robust_snn_by_the_scripts(tmp_path):
         assert len(found) == runs and len(out.splitlines()) == (2 if tries == 1 else 1)
     assert [one["recipe"]["snn"]["lr"] for one in found] == [0.03, 0.1, 0] and (tmp_path / "tried.png").exists()
     assert {one["ann_sha256"] for one in found} == {weights_of(tmp_path / "runs" / ann)}
+
+
+def test_training_begins_with_the_weights_that_are_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "resnet20_digits_trades_ann"
+    how = ["--quiet", *(f"--set={change}" for change in ("data.validation=0.8", "ann.epochs=1", "ann.lr=0.0"))]
+    assert main(["train", name, "--init", "resnet20_digits_at_ann", *how]) == 0
+    found = rsnn_zoo.create_model(f"local-dir:runs/{name}", pretrained=True)
+    start = rsnn_zoo.create_model("resnet20_digits_at_ann", pretrained=True)
+    assert torch.equal(found.layer2[0].conv1.weight, start.layer2[0].conv1.weight)
+    given = found.training_record["init"], found.training_record["init_sha256"]
+    assert given == ("resnet20_digits_at_ann", start.weights_sha256)
+    capsys.readouterr()
+    for source, said in (("resnet20_digits_natural_ann", "init is"), ("vgg11_digits_at_ann", "not published")):
+        assert main(["train", name, "--init", source, *how]) == 1
+        assert said in capsys.readouterr().err
 
 
 def written(path):
