@@ -12,7 +12,9 @@ static Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p);
 static void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
 constexpr long TILE = 4, WINDOW = 6, POINTS = 36;
-constexpr long CACHED = 768;  // channels times tiles whose points stay in the cache
+constexpr long CACHED = 768;      // channels times tiles whose points stay in the cache
+constexpr long HEAVY = 128 * 128;  // weights of a point from which they cost more to fetch than the points of
+constexpr long MANY = 192;         // so many tiles
 
 // B^T d
 static void analyse(const Vector* d, Vector* to, long step) {
@@ -34,22 +36,51 @@ static void synthesise(const Vector* m, Vector* to, long step) {
   to[3 * step] = b + 8 * f + m[5];
 }
 
+// Structs, since templates drop the alignment of a bare vector type.
+struct Narrow {
+  typedef float Vector __attribute__((vector_size(32), aligned(4)));
+};
+#ifdef __AVX512F__
+struct Wide {
+  typedef float Vector __attribute__((vector_size(64), aligned(4)));
+};
+constexpr int AT_ONCE = 12;  // tiles whose sums the registers hold
+#else
+typedef Narrow Wide;
+constexpr int AT_ONCE = 6;
+#endif
+constexpr long STRIDE = 2 * sizeof(Wide::Vector) / sizeof(float);
+
 // sums (T, k) = inputs (T, c) weights (c, k), two vectors of outputs at a time
-template <int T>
+template <class Kind, int T>
 static void multiply(const float* inputs, const float* weights, float* sums, long c, long k) {
-  for (long j = 0; j < k; j += 2 * LANES) {
-    Vector low[T], high[T];
-    for (int t = 0; t < T; t++) low[t] = high[t] = Vector{};
+  typedef typename Kind::Vector Lanes;
+  constexpr long width = sizeof(Lanes) / sizeof(float);
+  for (long j = 0; j < k; j += 2 * width) {
+    Lanes low[T], high[T];
+    for (int t = 0; t < T; t++) low[t] = high[t] = Lanes{};
     for (long i = 0; i < c; i++) {
-      const Vector a = load(weights + i * k + j), b = load(weights + i * k + j + LANES);
-#pragma GCC unroll 6
+      const Lanes* row = reinterpret_cast<const Lanes*>(weights + i * k + j);
+      const Lanes a = row[0], b = row[1];
+#pragma GCC unroll 12
       for (int t = 0; t < T; t++) {
         low[t] += inputs[t * c + i] * a;
         high[t] += inputs[t * c + i] * b;
       }
     }
-    for (int t = 0; t < T; t++) store(sums + t * k + j, low[t]), store(sums + t * k + j + LANES, high[t]);
+    for (int t = 0; t < T; t++) {
+      Lanes* to = reinterpret_cast<Lanes*>(sums + t * k + j);
+      to[0] = low[t], to[1] = high[t];
+    }
   }
+}
+
+template <class Kind, int T>
+static void multiply_all(const float* inputs, const float* weights, float* sums, long c, long k, long count) {
+  long t = 0;
+  for (; t + T <= count; t += T) multiply<Kind, T>(inputs + t * c, weights, sums + t * k, c, k);
+  for (; t + 4 <= count; t += 4) multiply<Kind, 4>(inputs + t * c, weights, sums + t * k, c, k);
+  for (; t < count; t++) multiply<Kind, 1>(inputs + t * c, weights, sums + t * k, c, k);
 }
 
 struct Maps {
@@ -104,7 +135,9 @@ extern "C" void convolve(const float* x, const float* weights, const float* bias
                          long c, long k, int threads) {
   const long across = (w + TILE - 1) / TILE, tiles = (h + TILE - 1) / TILE * across, all = n * tiles;
   const Maps maps{h, w, across, tiles};
-  const long most = std::max(6L, CACHED / std::max(c, k));
+  const long fit = c * k < HEAVY ? std::max(6L, CACHED / std::max(c, k)) : MANY;
+  const long parts = (all + fit * threads - 1) / (fit * threads) * threads;  // as many for each thread
+  const long most = parts ? (all + parts - 1) / parts : 1;
   const long in_step = most * c + 2 * LANES, out_step = most * k + 2 * LANES;  // powers of two miss the cache
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -116,10 +149,10 @@ extern "C" void convolve(const float* x, const float* weights, const float* bias
       for (long p = 0; p < POINTS; p++) {
         const float *from = inputs.data() + p * in_step, *by = weights + p * c * k;
         float* to = sums.data() + p * out_step;
-        long t = 0;
-        for (; t + 6 <= count; t += 6) multiply<6>(from + t * c, by, to + t * k, c, k);
-        for (; t + 4 <= count; t += 4) multiply<4>(from + t * c, by, to + t * k, c, k);
-        for (; t < count; t++) multiply<1>(from + t * c, by, to + t * k, c, k);
+        if (k % STRIDE == 0)
+          multiply_all<Wide, AT_ONCE>(from, by, to, c, k, count);
+        else
+          multiply_all<Narrow, 6>(from, by, to, c, k, count);
       }
       from_points(sums.data(), bias, out, maps, k, first, count, out_step);
     }

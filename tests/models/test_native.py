@@ -57,6 +57,14 @@ def test_it_convolves(n, sides, c, k, bias):
     assert conv._points_forth is not None
 
 
+@pytest.mark.parametrize(("n", "c", "k", "side"), [(70, 128, 128, 8), (3, 64, 512, 9), (1, 512, 512, 4)])
+def test_wide_layers_convolve_too(n, c, k, side):
+    conv, x = layer(c, k), maps(n, c, side, side)
+    expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), 1, 1)
+    assert close(conv(x), expected)
+    assert conv._points_forth is not None
+
+
 @given(n=st.integers(1, 4), sides=SIDES, c=st.sampled_from([8, 16, 24]), k=st.sampled_from([16, 32]))
 def test_a_gradient_goes_back(n, sides, c, k):
     conv, grad = layer(k, c), maps(n, c, *sides)
@@ -73,8 +81,9 @@ def test_it_is_ours_with_and_without_gradients(pytorch_does_nothing):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_neither_batch_nor_threads_change_the_rounding(threads):
-    conv, x, size = layer(16, 16), maps(13, 16, 12, 8), torch.Size((12, 8))
+@pytest.mark.parametrize("channels", [16, 160])
+def test_neither_batch_nor_threads_change_the_rounding(threads, channels):
+    conv, x, size = layer(channels, channels), maps(13, channels, 12, 8), torch.Size((12, 8))
     forth, back = conv(x), conv.back(x, size)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -104,8 +113,8 @@ def test_what_does_not_suit_goes_pytorchs_way(x):
     torch.testing.assert_close(conv.back(x, size), F.conv_transpose2d(x, conv.weight, None, 1, 1), rtol=0, atol=0)
 
 
-def test_too_wide_for_the_caches_goes_pytorchs_way():
-    conv = layer(512, 512)
+def test_wider_than_was_measured_goes_pytorchs_way():
+    conv = layer(512, 528)
     conv.back(conv(maps(1, 512, 4, 4)), torch.Size((4, 4)))
     assert conv._points_forth is None and conv._points_back is None
 
