@@ -123,7 +123,7 @@ def evaluate_entry(
     whole = data if isinstance(data, ImageData) else data_of(model, data, split, root=root, download=download)
     data = whole if images is None else whole.select(images)
     report = evaluate(model, data, attack, eps, **settings)
-    if clean_on_all and Ranks.current().main:
+    if clean_on_all:
         report.extra["clean_on_all"] = clean_accuracy(model, whole)
     if with_energy and Ranks.current().main:
         report.extra.update(energy(model, data.pixels(slice(0, ENERGY_IMAGES)).to(device_of(model))))

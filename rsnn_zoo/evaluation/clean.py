@@ -10,6 +10,7 @@ from torch import nn
 from rsnn_zoo._utils.defaults import device_of, own_generators
 from rsnn_zoo.attacks.victim import ModelVictim, default_chunk, exact_arithmetic
 from rsnn_zoo.data.images import ImageData
+from rsnn_zoo.models.distributed import Ranks
 from rsnn_zoo.report.report import wilson
 
 __all__ = ["clean_accuracy"]
@@ -18,6 +19,8 @@ __all__ = ["clean_accuracy"]
 @exact_arithmetic()
 def clean_accuracy(model: nn.Module, data: ImageData, *, chunk: int | None = None) -> dict[str, Any]:
     """Accuracy without attack, by the exact float32 network.
+
+    Under ``torchrun`` every process calls it alike, and takes its share of the images.
 
     Args:
         model: From images (B, C, H, W) in [0, 1] to logits (B, K); it is copied, not touched.
@@ -37,11 +40,10 @@ def clean_accuracy(model: nn.Module, data: ImageData, *, chunk: int | None = Non
     chunk = chunk or default_chunk(data.images[:1].to(device))
     with own_generators(device):
         torch.manual_seed(0)  # for models that draw
-        victim = ModelVictim(model, chunk)
-        correct = 0
-        for start in range(0, len(data), chunk):
+        victim, ranks, correct = ModelVictim(model, chunk), Ranks.current(), 0
+        for start in range(ranks.rank * chunk, len(data), ranks.size * chunk):
             part = slice(start, start + chunk)
             labels = data.labels[part].to(device)
             correct += int((~victim.fallen(data.pixels(part).to(device), labels)).sum())
-    n = len(data)
+    n, correct = len(data), int(ranks.sum([correct], device)[0])
     return {"n": n, "accuracy": correct / n, "ci95": list(wilson(correct, n)), "data_sha256": data.sha256}
