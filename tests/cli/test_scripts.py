@@ -114,7 +114,7 @@ def test_the_plan_is_of_dry_runs_of_what_is_planned(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     plan = importlib.import_module("plan_entries")
     hours = {name: float(plan.row_of(name, *rest)[1]) for name, *rest in plan.PLANNED}
-    assert 0 < hours["wrn16_4_cifar10_at_ann"] <= 3.2 and 0 < hours["wrn16_4_cifar10_at_t8"] <= 4.2
+    assert 0 < hours["wrn16_4_cifar10_at_ann"] <= 3.2
     name, recipe, source = plan.PLANNED[0]
     measured = load_json(plan.DOCS / source)
     stage = load_recipe(recipe, ModelName.parse(name).objective).snn
