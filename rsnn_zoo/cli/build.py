@@ -55,6 +55,8 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     about = "protocols with their radii, as in ensemble-pgd20=2,4,8 worst-case=8 (by data set, see docs/evaluate.md)"
     one.add_argument("--attack", nargs="+", default=[], metavar="PROTOCOL", help=about)
     one.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
+    about = "find the accuracy without attack on all test images too, however few are attacked (the default)"
+    one.add_argument("--clean-on-all", action=argparse.BooleanOptionalAction, default=True, help=about)
     add_init(one)
     add_precision(one)
     add_recipe(one)
@@ -219,7 +221,7 @@ def publish(args: argparse.Namespace, name: ModelName) -> Report:
     ann = ann_of(name, training)
     where = {"data": args.data, "images": args.n, "root": args.data_root, "download": args.download}
     settings = {"batch_size": args.batch_size, "state": folder / "evaluation.sqlite", "progress": not args.json}
-    settings |= {"precision": args.precision, "clean_on_all": True}
+    settings |= {"precision": args.precision, "clean_on_all": args.clean_on_all}
     report = evaluate_entry(model, radii_of(args.attack, [8]) or attacks_on(name), **where, **settings)
     if Ranks.current().main:
         if ann:
@@ -235,6 +237,7 @@ def publish_in_processes(args: argparse.Namespace, name: ModelName) -> None:
     options = ["--output", str(args.output), "--batch-size", str(args.batch_size)]
     options += ["-n", str(args.n)] if args.n is not None else []
     options += evaluation_options(args)
+    options += [] if args.clean_on_all else ["--no-clean-on-all"]
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
     command = ["-m", "rsnn_zoo.cli", "build", str(name), "--trained", *options]
