@@ -25,7 +25,6 @@ PLANNED = (  # entry, recipe, what was measured of that training
     ("resnet20_cifar10_at_t8", "cifar10_linf8", "runs/resnet20_cifar10_trades_t8/run.json"),
     ("wrn16_4_cifar10_at_ann", LARGE, "dry_runs/wrn16_4_cifar10_at_ann.json"),
     ("resnet20_cifar10_mart_ann", "cifar10_linf8", "dry_runs/resnet20_cifar10_mart_ann.json"),
-    ("wrn16_4_cifar10_mart_ann", LARGE, "dry_runs/wrn16_4_cifar10_mart_ann.json"),
 )
 
 
