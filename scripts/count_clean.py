@@ -2,7 +2,7 @@
 
     python scripts/count_clean.py 'resnet20_cifar10_*' --data cifar10.npz
 
-Adds it to evaluation.json and the card of each entry that has none; ``rsnn-zoo build`` does so by itself.
+Adds it to evaluation.json and the card of each entry that has none; ``rsnn-zoo build`` does so unless told otherwise.
 """
 
 import argparse
