@@ -45,7 +45,7 @@ def load_init(model: Network, source: str) -> dict[str, str]:
 
     Args:
         model: The network, which is changed.
-        source: A folder of an entry, a name, or a file of weights.
+        source: A folder of an entry, a run's in ``runs/``, a published name, or a file of weights.
 
     Returns:
         What is to be recorded of it: its name, and the SHA-256 of the weights as ``save_pretrained`` writes them.
@@ -58,7 +58,8 @@ def load_init(model: Network, source: str) -> dict[str, str]:
     if Path(source).is_file():
         load_file(model, source)
     else:
-        found = create_model(f"local-dir:{source}" if Path(source).is_dir() else source, pretrained=True)
+        folder = next((each for each in (Path(source), Path("runs") / source) if each.is_dir()), None)
+        found = create_model(f"local-dir:{folder}" if folder else source, pretrained=True)
         check_state_dict(found.state_dict(), model.state_dict(), source)
         model.load_state_dict(found.state_dict())
     return {"init": Path(source).name, "init_sha256": packed(model)[1].sha256}

@@ -52,7 +52,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     one.add_argument("--batch-size", type=int, default=128, help="most images between two writes of the verdicts")
     one.add_argument("--converted", action="store_true", help="make SNNs by conversion alone, without fine-tuning")
     one.add_argument("--trained", action="store_true", help="evaluate and write what is in runs/, without training")
-    about = "protocols with their radii, as in ensemble-pgd20=2,4,8 worst-case=8 (by data set, see docs/evaluate.md)"
+    about = "protocols with their radii, as in ensemble-pgd20=2,4,8 worst-case=8 (those of its data set)"
     one.add_argument("--attack", nargs="+", default=[], metavar="PROTOCOL", help=about)
     one.add_argument("--output", type=Path, default=entries_folder(), help="folder of the entries (%(default)s)")
     about = "find the accuracy without attack on all test images too, however few are attacked (the default)"

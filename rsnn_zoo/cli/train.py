@@ -32,7 +32,7 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
 
 def add_init(one: argparse.ArgumentParser) -> None:
     """Add the argument that says where training starts."""
-    about = "weights to start from: a folder, a name, or a file (.safetensors, .pth); random ones by default"
+    about = "weights to start from: a folder, a name, or a file (.safetensors, .pth); by default random ones"
     one.add_argument("--init", metavar="WEIGHTS", help=about)
 
 

@@ -101,6 +101,10 @@ def test_training_begins_with_the_weights_that_are_given(tmp_path, monkeypatch, 
     assert torch.equal(found.layer2[0].conv1.weight, start.layer2[0].conv1.weight)
     given = found.training_record["init"], found.training_record["init_sha256"]
     assert given == ("resnet20_digits_at_ann", start.weights_sha256)
+    Path("runs", name).rename("runs/first")  # a run is found by its name
+    assert main(["train", name, "--init", "first", *how]) == 0
+    again = rsnn_zoo.create_model(f"local-dir:runs/{name}", pretrained=True)
+    assert again.training_record["init_sha256"] == found.weights_sha256
     capsys.readouterr()
     for source, said in (("resnet20_digits_natural_ann", "init is"), ("vgg11_digits_at_ann", "not published")):
         assert main(["train", name, "--init", source, *how]) == 1
