@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,15 @@ def test_what_outlasts_the_run_is_said(tmp_path, data, validation, caplog):
     assert caplog.messages == ["steps_warmup is 3 epochs of 1: attack_steps never reaches 10"]
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """A network whose forward passes are the seconds of the clock that estimates go by."""
+    model, passes = new_model(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr("rsnn_zoo.training.train.time", SimpleNamespace(perf_counter=lambda: len(passes)))
+    return model
+
+
 def test_natural_epochs_come_first_and_are_those_of_natural_training(tmp_path, data, validation):
     stage = replace(ROBUST, natural_epochs=1)
     mixed, natural, robust = (
@@ -255,12 +265,15 @@ def test_natural_epochs_need_no_teacher_and_a_batch_of_them_is_not_replayed(tmp_
     assert first == second
 
 
-def test_an_estimate_knows_that_natural_epochs_are_cheap(data, validation):
+def test_an_estimate_knows_that_natural_epochs_are_cheap(counted, data, validation):
     stage = replace(ROBUST, attack="pgd", attack_steps=9, epochs=4)
     mixed, robust = (
-        estimate(new_model(), data, validation, replace(stage, natural_epochs=natural), steps=1) for natural in (3, 0)
+        estimate(counted, data, validation, replace(stage, natural_epochs=natural), steps=1) for natural in (3, 0)
     )
-    assert mixed.seconds < 0.6 * robust.seconds
+    batches = len(data) // stage.batch_size
+    assert robust.seconds_a_step > 9 and robust.seconds == 4 * robust.seconds_an_epoch
+    assert mixed.seconds == robust.seconds - 3 * batches * (robust.seconds_a_step - 1), "a natural step is one pass"
+    assert mixed.seconds_an_epoch == robust.seconds_an_epoch > batches * robust.seconds_a_step
 
 
 def test_each_epoch_is_handed_to_a_logger_of_ones_own_and_drawn(tmp_path, data, validation):
@@ -338,10 +351,10 @@ def test_an_estimate_changes_nothing(tmp_path, data, validation):
     assert same(model, new_model()) and found.seconds >= 2 * found.seconds_an_epoch * 0.99 > 0 and found.peak_memory
 
 
-def test_an_estimate_knows_that_the_first_epochs_have_fewer_steps(data, validation):
+def test_an_estimate_knows_that_the_first_epochs_have_fewer_steps(counted, data, validation):
     stage = replace(ROBUST, attack="pgd", attack_steps=9, epochs=4)
     short, whole = (
-        estimate(new_model(), data, validation, replace(stage, steps_warmup=warmup), steps=1) for warmup in (4.0, 0.0)
+        estimate(counted, data, validation, replace(stage, steps_warmup=warmup), steps=1) for warmup in (4.0, 0.0)
     )
     assert short.seconds < 0.9 * 4 * short.seconds_an_epoch
     assert whole.seconds == pytest.approx(4 * whole.seconds_an_epoch)
