@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rsnn_zoo._utils.renamed import renamed
 from rsnn_zoo.attacks.foreign_spikes import adopt_surrogates
 from rsnn_zoo.attacks.losses import LOSSES, Loss
+from rsnn_zoo.models._base import Network
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.fused import chunks_together, fuse
@@ -86,7 +88,9 @@ class InputGradient:
         chunk: Images that go through the network at once; on a CPU a multiple of it where the network is fused.
         folded: Work on the :func:`fold`-ed network. Without it (and in float32) the logits are those of the model,
             to the bit; of a network of this zoo, those of the model in ``channels_last``.
-        pad: Fill the last chunk up with black images, so that each image meets the same algorithms.
+        pad: Fill the last chunk up with black images, so that each image meets the same algorithms: to the whole
+            chunk, or of a folded network of this zoo, on a CPU, to a part of it at which the numbers are the same to
+            the bit.
         draws: Forward and backward passes to average over, for a model that draws at random as it runs (expectation
             over randomness: Athalye et al., ICML 2018).
 
@@ -117,6 +121,8 @@ class InputGradient:
         self.pad = pad
         self.draws = draws
         self.model = freeze(fold(model) if folded else copy.deepcopy(model).eval())
+        self._parts: dict[Any, tuple[int, ...]] = {}
+        self._tries_parts = folded and pad and precision == "float32" and isinstance(model, Network)
         self.adopted = adopt_surrogates(self.model)
         # oneDNN reorders every operand of another layout, there and back; but not every network bears it
         last = getattr(model, "channels_last", False)
@@ -154,14 +160,15 @@ class InputGradient:
         memory = {} if memory is None else memory
         if any(len(rows) != len(images) for rows in memory.values()):
             raise ValueError(f"the memory is not of {len(images)} samples: hand an empty one to a new batch")
-        parts, at_once = [], self.at_once(images)
-        for number, (x, y) in enumerate(zip(self._chunks(images, at_once), self._chunks(labels, at_once), strict=True)):
+        parts, sizes, first = [], self._sizes(images), 0
+        for x, y in zip(self._chunks(images, sizes), self._chunks(labels, sizes), strict=True):
             draws = []
             for draw in range(self.draws):
-                lent = remembering(memory, len(images), len(x), first=number * at_once, update=draw == 0)
+                lent = remembering(memory, len(images), len(x), first=first, update=draw == 0)
                 with backward_mode(self.mode), lent:
                     draws.append(input_gradient(self.model, x, lambda z, y=y: function(_widened(z), y)))
             parts.append([torch.stack(each).mean(0) for each in zip(*draws, strict=True)])
+            first += len(x)
         gradients, logits = zip(*parts, strict=True)
         return torch.cat(gradients)[: len(images)], _widened(torch.cat(logits)[: len(images)])
 
@@ -173,17 +180,53 @@ class InputGradient:
             ValueError: If the model gives something else.
         """
         with backward_mode(self.mode):
-            logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images, self.at_once(images))]
+            logits = [checked_logits(self.model(x.clone()), x) for x in self._chunks(images, self._sizes(images))]
         return _widened(torch.cat(logits)[: len(images)])
 
     def at_once(self, images: Tensor) -> int:
         """How many of images (B, C, H, W) go through the network as one: ``chunk``, or some of a fused network's."""
         return self.chunk * chunks_together(self.model, self.chunk, images)
 
-    def _chunks(self, x: Tensor, at_once: int) -> tuple[Tensor, ...]:
-        if self.pad and (short := -len(x) % self.chunk):
+    def unpadded(self) -> InputGradient:
+        """The same without padding, sharing the network: the numbers may be rounded otherwise."""
+        other = copy.copy(self)
+        other.pad = False
+        return other
+
+    def _sizes(self, images: Tensor) -> list[int]:
+        """How many images go through the network at a time, those of padding included."""
+        at_once, rest = self.at_once(images), len(images) % self.chunk
+        whole = len(images) - rest
+        sizes = [min(at_once, whole - first) for first in range(0, whole, at_once)]
+        if rest:
+            sizes.append(next(size for size in self._part_sizes(images) if size >= rest) if self.pad else rest)
+        return sizes or [0]
+
+    def _part_sizes(self, images: Tensor) -> tuple[int, ...]:
+        """Sizes of a last chunk, rising, at which an image's numbers are to the bit those of a full one: tried out."""
+        if not self._tries_parts or images.device.type != "cpu":
+            return (self.chunk,)
+        key = self.mode, images.shape[1:], images.dtype
+        if key not in self._parts:
+            x = torch.rand(self.chunk, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images.dtype)
+            bare, labels = self.unpadded(), torch.zeros(self.chunk, dtype=torch.long)
+
+            def numbers(count: int) -> tuple[Tensor, ...]:
+                return *bare(x[:count], labels[:count]), bare.logits(x[:count])
+
+            full, parts = numbers(self.chunk), (self.chunk // part for part in (8, 4, 2) if self.chunk % part == 0)
+            same = (
+                part
+                for part in parts
+                if all(torch.equal(mine, its[:part]) for mine, its in zip(numbers(part), full, strict=True))
+            )
+            self._parts[key] = *same, self.chunk
+        return self._parts[key]
+
+    def _chunks(self, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        if short := sum(sizes) - len(x):
             x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
-        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(at_once))
+        return tuple(c.contiguous(memory_format=self.layout) if c.dim() == 4 else c for c in x.split(sizes))
 
 
 class PassGradient:

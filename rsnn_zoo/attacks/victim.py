@@ -17,6 +17,7 @@ from rsnn_zoo.attacks.base import State
 from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.heard import Heard
 from rsnn_zoo.attacks.losses import Loss
+from rsnn_zoo.models._base import Network
 from rsnn_zoo.neurons.integrate_fire import BackwardMode, Relu, model_under
 
 __all__ = ["FOLDED", "Agreement", "ModelVictim", "default_chunk", "exact_arithmetic", "passes_of"]
@@ -125,6 +126,7 @@ class ModelVictim:
         exact = precision in ("float32", FOLDED) and not self._folded
         precision = "float32" if self._folded else precision
         self._fast = self._exact if exact else InputGradient(model, None, precision, chunk=chunk, pad=True, draws=draws)
+        self._own = isinstance(model, Network)  # which takes batches of any size
         self.agreement, self.heard = Agreement(), Heard()
         self.chunk, self.draws = chunk, draws
         self.mode: BackwardMode | None = None
@@ -200,7 +202,13 @@ class ModelVictim:
         asked = _wrong(logits, labels) | _close(logits)
         drawn = _is_audited(x) & ~asked
         down = torch.zeros_like(asked)
-        at = (asked | drawn).nonzero().flatten()
+        at, sampled = asked.nonzero().flatten(), drawn.nonzero().flatten()
+        room = -len(at) % self.chunk if self._own else len(sampled)
+        if len(sampled) > room:  # in no padded chunk of their own, which would take longer than the gradient
+            some = sampled[room:]
+            suspects = some[_wrong(self._exact.unpadded().logits(x[some]), labels[some])]
+            sampled = torch.cat([sampled[:room], suspects])
+        at = torch.cat([at, sampled])
         if len(at):
             down[at] = self.fallen(x[at], labels[at])
         self.agreement.sampled += int(drawn.sum())

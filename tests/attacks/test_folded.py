@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.attacks.victim import FOLDED, ModelVictim, _close, _is_audited
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.models.layers import Spiking
@@ -77,6 +78,51 @@ def test_a_sampled_share_of_what_stands_is_shown_to_the_exact_network():
     assert down.equal(truth & drawn)
     assert (victim.agreement.sampled, victim.agreement.fell) == (int(drawn.sum()), int((truth & drawn).sum()))
     assert 0 < victim.agreement.sampled < 16
+
+
+def test_what_is_sampled_fills_the_chunk_of_suspects_or_goes_without_padding():
+    model, images = network().float(), torch.rand(64, 3, 8, 8)
+    victim, seen = ModelVictim(model, 16, FOLDED), []
+    labels, drawn = victim.logits(images).argmax(1), int(_is_audited(images).sum())
+    victim._exact.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    logits = F.one_hot(labels, 10).float()  # far from any other class
+    assert not victim._confirmed(images, labels, logits).any()
+    assert 0 < drawn < 16 and seen == [drawn]
+    seen.clear()
+    logits[0] = 0.0
+    assert not victim._confirmed(images, labels, logits).any()
+    assert seen == [16]
+
+
+@pytest.mark.parametrize("timesteps", [4, 8])
+def test_a_short_batch_is_padded_to_a_size_of_the_same_bits(timesteps):
+    gradient, images = (
+        InputGradient(network(timesteps=timesteps).float(), chunk=16, pad=True),
+        torch.rand(37, 3, 16, 16),
+    )
+    labels = torch.arange(37) % 10
+    whole, logits = gradient(images, labels)
+    for rows in (slice(0, 3), slice(30, 37), slice(16, 32), slice(5, 25)):
+        found, told = gradient(images[rows], labels[rows])
+        assert found.equal(whole[rows]) and told.equal(logits[rows])
+        assert gradient.logits(images[rows]).equal(gradient.logits(images)[rows])
+
+
+def test_only_where_the_bits_are_the_same_a_chunk_is_cut_short():
+    model, images = network().float(), torch.rand(3, 3, 16, 16)
+    kept, first = InputGradient(model, chunk=16, pad=True), []
+    head = type(model).forward_head
+
+    def in_company(x, **options):
+        first.append(len(x))
+        return head(model, x, **options) * (1 + 1e-6 * len(x))
+
+    model.forward_head = in_company
+    whole = InputGradient(model, chunk=16, pad=True)
+    for gradient in (kept, whole):
+        gradient.logits(images)
+    assert kept._sizes(images)[0] in (2, 4, 8, 16) and whole._sizes(images) == [16] and first[-1] == 16 * model.steps
+    assert InputGradient(model, chunk=16)._sizes(images) == [3]
 
 
 def test_the_is_audited_depends_on_the_image_alone():
