@@ -14,10 +14,11 @@ from rsnn_zoo.attacks.gradients import InputGradient
 from rsnn_zoo.models import native
 from rsnn_zoo.models.frozen import freeze
 from rsnn_zoo.models.native import NativeConv2d, go_native
+from rsnn_zoo.neurons.kernels import compiles
 from rsnn_zoo.neurons.modes import parse_mode
 from tests.models.test_fused import network
 
-pytestmark = pytest.mark.skipif(native._library() is None, reason="no compiler here")
+pytestmark = pytest.mark.skipif(not compiles() or native._library() is None, reason="nothing is compiled here")
 
 
 def layer(c, k, bias=True, **options):
