@@ -220,7 +220,7 @@ class FusedResNet(ResNet):
         return x
 
     def over_time(self, logits: Tensor, per_step: bool) -> Tensor:
-        """As ever, but summed in one order: that of torch's mean depends on the batch."""
+        """Logits of each step, or their mean, summed in one order: that of torch's mean depends on the batch."""
         steps = super().over_time(logits, per_step=True)
         return steps if per_step else sum(steps[1:], steps[0]) / len(steps)
 
