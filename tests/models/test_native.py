@@ -138,12 +138,12 @@ def test_under_vmap_too():
 def with_and_without(model, mode, monkeypatch):
     """Gradients and logits of the folded network by our convolutions, and by PyTorch's."""
     images, labels, found = torch.rand(4, 3, 16, 16), torch.arange(4), []
-    for compiles in ("1", "0"):
-        monkeypatch.setenv("RSNN_ZOO_COMPILE", compiles)
+    for wanted in ("1", "0"):
+        monkeypatch.setenv("RSNN_ZOO_COMPILE", wanted)
         gradient = InputGradient(model, mode)
         found.append(gradient(images, labels))
         used = [m for m in gradient.model.modules() if isinstance(m, NativeConv2d) and m._points_back is not None]
-        assert bool(used) == (compiles == "1")
+        assert bool(used) == (wanted == "1")
     return found
 
 
