@@ -3,8 +3,8 @@
 A sample is robust only if it stands under every member. *Fallen* means misclassified, at any iterate, by the exact
 float32 network: spikes are thresholds, so a pass that differs by a rounding is a suspicion and not a verdict. What is
 random about a sample is seeded by its index in the data set, and passes run in chunks padded to sizes of the same bits,
-so the verdicts do not depend on batch size, order, the number of processes, or on when an evaluation was killed and resumed.
-Networks of this zoo run with channels last, which is faster; that too is only a matter of roundings.
+so the verdicts do not depend on batch size, order, the number of processes, or on when an evaluation was killed and
+resumed. Networks of this zoo run with channels last, which is faster; that too is only a matter of roundings.
 """
 
 from __future__ import annotations
