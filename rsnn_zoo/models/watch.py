@@ -146,6 +146,8 @@ class _Recorder(TorchDispatchMode):
         elif operator in _RANKED | _ROUNDED and any(map(self.is_batch, bent)):
             self.calls.append((self.stack[-1], operator))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
+        if torch.Tag.nondeterministic_seeded in func.tags and not attends:
+            self.calls.append((self.stack[-1], "random"))
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
         if attends or pointwise or operator in _NONLINEAR or operator in _POOLING:
             self.calls.append((self.stack[-1], operator))
@@ -182,6 +184,8 @@ _FUNCTIONS = {"relu", "hardtanh", "clamp", "clamp_min", "threshold"}
 """Operators that may be a ReLU called as a function, which torch.fx can put a module in place of."""
 
 _MESSAGES = {
+    "random": "draws random numbers in evaluation, as F.dropout(x, p, True) does, so no two answers are alike: pass "
+    "training=self.training, or take the noise out, and convert again",
     "product": "multiplies activations by activations, and the product of two rates is not the rate of a product: take "
     "the gate or the product out, or convert what comes before it",
     "quotient": "divides by activations, or by a clamped norm as F.normalize does, and no rate is that of a quotient: "

@@ -333,6 +333,8 @@ def bilinear(x):
         (around(nn.ReLU()), {"method": "absorbed"}, r"method is 'absorbed'.*absorb"),
         (around(nn.ReLU()), {"percentile": 99.0, "scale": 0.5}, r"percentile, scale: of method='published' alone"),
         (around(Function(lambda x: F.normalize(x))), {}, r"1 \(Function\) divides by .*F\.normalize"),
+        (around(nn.ReLU(), Function(lambda x: F.dropout(x, 0.5, True))), {}, r"2 \(Function\) draws random numbers"),
+        (around(nn.ReLU(), Function(lambda x: x + torch.randn_like(x))), {}, r"2 \(Function\) draws random numbers"),
         (
             nn.Sequential(
                 *(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5)),
