@@ -1,10 +1,10 @@
 """Time worst-case-v2 against worst-case-v1 on the same validation images, block by block in turns.
 
     python scripts/benchmark_protocols.py resnet20_cifar10_trades_t4 --data cifar10.npz --output docs/costs/t4.json
-    python scripts/benchmark_protocols.py --table docs/costs/*.json
 
 Each protocol runs as evaluations run it: v1 with float32 gradients of the network, v2 with those of the folded one. The
 file is written after each block, and the command goes on where it was stopped; a file holds one machine's blocks alone.
+``scripts/readme_tables.py`` makes the table of docs/speed.md from docs/costs/*.json.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _protocols import WAYS
 
 import rsnn_zoo
 from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
@@ -21,10 +22,8 @@ from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
 from rsnn_zoo.evaluate_entry import data_of
-from rsnn_zoo.report.report import STANDS, in_255
+from rsnn_zoo.report.report import STANDS
 
-WAYS = {"worst-case-v1": "float32", "worst-case-v2": "folded"}
-"""The protocols, each with the precision of its gradients."""
 MACHINE = ("versions", "platform", "cpu", "gpu", "cores", "threads")
 
 
@@ -51,44 +50,20 @@ def measure(args: argparse.Namespace) -> None:
             path.write_bytes(to_json(found))
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown: a row for each protocol, and the ratio of their times."""
-    n = sum(block["n"] for block in found["blocks"])
-    machine = f"{found['machine']['cpu']}, {found['machine']['threads']} threads"
-    lines = [
-        f"`{found['model']}`, eps {in_255(found['eps'])}, {n} {found['split']} images, {machine}:",
-        "",
-        "| protocol | gradients | stand of n | seconds per image |",
-        "|---|---|---|---|",
-    ]
-    seconds = {way: sum(block[way]["seconds"] for block in found["blocks"]) for way in WAYS}
-    for way, precision in WAYS.items():
-        stand = sum(sum(block[way]["stands"]) for block in found["blocks"])
-        lines.append(f"| `{way}` | {precision} | {stand} of {n} | {seconds[way] / n:.1f} |")
-    newest, oldest = seconds["worst-case-v2"], seconds["worst-case-v1"]
-    return "\n".join([*lines, "", f"`worst-case-v2` takes {newest / oldest:.2f} of the time of `worst-case-v1`."])
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", nargs="?", help="a published name")
+    p.add_argument("model", help="a published name")
     p.add_argument("--data", help="npz file or folder, where the data set is not embedded")
     p.add_argument("--split", default="validation", help="of the images (default: %(default)s)")
     p.add_argument("-n", "--images", type=int, default=200, help="the first so many (default: %(default)s)")
     p.add_argument("--block", type=int, default=50, help="images of one turn (default: %(default)s)")
     p.add_argument("--eps", type=float, default=8, help="radius in units of 1/255 (default: 8)")
-    p.add_argument("--output", type=Path, help="JSON file; blocks in it are kept")
-    p.add_argument("--table", type=Path, nargs="+", metavar="JSON", help="print tables of such files, and no more")
+    p.add_argument("--output", type=Path, required=True, help="JSON file; blocks in it are kept")
     return p
 
 
 def main() -> None:
     args = parser().parse_args()
-    if args.table:
-        print("\n\n".join(table(load_json(path)) for path in args.table))
-        return
-    if not args.model or not args.output:
-        raise ValueError("name a model and --output FILE, or files to make a --table of")
     check_writable(args.output)
     measure(args)
 

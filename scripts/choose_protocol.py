@@ -40,7 +40,7 @@ CANDIDATES = [
 ]
 
 FIRST_VERSION = "worst-case-v1"
-"""What the entries were published with."""
+"""What later versions are compared with, on the same images."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -135,29 +135,30 @@ def reports(*patterns: str) -> list[dict[str, Any]]:
     return [load_json(path, MAX_EVIDENCE_BYTES) for path in paths]
 
 
-def published(protocol: str, report: dict[str, Any], eps: float) -> str:
-    """How many of a report's images, the first of their split, stand by the entry's evidence; "" without one."""
-    evidence = load_json(entry_folder(report["model"]) / EVIDENCE, MAX_EVIDENCE_BYTES)
-    index = published_index(report)
-    if any(evidence[key] != report[key] for key in ("weights_sha256", "split")):
-        return ""
-    if list(published_index(evidence))[: len(index)] != list(index):
-        return ""
-    runs = (run for run in published_runs(evidence) if (run.protocol, run.eps) == (protocol, eps))
-    return next((str(run.verdicts[: len(index)].count(STANDS)) for run in runs), "")
+def standing(protocol: str, report: dict[str, Any], eps: float, others: list[dict[str, Any]]) -> str:
+    """How many of a report's images, the first of their split, stand by another report on them; "" without one."""
+    index = list(published_index(report))
+    for other in others:
+        same = all(other[key] == report[key] for key in ("weights_sha256", "split"))
+        if same and list(published_index(other))[: len(index)] == index:
+            for run in published_runs(other):
+                if (run.protocol, run.eps) == (protocol, eps):
+                    return str(run.verdicts[: len(index)].count(STANDS))
+    return ""
 
 
 def felled(protocol: str, *patterns: str) -> str:
     """A table in Markdown of the members that felled anything, in their order, by entry, and of what stands."""
     columns, members, stand, before = [], {}, [], []
-    for report in reports(*patterns):
+    given = reports(*patterns)
+    for report in given:
         for run in (run for run in published_runs(report) if run.protocol == protocol):
             attacks = run.claimed["attacks"]
             found = {f"{one['attack']}@{one['mode']}".removesuffix("@own"): one["felled"] for one in attacks}
             columns.append((f"{report['model']}, {in_255(run.eps)}", found))
             members |= dict.fromkeys(member for member, count in found.items() if count)
             stand.append(f"{run.verdicts.count(STANDS)} of {len(run.verdicts)}")
-            before.append(published(FIRST_VERSION, report, run.eps))
+            before.append(standing(FIRST_VERSION, report, run.eps, given))
     order = [member for _, found in columns[:1] for member in found if member in members]
     lines = ["| in this order | " + " | ".join(head for head, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for member in dict.fromkeys([*order, *members]):

@@ -7,8 +7,8 @@ Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
 validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
 conversions from docs/conversion.json (by compare_conversion.py), gradient passes from docs/gradients.json (by
-benchmark_gradients.py), experiments from docs/ablation.json and
-docs/finetuning.json (by ablate.py).
+benchmark_gradients.py), costs of protocols from docs/costs/ (by benchmark_protocols.py), experiments from
+docs/ablation.json and docs/finetuning.json (by ablate.py).
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 from _conversions import table as conversions_table
 from _gradients import table as gradients_table
 from _pages import replaced
+from _protocols import table as protocols_table
 from _ratios import ratios_table
 
 from rsnn_zoo._utils.files import load_json, replacing
@@ -278,6 +279,11 @@ def gradients() -> str:
     return gradients_table(load_json(DOCS / "gradients.json"))
 
 
+def protocols() -> str:
+    """One row a network, by what benchmark_protocols.py measured."""
+    return protocols_table(*map(load_json, sorted(DOCS.glob("costs/*.json"))))
+
+
 def starts() -> str:
     """One row a fine-tuning, by what it started from and its steps."""
     lines = ["| SNN | start | steps | clean | attack | robust |", "|---" * 6 + "|"]
@@ -308,7 +314,7 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results,),
-    DOCS / "speed.md": (costs, evaluation, benchmark, gradients, training),
+    DOCS / "speed.md": (costs, protocols, evaluation, benchmark, gradients, training),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
     DOCS / "conversion.md": (conversions, starts),
 }
