@@ -1,7 +1,10 @@
 """What a protocol is chosen by: the greedy order, and tables that are those of the files."""
 
 import json
+import re
 import runpy
+import shlex
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -31,7 +34,16 @@ def test_next_comes_what_fells_most_per_second_of_what_is_left(script, tmp_path)
     assert left == "4 stand under all of them."
 
 
-def test_the_tables_of_the_page_are_those_of_the_files(script):
+def test_the_tables_of_the_page_are_those_of_the_files(script, monkeypatch):
+    """By the commands that the page itself names, and of every measurement there is."""
+    monkeypatch.chdir(ROOT)
     page = PAGE.read_text(encoding="utf-8")
-    assert script["felled"]("worst-case-v1", "resnet20_*_trades_t*") in page
-    assert all(script["table"](path) in page for path in sorted((ROOT / "docs" / "protocols").glob("*.json")))
+    commands = re.findall(r"choose_protocol\.py\s--felled\s([^`]+)`", page)
+    assert {command.split()[0] for command in commands} == {"worst-case-v1", "worst-case-v2"}
+    for command in commands:
+        protocol, *patterns = shlex.split(command)
+        files = [sorted(map(str, Path().glob(pattern))) or [pattern] for pattern in patterns]
+        assert script["felled"](protocol, *chain.from_iterable(files)) in page
+    for path in sorted((ROOT / "docs" / "protocols").glob("*.json")):
+        assert json.loads(path.read_text(encoding="utf-8"))["split"] == "validation"
+        assert script["table"](path) in page
