@@ -3,7 +3,7 @@
     python scripts/choose_protocol.py resnet20_digits_trades_t4 --eps 32 --output docs/protocols/digits.json
     python scripts/choose_protocol.py resnet20_cifar10_trades_t4 --data cifar10.npz -n 64 --output docs/protocols/c.json
     python scripts/choose_protocol.py --table docs/protocols/*.json
-    python scripts/choose_protocol.py --felled worst-case-v2 docs/evaluations/*.json 'resnet20_*_t*'
+    python scripts/choose_protocol.py --felled worst-case-v2 docs/evaluations/*.json 'resnet20_*_t?'
 
 On validation images the first attack runs; then each candidate attacks whatever that one left standing, all of them the
 same images. So the file knows what any candidate adds to any others. The tables order them greedily: next comes the one
