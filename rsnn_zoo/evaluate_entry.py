@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from rsnn_zoo._utils.defaults import device_of
+from rsnn_zoo._utils.files import load_json
 from rsnn_zoo._utils.folders import current
 from rsnn_zoo.data.images import ImageData, load_dataset
 from rsnn_zoo.evaluation.clean import clean_accuracy
@@ -21,14 +24,16 @@ from rsnn_zoo.evaluation.energy import energy
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.hub.publish import save_evidence
 from rsnn_zoo.hub.registry import create_model
+from rsnn_zoo.hub.resolve import entries_folder
 from rsnn_zoo.models.distributed import Ranks
+from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES
 from rsnn_zoo.report.outputs import keep_former
 from rsnn_zoo.report.report import Report
-from rsnn_zoo.spec.config import CONFIG, EVIDENCE
+from rsnn_zoo.spec.config import CONFIG, EVIDENCE, load_config
 from rsnn_zoo.spec.names import ModelName, is_model
 from rsnn_zoo.training.recipe import split_of
 
-__all__ = ["data_of", "evaluate_entry", "save_report"]
+__all__ = ["ann_of", "data_of", "evaluate_entry", "save_report"]
 
 ENERGY_IMAGES = 256
 """Images over which spikes and energy are averaged."""
@@ -130,8 +135,34 @@ def evaluate_entry(
     return report
 
 
+def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
+    """What the published ANN withstood that an SNN was converted from; None where there was none.
+
+    Args:
+        name: Of the SNN.
+        training: Its record.
+
+    Raises:
+        OSError: If the entry of that ANN cannot be read.
+        ValueError: If there is none of these weights.
+    """
+    if not training.get("ann"):
+        return None
+    ann, sha256 = replace(name, timesteps=None), training["ann_sha256"]
+    folder = entries_folder() / str(ann)
+    weights = load_config(folder / CONFIG).weights if (folder / EVIDENCE).is_file() else None
+    if weights is None or weights.sha256 != sha256:
+        raise ValueError(
+            f"the entry {ann} is {'not there' if weights is None else 'of other weights'}: publish the network that "
+            f"{name} was converted from first, as it is attacked by transfer from it and compared with it"
+        )
+    report = load_json(folder / EVIDENCE, MAX_EVIDENCE_BYTES)
+    runs = [{key: run[key] for key in ("protocol", "eps", "robust_accuracy", "ci95")} for run in report["runs"]]
+    return {"name": str(ann), "weights_sha256": sha256, "n": report["n"], "clean": report["clean"], "runs": runs}
+
+
 def save_report(report: Report, path: Path, *others: Path) -> Path | None:
-    """Write a report as JSON; an entry's card is renewed with its evidence.
+    """Write a report as JSON; an entry's card is renewed with its evidence, an SNN's beside that of its ANN.
 
     Args:
         report: What is to be written.
@@ -148,8 +179,14 @@ def save_report(report: Report, path: Path, *others: Path) -> Path | None:
         >>> save_report(report, Path("results/net.json"), Path("results/net.csv"))  # doctest: +SKIP
         PosixPath('results/net.1.json')
     """
+    of_entry = path.name == EVIDENCE and current(path.parent, CONFIG).is_file()
+    if of_entry:
+        config = load_config(current(path.parent, CONFIG))
+        with suppress(OSError, ValueError):  # whoever evaluates an SNN need not have its ANN
+            if ann := ann_of(ModelName.parse(config.name), config.training):
+                report.extra["ann"] = ann
     former = keep_former([path, *others], report.to_json())
-    if path.name == EVIDENCE and current(path.parent, CONFIG).is_file():
+    if of_entry:
         save_evidence(path.parent, report.to_json())  # and the card, which is of the evidence too
     else:
         report.save(path)

@@ -12,14 +12,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsnn_zoo._utils.files import load_json, to_json
+from rsnn_zoo._utils.files import to_json
 from rsnn_zoo.cli._arguments import add_data, add_device, add_precision, add_recipe, best_device, radii_of
 from rsnn_zoo.cli._console import CommandFailed, Outcome, say
 from rsnn_zoo.cli._process import process_group
 from rsnn_zoo.cli.train import add_init
 from rsnn_zoo.hub.catalog import list_models
 from rsnn_zoo.hub.resolve import entries_folder
-from rsnn_zoo.report.evidence import MAX_EVIDENCE_BYTES, PRECISIONS
+from rsnn_zoo.report.evidence import PRECISIONS
 from rsnn_zoo.spec.config import CONFIG, EVIDENCE, load_config
 from rsnn_zoo.spec.names import ModelName, is_model
 
@@ -178,27 +178,6 @@ def init_of(name: ModelName, training: dict[str, Any]) -> str | None:
     return training.get("init")
 
 
-def ann_of(name: ModelName, training: dict[str, Any]) -> dict[str, Any] | None:
-    """What the published ANN withstood that an SNN was converted from; None where there was none.
-
-    Raises:
-        ValueError: If there is none of these weights.
-    """
-    if not training.get("ann"):
-        return None
-    ann, sha256 = replace(name, timesteps=None), training["ann_sha256"]
-    folder = entries_folder() / str(ann)
-    weights = load_config(folder / CONFIG).weights if (folder / EVIDENCE).is_file() else None
-    if weights is None or weights.sha256 != sha256:
-        raise ValueError(
-            f"the entry {ann} is {'not there' if weights is None else 'of other weights'}: publish the network that "
-            f"{name} was converted from first, as it is attacked by transfer from it and compared with it"
-        )
-    report = load_json(folder / EVIDENCE, MAX_EVIDENCE_BYTES)
-    runs = [{key: run[key] for key in ("protocol", "eps", "robust_accuracy", "ci95")} for run in report["runs"]]
-    return {"name": str(ann), "weights_sha256": sha256, "n": report["n"], "clean": report["clean"], "runs": runs}
-
-
 def attacks_on(name: ModelName) -> dict[str, list[float]]:
     """The protocols of an entry's evidence, with their radii in [0, 1]."""
     attacks = EVIDENCE_RUNS.get(name.dataset, EVIDENCE_RUNS_ELSE | ({} if name.timesteps else ANNS_TOO))
@@ -207,7 +186,7 @@ def attacks_on(name: ModelName) -> dict[str, list[float]]:
 
 def publish(args: argparse.Namespace, name: ModelName) -> Report:
     """Evaluate what the run gave, in as many processes as call it, and write the entry with its evidence."""
-    from rsnn_zoo.evaluate_entry import evaluate_entry
+    from rsnn_zoo.evaluate_entry import ann_of, evaluate_entry
     from rsnn_zoo.hub.publish import save_pretrained
     from rsnn_zoo.hub.registry import create_model
     from rsnn_zoo.models.distributed import Ranks

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,7 @@ from rsnn_zoo.training.recipe import load_recipe
 from tests.conftest import NAME, small_network
 
 ROOT = Path(__file__).parents[2]
+ENTRIES = ROOT / "hub_configs"
 
 
 def test_clean_images_are_held_out_as_in_the_training_of_the_model():
@@ -51,6 +53,22 @@ def test_one_call_gives_report_energy_and_files(tmp_path):
     model.pretrained_name = "mine"
     with pytest.raises(ValueError, match="mine names no data set"):
         evaluate_entry(model)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("published", [True, False])
+def test_evidence_of_an_snn_stands_beside_that_of_its_ann_where_that_is_published(tmp_path, published, monkeypatch):
+    """Whichever command evaluated it."""
+    monkeypatch.setattr("rsnn_zoo.evaluate_entry.entries_folder", lambda: ENTRIES if published else tmp_path)
+    folder = tmp_path / "resnet20_digits_natural_t4"
+    shutil.copytree(ENTRIES / folder.name, folder)
+    report = evaluate_entry(f"local-dir:{folder}", "fgsm", images=4, checks=0, with_energy=False)
+    save_report(report, folder / "evaluation.json")
+    evidence = load_json(folder / "evaluation.json")
+    assert evidence["n"] == 4 and ("ann" in evidence) == published
+    if published:
+        ann = load_json(ENTRIES / "resnet20_digits_natural_ann" / "evaluation.json")
+        assert evidence["ann"]["clean"] == ann["clean"] and len(evidence["ann"]["runs"]) == len(ann["runs"])
 
 
 @pytest.mark.usefixtures("eager")
