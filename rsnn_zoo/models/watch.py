@@ -146,7 +146,7 @@ class _Recorder(TorchDispatchMode):
         elif operator in _RANKED | _ROUNDED and any(map(self.is_batch, bent)):
             self.calls.append((self.stack[-1], operator))
         attends = operator.startswith("_scaled_dot_product_")  # of many kinds, by device
-        if torch.Tag.nondeterministic_seeded in func.tags and not attends:
+        if torch.Tag.nondeterministic_seeded in func.tags and not attends and operator not in _NONLINEAR:
             self.calls.append((self.stack[-1], "random"))
         pointwise = operator in _POINTWISE and any(map(self.is_batch, args))
         if attends or pointwise or operator in _NONLINEAR or operator in _POOLING:
