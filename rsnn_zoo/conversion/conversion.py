@@ -90,8 +90,8 @@ def convert(
 
     Args:
         ann: A network of this zoo, or any whose activations are ReLUs (timm's, torchvision's, yours), clipped ones
-            among them; it is left as it is. A module used in several places is split, and a ReLU called as a function
-            is made a module, through ``torch.fx``.
+            among them; it is left as it is. A module used in several places is split, and a ReLU or max pooling called
+            as a function is made a module, through ``torch.fx``.
         timesteps: T of the SNN.
         images: Calibration images (B, C, H, W) in [0, 1], some hundreds of the training set.
         method: A key of ``METHODS``.
@@ -107,7 +107,7 @@ def convert(
         max_pool: ``"counts"`` gives spikes at the largest rate of a window
             (:class:`rsnn_zoo.models.layers.PooledCounts`), the default of ``"absorb"``; ``"spikes"`` pools each step's
             spikes, that of ``"published"`` and of registered architectures; ``"average"`` puts average pooling in its
-            place. Max pooling that is called as a function pools spikes.
+            place.
         mean: Normalisation that the network expects from outside, per channel: it moves inside. None for one that
             takes [0, 1] as it is; not for networks of this zoo, which have theirs inside.
         std: Likewise.

@@ -67,6 +67,20 @@ _RELU_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
 }
 """Calls that are a ReLU, with what it is; None of what turns out to be none."""
 
+_POOL_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), lambda node: _pool(nn.MaxPool2d, node)),
+    F.adaptive_max_pool2d: lambda node: _pool(nn.AdaptiveMaxPool2d, node),
+}
+"""Calls that are max pooling, likewise."""
+
+
+def _pool(kind: type[nn.Module], node: fx.Node) -> nn.Module | None:
+    settings = {key: value for key, value in node.kwargs.items() if key != "input"}
+    given = node.args if "input" in node.kwargs else node.args[1:]
+    return (
+        None if any(isinstance(value, fx.Node) for value in (*given, *settings.values())) else kind(*given, **settings)
+    )
+
 
 # --- tracing --------------------------------------------------------------------------------------------------------
 
@@ -94,7 +108,7 @@ def prepared(network: nn.Module, x: Tensor, max_pool: str, split: bool = True) -
     Args:
         network: In evaluation mode; its modules may be changed.
         x: Two images, as it takes them.
-        max_pool: ``"average"`` if average pooling is to come in place of max pooling.
+        max_pool: ``"spikes"`` if max pooling is to stay as it is.
         split: Whether uses of one module are to be split.
 
     Raises:
@@ -105,28 +119,36 @@ def prepared(network: nn.Module, x: Tensor, max_pool: str, split: bool = True) -
     if not split:
         return network
     network = split_shared(network, uses)
-    if uses.functions and find_activations(network, x, max_pool).functions:
+    left = find_activations(network, x, max_pool) if uses.functions or uses.pools else Uses()
+    if left.functions:
         raise ValueError(
             f"{', '.join(sorted(name or 'the network itself' for name in uses.functions))} calls relu, clamp or "
             "threshold as a function, where no neuron can be put, since it is no ReLU or torch.fx does not show it: "
             "where it is a ReLU, give it an nn.ReLU module (one for each use) and convert again"
         )
+    if left.pools:
+        raise ValueError(
+            f"{', '.join(sorted(name or 'the network itself' for name in uses.pools))} calls max pooling as a function "
+            "that torch.fx does not show: make it an nn.MaxPool2d module, or pass max_pool='spikes'"
+        )
     return network
 
 
 def split_shared(network: nn.Module, uses: Uses) -> nn.Module:
-    """A network in which each use of a ReLU is a module of its own, through torch.fx.
+    """A network in which each use of a ReLU, and of max pooling, is a module of its own, through torch.fx.
 
     Raises:
         ValueError: If it cannot be traced.
     """
     shared = {name for name, count in uses.modules.items() if count > 1}
-    opened = {network.get_submodule(name) for name in shared | uses.functions}
+    concerned = shared | uses.functions | uses.pools
+    opened = {network.get_submodule(name) for name in concerned}
     if not opened:
         return network
-    named = ", ".join(sorted(name or "the network itself" for name in shared | uses.functions))
-    what = "calls a ReLU as a function" if uses.functions else "used in several places"
-    remedy = "give each use an nn.ReLU of its own"
+    named = ", ".join(sorted(name or "the network itself" for name in concerned))
+    called = [what for what, where in (("a ReLU", uses.functions), ("max pooling", uses.pools)) if where]
+    what = f"calls {' and '.join(called)} as a function" if called else "used in several places"
+    remedy = f"give each use an nn.ReLU{' or nn.MaxPool2d' if uses.pools else ''} of its own"
     try:
         graph_module = _traced(network, opened)
     except Exception as error:
@@ -141,7 +163,9 @@ def split_shared(network: nn.Module, uses: Uses) -> nn.Module:
         )
     _split(graph_module)
     if uses.functions:
-        _make_modules(graph_module)
+        _make_modules(graph_module, _RELU_CALLS, "functional_relu")
+    if uses.pools:
+        _make_modules(graph_module, _POOL_CALLS, "functional_pool")
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
@@ -162,16 +186,16 @@ def _copy(relu: nn.ReLU) -> nn.ReLU:
     return ClippedReLU(relu.limit) if isinstance(relu, ClippedReLU) else nn.ReLU()
 
 
-def _make_modules(graph_module: fx.GraphModule) -> None:
-    """Puts a module in place of each call that is a ReLU."""
+def _make_modules(graph_module: fx.GraphModule, calls: dict[Any, Callable], named: str) -> None:
+    """Puts a module in place of each of some calls."""
     number = 0
     for node in list(graph_module.graph.nodes):
-        if node.op not in ("call_function", "call_method") or (make := _RELU_CALLS.get(node.target)) is None:
+        if node.op not in ("call_function", "call_method") or (make := calls.get(node.target)) is None:
             continue
-        if (relu := make(node)) is None:
+        if (module := make(node)) is None:
             continue
         number += 1
-        graph_module.add_submodule(name := f"functional_relu{number}", relu)
+        graph_module.add_submodule(name := f"{named}{number}", module)
         with graph_module.graph.inserting_after(node):
             new = graph_module.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
         node.replace_all_uses_with(new)

@@ -53,6 +53,7 @@ _NONLINEAR = frozenset(
         "sin",
         "cos",
         "_safe_softmax",
+        "logsumexp",
         "_native_multi_head_attention",
         "_transformer_encoder_layer_fwd",
     }
@@ -75,6 +76,7 @@ _RATES_LACK = {"product", "quotient"}
 _MAXIMA = {"amax", "max"}
 _PRODUCTS = {
     "mul",
+    "addcmul",
     "bmm",
     "mm",
     "addmm",
@@ -116,10 +118,12 @@ class Uses:
     Attributes:
         modules: How often each ReLU module is called, by name.
         functions: Names of the modules that call one as a function; ``""`` is the network itself.
+        pools: Likewise of those that call max pooling, where its spikes are not to be pooled step by step.
     """
 
     modules: Counter[str] = field(default_factory=Counter)
     functions: set[str] = field(default_factory=set)
+    pools: set[str] = field(default_factory=set)
 
 
 class _Recorder(TorchDispatchMode):
@@ -192,8 +196,8 @@ _MESSAGES = {
     "leave the division out, or convert what comes before it",
     "statistics": "normalises by the statistics of each image, which those of single steps of spikes are not: use "
     "nn.BatchNorm2d, with running statistics, and train again",
-    "amax": "takes a maximum over space as a function, which max_pool='average' does not reach: make it an "
-    "nn.AdaptiveMaxPool2d(1) module",
+    "amax": "takes a maximum over space as a function, and the largest spike of each step is not the largest rate: "
+    "make it an nn.AdaptiveMaxPool2d(1) module",
     **dict.fromkeys(
         _RANKED | _ROUNDED,
         "applies {} to activations, which no rate of spikes follows: leave it out, or convert what comes before it",
@@ -203,7 +207,6 @@ _MESSAGES = {
         "takes a norm of activations, as F.normalize does, which no rate of spikes follows: leave it out, or convert "
         "what comes before it",
     ),
-    **dict.fromkeys(_POOLING, "calls max pooling as a function: make it an nn.MaxPool2d module"),
     **dict.fromkeys(
         ("_softmax", "_log_softmax"),
         "applies {}, which integrate-and-fire neurons do not approximate: where it makes probabilities of the logits, "
@@ -230,8 +233,10 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
             if not _is_relu(module, x):
                 raise ValueError(f"{name} ({kind}) computes something else than the nn.ReLU that it is a kind of")
             uses.modules[name] += 1
-        elif operator in _MAX_POOLS and (max_pool != "average" or isinstance(module, POOLS)):
+        elif operator in _MAX_POOLS and (max_pool == "spikes" or isinstance(module, POOLS)):
             continue  # pooled as it is, or replaced as a module
+        elif operator in _POOLING:
+            uses.pools.add("" if module is network else name)
         elif operator in _FUNCTIONS and not isinstance(module, nn.Hardtanh | nn.Threshold):
             uses.functions.add("" if module is network else name)
         else:

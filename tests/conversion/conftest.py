@@ -95,3 +95,4 @@ class Function(nn.Module):
 
 
 FUNCTIONAL_POOL = plain(nn.ReLU(), Function(lambda x: F.max_pool2d(x, 2)))
+UNTRACEABLE_POOL = plain(nn.ReLU(), Function(lambda x: F.max_pool2d(x, 2) if x.sum() >= 0 else x))

@@ -325,8 +325,18 @@ def bilinear(x):
         (around(Product()), {}, r"1 \(Product\) multiplies activations by activations"),
         (around(nn.ReLU(), Function(bilinear)), {}, r"2 \(Function\) multiplies activations by activations"),
         (
+            around(nn.ReLU(), Function(lambda x: torch.addcmul(x, x, x))),
+            {},
+            r"2 \(Function\) multiplies activations by",
+        ),
+        (
+            around(nn.ReLU(), Function(lambda x: x.logsumexp(1, True).expand_as(x))),
+            {},
+            r"2 \(Function\) applies logsumexp",
+        ),
+        (
             around(nn.ReLU(), Function(lambda x: x.amax((2, 3), keepdim=True).expand(-1, -1, 8, 8))),
-            {"max_pool": "average"},
+            {},
             r"2 \(Function\) takes a maximum over space as a function",
         ),
         (around(nn.ReLU()).half(), {}, r"16 bits"),

@@ -18,6 +18,7 @@ from rsnn_zoo.neurons.integrate_fire import MIN_THRESHOLD, Relu, Surrogate, back
 from tests.conversion.conftest import (
     FUNCTIONAL_POOL,
     QUICK,
+    Function,
     assert_same_function,
     images,
     plain,
@@ -156,6 +157,24 @@ def test_a_converted_network_classifies_as_the_network_did(digits_net, timesteps
 def test_functional_max_pooling_of_spikes_is_taken():
     snn = convert(FUNCTIONAL_POOL, 3, images(), **QUICK)
     assert_same_function(FUNCTIONAL_POOL, snn, images())
+
+
+@pytest.mark.parametrize("max_pool", ["counts", "average"])
+@pytest.mark.parametrize(
+    ("called", "module"),
+    [
+        (lambda x: F.max_pool2d(x, 2), nn.MaxPool2d(2)),
+        (lambda x: torch.max_pool2d(input=x, kernel_size=3, stride=1), nn.MaxPool2d(3, 1)),
+        (lambda x: F.adaptive_max_pool2d(x, (4, 5)), nn.AdaptiveMaxPool2d((4, 5))),
+    ],
+)
+def test_max_pooling_called_as_a_function_converts_as_its_module_does(called, module, max_pool):
+    """Pooled step by step, its spikes would be at no rate that the network had."""
+    expected, ann = (plain(nn.ReLU(), pool) for pool in (module, Function(called)))
+    ann.load_state_dict(expected.state_dict())
+    with torch.no_grad():
+        ours, theirs = (convert(one, 4, images(), max_pool=max_pool)(images()) for one in (ann, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_max_pooling_stays_or_becomes_average_pooling():
