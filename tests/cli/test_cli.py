@@ -13,6 +13,7 @@ import rsnn_zoo
 from rsnn_zoo._utils.files import load_json
 from rsnn_zoo.cli import commands as cli
 from rsnn_zoo.hub.publish import save_pretrained, update_card
+from rsnn_zoo.hub.resolve import entries_folder
 from tests.cli.conftest import PUBLISHED
 from tests.conftest import NAME, make_entry, small_network
 from tests.hub_server import TOKEN
@@ -53,7 +54,9 @@ def test_lists_are_those_of_the_library(run):
 
 def test_info_says_what_an_entry_is_and_what_it_achieved(run, evaluated):
     status, out, _ = run("info", PUBLISHED)
-    assert status == 0 and "A spiking ResNet-20" in out and "| ensemble-pgd20 | 8/255 | 85.0 % |" in out
+    runs = load_json(entries_folder() / PUBLISHED / "evaluation.json")["runs"]
+    (robust,) = (run["robust_accuracy"] for run in runs if (run["protocol"], run["eps"]) == ("ensemble-pgd20", 8 / 255))
+    assert status == 0 and "A spiking ResNet-20" in out and f"| ensemble-pgd20 | 8/255 | {100 * robust:.1f} % |" in out
     content = json.loads(run("info", f"local-dir:{evaluated}", "--json")[1])
     assert content["config"] == load_json(evaluated / "config.json")
     assert content["evidence"] == load_json(evaluated / "evaluation.json")
