@@ -67,19 +67,26 @@ _RELU_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
 }
 """Calls that are a ReLU, with what it is; None of what turns out to be none."""
 
+
+def _pool(kind: type[nn.Module], named: str) -> Callable[[fx.Node], nn.Module | None]:
+    """Makes a module of a call whose arguments behind the input go by these names, in this order."""
+
+    def make(node: fx.Node) -> nn.Module | None:
+        given = dict(zip(("input", *named.split()), node.args, strict=False)) | dict(node.kwargs)
+        del given["input"]
+        return None if any(isinstance(value, fx.Node) for value in given.values()) else kind(**given)
+
+    return make
+
+
 _POOL_CALLS: dict[Any, Callable[[fx.Node], nn.Module | None]] = {
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), lambda node: _pool(nn.MaxPool2d, node)),
-    F.adaptive_max_pool2d: lambda node: _pool(nn.AdaptiveMaxPool2d, node),
+    **dict.fromkeys(
+        (F.max_pool2d, torch.max_pool2d),
+        _pool(nn.MaxPool2d, "kernel_size stride padding dilation ceil_mode return_indices"),
+    ),
+    F.adaptive_max_pool2d: _pool(nn.AdaptiveMaxPool2d, "output_size return_indices"),
 }
 """Calls that are max pooling, likewise."""
-
-
-def _pool(kind: type[nn.Module], node: fx.Node) -> nn.Module | None:
-    settings = {key: value for key, value in node.kwargs.items() if key != "input"}
-    given = node.args if "input" in node.kwargs else node.args[1:]
-    return (
-        None if any(isinstance(value, fx.Node) for value in (*given, *settings.values())) else kind(*given, **settings)
-    )
 
 
 # --- tracing --------------------------------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ def test_functional_max_pooling_of_spikes_is_taken():
     ("called", "module"),
     [
         (lambda x: F.max_pool2d(x, 2), nn.MaxPool2d(2)),
+        (lambda x: F.max_pool2d(x, 3, 2, 0, 1, True), nn.MaxPool2d(3, 2, ceil_mode=True)),
         (lambda x: torch.max_pool2d(input=x, kernel_size=3, stride=1), nn.MaxPool2d(3, 1)),
         (lambda x: F.adaptive_max_pool2d(x, (4, 5)), nn.AdaptiveMaxPool2d((4, 5))),
     ],
