@@ -6,6 +6,7 @@ By two methods: one that keeps what the ANN knows, for any network of ReLUs, and
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace as changed
 from typing import Any
 
@@ -26,6 +27,11 @@ from rsnn_zoo.neurons.integrate_fire import SpikingNeuron, Surrogate, check_time
 from rsnn_zoo.spec.names import near_matches
 
 __all__ = ["METHODS", "SpikingNetwork", "calibrate", "convert", "relearn_statistics"]
+
+_log = logging.getLogger(__name__)
+
+_FEW_IMAGES = 8
+"""Of fewer calibration images a network is told that they are few."""
 
 METHODS = {"absorb": ("soft", 0.5), "published": ("hard", 0.0)}
 """The methods of :func:`convert`, each with the reset and the initial membrane that it was made for."""
@@ -211,8 +217,9 @@ def _check_runs(network: nn.Module, x: Tensor) -> None:
     except (RuntimeError, TypeError, IndexError) as error:
         cause = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"the network does not run on images of shape (C, H, W) = {tuple(x.shape[1:])} ({cause}): pass images as "
-            "it takes them, and wrap one that takes more than images in a module that takes images alone"
+            f"the network does not run on {len(x)} images of shape (C, H, W) = {tuple(x.shape[1:])} ({cause}): pass "
+            "images as it takes them, let it take any number of them, and wrap one that takes more than images in a "
+            "module that takes images alone"
         ) from error
 
 
@@ -230,6 +237,8 @@ def _check_arguments(
     if max_pool not in ("counts", "spikes", "average"):
         raise ValueError(f"max_pool must be 'counts', 'spikes' or 'average', got {max_pool!r}")
     check_images(images)
+    if len(images) < _FEW_IMAGES:
+        _log.warning("thresholds are found from %d images, and depend on which: pass some hundreds", len(images))
     if any(isinstance(values, int | float) for values in (mean, std)):
         raise TypeError("mean and std hold one number for each channel: mean=(0.5,)")
     if any(isinstance(module, SpikingNeuron) for module in ann.modules()):

@@ -44,7 +44,8 @@ def described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mode
         )
     except AttributeError as error:
         raise TypeError(
-            f"Only networks of the zoo can be saved as entries: {error}; see rsnn_zoo.create_model"
+            f"Only networks of the zoo can be saved as entries: {error}; convert what create_model makes "
+            "of a name, of an architecture of yours after rsnn_zoo.register_architecture"
         ) from None
     if config.timesteps:
         _check_neurons(model)

@@ -18,6 +18,7 @@ from rsnn_zoo.hub.shards import SHARD_BYTES, packed, stale
 from rsnn_zoo.report.card import model_card
 from rsnn_zoo.report.evidence import EvidenceError, check_evidence, load_evidence, parse_time
 from rsnn_zoo.spec.config import CARD, CONFIG, EVIDENCE, ModelConfig, WeightsInfo, load_config, parse_config
+from rsnn_zoo.spec.schema import REMEDY
 
 __all__ = ["check_saveable", "save_evidence", "save_pretrained", "update_card"]
 
@@ -102,7 +103,11 @@ def save_pretrained(
 def _checked_config(config: ModelConfig) -> ModelConfig:
     """The config as it will be read."""
     source = f"the config of {config.name}"
-    return parse_config(parse_json(to_json(config.to_json()), source), source)
+    try:
+        return parse_config(parse_json(to_json(config.to_json()), source), source)
+    except ConfigError as error:  # nobody can fetch what is not saved yet
+        cause = str(error).removesuffix(REMEDY)
+        raise ConfigError(f"{cause}; change the network, its training record or its name before it is saved") from error
 
 
 def update_card(folder: str | os.PathLike[str]) -> None:

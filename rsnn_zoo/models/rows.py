@@ -132,7 +132,7 @@ def check_rows(snn: nn.Module, x: Tensor) -> None:
             f"{f'{named} is shown' if named else 'the network makes'} something else of two images over three steps "
             f"than of fewer images or steps{cause}: its first dimension has to be that of the images all along, which "
             "are T times as many after the first neuron. Take no sizes from the input (x.flatten(1), x.mean((2, 3))), "
-            "and keep patches or tokens behind the images"
+            "nothing over images (no x.mean(0)), and keep patches or tokens behind the images"
         )
 
 

@@ -248,6 +248,11 @@ def find_activations(network: nn.Module, x: Tensor, max_pool: str) -> Uses:
             f"the network gives no logits (B, K), but something {given}: wrap it in a module that returns the logits "
             "alone, and convert that"
         )
+    if len(output) != len(x):
+        raise ValueError(
+            f"the network gives {len(output)} rows of logits for {len(x)} images: it must take any number of them, and "
+            "logits (B, K) have a row for each"
+        )
     if not uses.modules and not uses.functions:
         raise ValueError("the network has no ReLU module, so there is nothing to convert into spiking neurons")
     return uses

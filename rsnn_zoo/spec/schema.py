@@ -13,7 +13,7 @@ from rsnn_zoo._utils.files import ConfigError
 from rsnn_zoo.spec.names import near_matches
 
 _REQUIRED: Any = object()
-_REMEDY = "; correct the file or fetch it again"
+REMEDY = "; correct the file or fetch it again"
 
 
 class Section:
@@ -22,11 +22,11 @@ class Section:
     def __init__(self, content: Any, source: str, path: str = "") -> None:
         self.source, self.path, self.content = source, path, content
         if not isinstance(content, dict):
-            raise ConfigError(f"{source}: {path.rstrip('.') or 'the file'} must be a JSON object{_REMEDY}")
+            raise ConfigError(f"{source}: {path.rstrip('.') or 'the file'} must be a JSON object{REMEDY}")
 
     def error(self, key: str, cause: str) -> ConfigError:
         """Return the error to raise about a key."""
-        return ConfigError(f"{self.source}: {self.path}{key} {cause}{_REMEDY}")
+        return ConfigError(f"{self.source}: {self.path}{key} {cause}{REMEDY}")
 
     def value(self, key: str, default: Any = _REQUIRED) -> Any:
         """Return whatever stands there; only a key with a default may be absent."""

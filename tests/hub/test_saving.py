@@ -110,8 +110,16 @@ def test_a_refused_save_leaves_the_folder_as_it_was(entry, kwargs, error, said):
 
 
 def test_a_network_of_elsewhere_is_not_saved(tmp_path):
-    with pytest.raises(TypeError, match=r"Only networks of the zoo .*no attribute 'architecture'"):
+    with pytest.raises(TypeError, match=r"^Only .*no attribute 'architecture'.*register_architecture"):
         save_pretrained(timm.create_model("resnet18"), tmp_path / "x", name="x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_its_name_does_not_promise_is_to_be_changed_not_fetched(tmp_path):
+    network = small_network()
+    network.timesteps = 3
+    with pytest.raises(ConfigError, match=r"promises timesteps 2, but timesteps is 3; change the network, .* its name"):
+        save_pretrained(network, tmp_path / "x", name=NAME)
     assert not (tmp_path / "x").exists()
 
 
