@@ -30,8 +30,7 @@ __all__ = ["METHODS", "SpikingNetwork", "calibrate", "convert", "relearn_statist
 
 _log = logging.getLogger(__name__)
 
-_FEW_IMAGES = 8
-"""Of fewer calibration images a network is told that they are few."""
+_FEW_IMAGES = 8  # with fewer, figures of an SNN depend on which they are
 
 METHODS = {"absorb": ("soft", 0.5), "published": ("hard", 0.0)}
 """The methods of :func:`convert`, each with the reset and the initial membrane that it was made for."""
@@ -238,7 +237,7 @@ def _check_arguments(
         raise ValueError(f"max_pool must be 'counts', 'spikes' or 'average', got {max_pool!r}")
     check_images(images)
     if len(images) < _FEW_IMAGES:
-        _log.warning("thresholds are found from %d images, and depend on which: pass some hundreds", len(images))
+        _log.warning("thresholds are found from few images (%d), and depend on which: pass some hundreds", len(images))
     if any(isinstance(values, int | float) for values in (mean, std)):
         raise TypeError("mean and std hold one number for each channel: mean=(0.5,)")
     if any(isinstance(module, SpikingNeuron) for module in ann.modules()):

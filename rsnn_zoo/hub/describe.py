@@ -44,8 +44,8 @@ def described(model: Any, name: str, training: Mapping[str, Any] | None) -> Mode
         )
     except AttributeError as error:
         raise TypeError(
-            f"Only networks of the zoo can be saved as entries: {error}; convert what create_model makes "
-            "of a name, of an architecture of yours after rsnn_zoo.register_architecture"
+            f"Only networks of the zoo can be saved as entries: {error}; convert one that create_model "
+            "makes, for which rsnn_zoo.register_architecture takes architectures of yours"
         ) from None
     if config.timesteps:
         _check_neurons(model)
