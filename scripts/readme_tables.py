@@ -7,7 +7,8 @@ Results come from hub_configs/*/evaluation.json, speeds from scripts/benchmark*.
 names), trainings from docs/runs/ (run.json and log.jsonl of each run, or config.json of what convert.py made, and
 validation.json by evaluate.py), estimates from docs/dry_runs/ (the output of train.py or finetune.py --dry-run),
 conversions from docs/conversion.json (by compare_conversion.py), gradient passes from docs/gradients.json (by
-benchmark_gradients.py), costs of protocols from docs/costs/ (by benchmark_protocols.py), experiments from
+benchmark_gradients.py), costs of protocols from docs/costs/ (by benchmark_protocols.py), candidates for a protocol from
+docs/protocols/ (by choose_protocol.py), evidence that was published before from docs/evaluations/, experiments from
 docs/ablation.json and docs/finetuning.json (by ablate.py).
 """
 
@@ -20,7 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from _candidates import table as candidates_table
 from _conversions import table as conversions_table
+from _ensembles import table as ensembles_table
+from _felled import by_member, missed
 from _gradients import table as gradients_table
 from _pages import replaced
 from _protocols import table as protocols_table
@@ -41,7 +45,6 @@ BENCHMARK = Path(__file__).with_name("benchmark.json")
 TRAINING = Path(__file__).with_name("benchmark_training.json")
 CHANCE = 0.1
 """Accuracy of guessing one of CIFAR-10's classes."""
-EVALUATION = sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))
 
 
 def results() -> str:
@@ -128,38 +131,8 @@ def robustly_trained(name: str) -> bool:
 
 
 def evaluation() -> str:
-    """Samples that stand, gradient steps and seconds of the published ensemble, the adaptive one, and the plain way."""
-    files = [load_json(path) for path in EVALUATION]
-    results = [(found, result) for found in files for result in found["results"]]
-    names = [key for key in results[0][1] if key.startswith(("ensemble", "adaptive"))]
-    header = ["model", "split", "n", "eps", "threads", *(f"`{name}`" for name in names)]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    plain = []
-    for found, result in results:
-        ways = [result[name] for name in names]
-        cells = [f"`{result['model']}`", result["split"], result["n"], f"{result['eps']:g}/255", found["threads"]]
-        cells += [f"{way['robust']} / {way['gradient_steps']:,} / {way['seconds']:.0f} s" for way in ways]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-        if "plain" in result:
-            seconds = result["plain"]["seconds"]
-            ratios = [f"{seconds / way['seconds']:.1f} (`{name}`)" for name, way in zip(names, ways, strict=True)]
-            plain.append(
-                f"The plain loop left {result['plain']['robust']} of {result['n']} standing for `{result['model']}` at "
-                f"{result['eps']:g}/255, and took {seconds:.0f} s: {', '.join(ratios)} times as long."
-            )
-    for name in names[1:]:
-        fewer = {
-            key: sum(result[name][key] < result[names[0]][key] for _, result in results)
-            for key in ("gradient_steps", "seconds", "robust")
-        }
-        plain.append(
-            f"Of these {len(results)} rows, `{name}` took fewer steps than `{names[0]}` in {fewer['gradient_steps']}, "
-            f"less time in {fewer['seconds']}, and left fewer images standing in {fewer['robust']}."
-        )
-    where = {f"{found['cpu']}, torch {found['versions']['torch']}, seed {result['seed']}" for found, result in results}
-    revisions = sorted({found["git_revision"][:7] for found in files})
-    plain.append(f"{'; '.join(sorted(where))}, revisions {', '.join(revisions)}.")
-    return "\n".join([*lines, *(f"\n{line}" for line in plain)])
+    """What two ensembles and a plain loop took, by what benchmark_evaluation.py measured."""
+    return ensembles_table(*map(load_json, sorted(Path(__file__).parent.glob("benchmark_evaluation*.json"))))
 
 
 def runs() -> str:
@@ -284,6 +257,33 @@ def protocols() -> str:
     return protocols_table(*map(load_json, sorted(DOCS.glob("costs/*.json"))))
 
 
+def candidates() -> str:
+    """What fells what after a first attack, by what choose_protocol.py measured."""
+    return "\n\n".join(candidates_table(load_json(path)) for path in sorted(DOCS.glob("protocols/*.json")))
+
+
+def felled() -> str:
+    """What each member of worst-case-v2 felled of the SNNs, and what stood of the same under worst-case-v1."""
+    snns = [report for report in evidence().values() if "spikes" in report]
+    return by_member("worst-case-v2", snns, before=("worst-case-v1", former("*")))
+
+
+def felled_before() -> str:
+    """What each member of worst-case-v1 felled of the robust SNNs whose evidence was of it."""
+    return by_member("worst-case-v1", former("*_trades_t?"))
+
+
+def overlooked() -> str:
+    """What fells the images of robust SNNs that withstand the published ensemble."""
+    snns = [report for report in evidence().values() if "spikes" in report and robustly_trained(report["model"])]
+    return missed("ensemble-pgd20", "worst-case-v2", snns)
+
+
+def former(pattern: str) -> list[dict[str, Any]]:
+    """Evidence that was published before that of worst-case-v2."""
+    return [load_json(path, MAX_EVIDENCE_BYTES) for path in sorted(DOCS.glob(f"evaluations/{pattern}.v1.json"))]
+
+
 def starts() -> str:
     """One row a fine-tuning, by what it started from and its steps."""
     lines = ["| SNN | start | steps | clean | attack | robust |", "|---" * 6 + "|"]
@@ -315,6 +315,7 @@ def differences(experiment: dict[str, Any]) -> list[str]:
 PAGES: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (results,),
     DOCS / "speed.md": (costs, protocols, evaluation, benchmark, gradients, training),
+    DOCS / "worst_case_v2.md": (candidates, felled, overlooked, felled_before),
     DOCS / "cifar10.md": (kept, runs, planned, ablation),
     DOCS / "conversion.md": (conversions, starts),
 }
