@@ -20,7 +20,7 @@ def table(results: dict[str, Any]) -> str:
 
 def _attacked(run: dict[str, Any]) -> str:
     """What stands under each attack that a conversion was measured by."""
-    attacks = {name: found for name, found in run.items() if isinstance(found, dict)}
+    attacks = {name: found for name, found in run.items() if isinstance(found, dict) and "robust" in found}
     how = "{:.0f} of {} under `{}`, {}"
     found = (how.format(f["robust"] * f["images"], f["images"], name, in_255(f["eps"])) for name, f in attacks.items())
     return ", ".join(found)

@@ -9,15 +9,15 @@ file is written after each block, and the command goes on where it was stopped; 
 
 import argparse
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from _measured import keep, resumed
 from _protocols import WAYS
 
 import rsnn_zoo
-from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo._utils.files import check_writable
 from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
@@ -34,9 +34,7 @@ def measure(args: argparse.Namespace) -> None:
     here = environment(torch.device("cpu"))
     asked = {"model": args.model, "dataset": data.info.name, "split": args.split, "eps": args.eps / 255}
     asked |= {"block": args.block, "machine": {key: here[key] for key in MACHINE}}
-    found = load_json(args.output) if args.output.exists() else asked | {"blocks": []}
-    if other := {key: found.get(key) for key, value in asked.items() if found.get(key) != value}:
-        raise ValueError(f"{args.output} holds another measurement, with {other}: name another file")
+    found = resumed(args.output, asked, {"blocks": []})
     for start in range(len(found["blocks"]) * args.block, len(data), args.block):
         images, block = data.select(range(start, min(start + args.block, len(data)))), {}
         for protocol in sorted(WAYS, reverse=len(found["blocks"]) % 2 == 1):  # each is the first as often
@@ -44,10 +42,7 @@ def measure(args: argparse.Namespace) -> None:
             (run,) = rsnn_zoo.evaluate(model, images, protocol, args.eps / 255, **settings).runs
             block[protocol] = {"seconds": run.seconds, "stands": [int(v) == STANDS for v in run.verdicts]}
         found["blocks"].append({"n": len(images), **block})
-        found["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(args.output) as path:
-            path.write_bytes(to_json(found))
+        keep(args.output, found)
 
 
 def parser() -> argparse.ArgumentParser:

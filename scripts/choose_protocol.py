@@ -12,14 +12,14 @@ docs/worst_case_v2.md.
 
 import argparse
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from _candidates import table
+from _measured import keep, resumed
 
 import rsnn_zoo
-from rsnn_zoo._utils.files import check_writable, load_json, replacing, to_json
+from rsnn_zoo._utils.files import check_writable, load_json
 from rsnn_zoo._utils.provenance import environment
 from rsnn_zoo.cli._console import ERRORS
 from rsnn_zoo.cli._process import set_up_process
@@ -56,9 +56,7 @@ def measure(args: argparse.Namespace) -> None:
     data = data_of(model, args.data, args.split, images=args.images)
     asked = {"model": args.model, "dataset": data.info.name, "split": args.split, "n": len(data)}
     asked |= {"eps": args.eps / 255, "first": args.first, "precision": args.precision}
-    found = load_json(args.output) if args.output.exists() else asked | {"attacks": {}}
-    if other := {key: found.get(key) for key, value in asked.items() if found.get(key) != value}:
-        raise ValueError(f"{args.output} holds another measurement, with {other}: name another file")
+    found = resumed(args.output, asked, {"attacks": {}})
     left = data
     for attack in (args.first, *args.candidates):
         if attack not in found["attacks"]:
@@ -67,10 +65,7 @@ def measure(args: argparse.Namespace) -> None:
             fell = [int(at) for at, verdict in zip(left.index, run.verdicts, strict=True) if verdict >= 0]
             stand = [int(at) for at, verdict in zip(left.index, run.verdicts, strict=True) if verdict == STANDS]
             found["attacks"][attack] = {"felled": fell, "standing": stand, "seconds": run.seconds}
-            made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            found |= {"created": made, **environment(torch.device("cpu"))}
-            with replacing(args.output) as path:
-                path.write_bytes(to_json(found))
+            keep(args.output, found | environment(torch.device("cpu")))
         if attack == args.first:
             standing = set(found["attacks"][attack]["standing"])
             left = data.select([row for row, at in enumerate(data.index.tolist()) if at in standing])

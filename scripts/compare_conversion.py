@@ -11,15 +11,14 @@
 
 Accuracy on validation images, which no network was trained on, in docs/conversion.json after every network and T: what
 stands there is not measured again, and an attack goes on from its verdicts in runs/conversions, so a run that was
-stopped goes on. Names of TRAINED are networks that are trained
-here first, on the digits for some seconds. The published method needs some 10 GB for 128 images of CIFAR-10, so ask
-for no more of these. Every process measures its own peak memory: for the memory of one conversion ask for one. --table
-prints the table that readme_tables.py writes into docs/conversion.md.
+stopped goes on. Names of TRAINED are networks that are trained here first, on the digits for some seconds. The
+published method needs some 10 GB for 128 images of CIFAR-10, so ask for no more of these. Every process measures its
+own peak memory: for the memory of one conversion ask for one. --table prints the table that readme_tables.py writes
+into docs/conversion.md.
 """
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import rsnn_zoo
-from rsnn_zoo._utils.provenance import peak_memory
+from rsnn_zoo._utils.files import load_json, replacing, to_json
+from rsnn_zoo._utils.provenance import environment, peak_memory
 from rsnn_zoo.conversion.conversion import METHODS
 from rsnn_zoo.evaluation.protocols import full_name
 from rsnn_zoo.models import ARCHITECTURES
@@ -120,6 +120,7 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
             "seconds": round(seconds, 1),
             "peak_memory": memory,
             "threads": torch.get_num_threads(),
+            "environment": environment(torch.device("cpu")),
         }
         if attack:
             state = STATES / f"{name}.{method}.{timesteps}.{attack}.sqlite"  # so that it goes on where it was stopped
@@ -133,9 +134,11 @@ def measure(name: str, args: argparse.Namespace, results: dict[str, Any]) -> Non
                 "images": args.attacked,
                 "robust": standing / args.attacked,
                 "interval": wilson(standing, args.attacked),
+                "environment": environment(torch.device("cpu")),
             }
         print(name, key, run, flush=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with replacing(RESULTS) as temporary:
+            temporary.write_bytes(to_json(results))
 
 
 def main() -> None:
@@ -155,7 +158,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=8 / 255)
     parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = load_json(RESULTS) if RESULTS.exists() else {}
     for name in args.anns:
         measure(name, args, results)
     if args.table:
