@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rsnn_zoo.attacks.base import project
+from rsnn_zoo.attacks.base import Batch, project
 from rsnn_zoo.attacks.queries import Square
 from rsnn_zoo.attacks.signed import pgd
 from rsnn_zoo.evaluation import flags
-from rsnn_zoo.evaluation.consistency import LEAST
-from rsnn_zoo.evaluation.engine import Engine
+from rsnn_zoo.evaluation.engine import FELL, Engine
 from rsnn_zoo.evaluation.protocols import Member, Plan
 from rsnn_zoo.evaluation.transfer import Transfer
 from rsnn_zoo.report.report import STANDS, Flag, Run
@@ -21,6 +20,8 @@ __all__ = ["model_flags", "run_flags"]
 
 CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 """Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
+MOVED = 3.0
+"""How far a moved image is from the one it was, in radii: none of what PGD sees of the one is near the other."""
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
 """Steps of the two PGD that are compared, and queries of the Square attack that gradient attacks are compared with."""
 
@@ -42,7 +43,7 @@ def model_flags(engine: Engine, plans: Sequence[tuple[Plan, list[float]]], is_ra
         flags.zero_gradients(victim, few, labels[:GRADIENT_CHECKS], modes),
         flags.depends_on_batch(victim, images[: victim.chunk], is_random),
         flags.tied_logits(logits),
-        flags.knows_images(victim, images[:GRADIENT_CHECKS], max(radius, LEAST), is_random),
+        flags.hidden_margins(victim, images, logits, is_random),
     ]
 
 
@@ -84,7 +85,9 @@ def run_flags(
         if len(far) > enough:  # else neither flag can be raised
             member, _ = engine.learned(member, flags.FAR, correct)
             far = standing(f"far {number}", flags.FAR, member, far)
-    few, many = (standing(f"pgd{k}", radii[len(radii) // 2], Member(pgd(k)), probe) for k in STEP_CHECKS)
+    middle = radii[len(radii) // 2]
+    few, many = (standing(f"pgd{k}", middle, Member(pgd(k)), probe) for k in STEP_CHECKS)
+    moved = _standing_moved(engine, middle, Member(pgd(STEP_CHECKS[1])), probe)
     without = left  # what needs no gradient of the model is compared with attacks that followed it
     if any(not attack.startswith(flags.GRADIENT_FREE) for run in last for attack, _ in run.members):
         without = standing("square", radii[-1], Member(Square(QUERY_CHECKS)), without)
@@ -95,8 +98,34 @@ def run_flags(
         return [position in standing for position in range(seen)]
 
     return [
+        flags.knows_images([position in many for position in probe], moved),
         flags.above_chance(len(far), seen, classes),
         flags.gradient_free(runs, also=len(left) - len(without)),
         flags.more_eps(runs, also=[stands(left), stands(far)] if radii[-1] < flags.FAR else ()),
         flags.more_steps(runs, also=[stands(few), stands(many)]),
     ]
+
+
+def _standing_moved(engine: Engine, eps: float, member: Member, positions: Sequence[int]) -> list[bool]:
+    """Which samples stand once they are moved, in the class that the model gives them there.
+
+    They are moved by a part of a pixel: as little as changes one of them by more than ``MOVED`` radii, or by a half.
+    """
+    index = engine.samples.index
+
+    def judge(at: Tensor) -> tuple[list[int], None]:
+        images = engine.samples.images[at.to(engine.samples.images.device)]
+        way = images.roll(1, 3) - images
+        longest = way.abs().flatten(1).amax(1).clamp(min=1e-9)[:, None, None, None]
+        images = images + way * (MOVED * eps / longest).clamp(max=0.5)
+        labels = engine.victim.logits(images).argmax(1)
+        batch = Batch(images, labels, eps, tuple(index[i] for i in at.tolist()), engine.seed, str(member))
+        fell, _ = member.attack(engine.victim.under(member.mode), batch)
+        return torch.where(fell, FELL, STANDS).tolist(), None
+
+    def show(size: int, *_: int) -> None:
+        engine.bar.update(size * engine.ledger.ranks.size * member.cost)
+
+    engine.expect(len(positions), [member])
+    found, _ = engine.judge(f"check moved {member.job} {eps!r}", positions, judge, show)
+    return [found[index[position]] == STANDS for position in positions]

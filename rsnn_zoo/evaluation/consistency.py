@@ -75,18 +75,19 @@ class Consistency:
 
         The last ones are no such shares, but that of the images whose logits a perturbation leaves as they were, to the
         last bit; that of images whose class depends on whether pixels are multiples of 1 / 255; and 1 or 0 for
-        whether logits follow such multiples, or what was asked before, or whether the copy is another model.
+        whether logits follow such multiples, or those of which the images are, or what was asked before, or whether the
+        copy is another model.
         """
         module, x, chunk = self.victim.module, self.asked, self.victim.chunk
-        bare = copy.deepcopy(self.model).eval()  # of which nothing is prepared for attacks
         layout = torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
-        bare.to(memory_format=layout)
+        # nothing prepares these for attacks; the second is shown iterates alone, before it could remember anything else
+        bare, other = (copy.deepcopy(self.model).eval().to(memory_format=layout) for _ in range(2))
 
-        def ask(x: Tensor) -> Tensor:
-            """The bare copy, in padded chunks of the evaluation's size and layout."""
+        def ask(network: nn.Module, x: Tensor) -> Tensor:
+            """A bare copy, in padded chunks of the evaluation's size and layout."""
             padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])])
             parts = [part.contiguous(memory_format=layout) for part in padded.split(chunk)]
-            return torch.cat([checked_logits(bare(part.clone()), part) for part in parts])[: len(x)]
+            return torch.cat([checked_logits(network(part.clone()), part) for part in parts])[: len(x)]
 
         def transposed() -> Tensor:
             padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])]).transpose(2, 3).contiguous()
@@ -94,7 +95,7 @@ class Consistency:
 
         ways: dict[str, Callable[[], Tensor]] = {
             "at the end": lambda: self.victim.logits(x),
-            "the first time": lambda: ask(x),
+            "the first time": lambda: ask(bare, x),
             "in another order": lambda: self.victim.logits(x.flip(0)).flip(0),
             "alone": lambda: torch.cat([module(one[None].clone()) for one in x[::ALONE]]),
             "in a batch of another size": lambda: module(torch.cat([x, x, x[:1]]))[: len(x)],
@@ -107,7 +108,7 @@ class Consistency:
             with torch.no_grad(), suppress(RuntimeError, ValueError):  # one batch size alone, as an export may have
                 found[way] = self._apart(again(), ALONE if way == "alone" else 1)
         with torch.no_grad():
-            heard = [_apart(said, ask(iterates)) for iterates, said in self.victim.heard.by_asker().values()]
+            heard = [_apart(said, ask(other, iterates)) for iterates, said in self.victim.heard.by_asker().values()]
         found["than while it was attacked"] = max(heard, default=0.0)
         perturbed, clean = self.before.chunk(2)
         if len(clean) > 1 and not torch.equal(clean, clean[:1].expand_as(clean)):  # else it ignores its input
@@ -123,13 +124,16 @@ class Consistency:
         return max(_apart(before[rows], logits[rows]) for rows in (unseen_ones, ~unseen_ones))
 
     def _written(self) -> dict[str, float]:
-        """Whether the last bits count: where images are written as 8 bits, and moved as far to the other side."""
-        between = self._near(self.images, 0.0)
-        written = (between * 255).round() / 255
-        here, there, mirrored = (self.victim.logits(x) for x in (between, written, 2 * between - written))
-        follows = _farther((there - here).norm(dim=1), (mirrored - here).norm(dim=1), 2.0)
-        apart = _share(here.argmax(1) != there.argmax(1))
-        return {"when written as 8 bits": max(apart, float(follows))}
+        """Whether the last bits count: where images are written in levels, and moved as far to the other side."""
+        found = 0.0
+        for levels in {255, _levels(self.images)}:
+            between = self._near(self.images, 0.0)
+            written = (between * levels).round() / levels
+            here, there, mirrored = (self.victim.logits(x) for x in (between, written, 2 * between - written))
+            follows = _farther((there - here).norm(dim=1), (mirrored - here).norm(dim=1), 2.0)
+            apart = _share(here.argmax(1) != there.argmax(1)) if levels == 255 else 0.0  # others are farther apart
+            found = max(found, apart, float(follows))
+        return {"when written in the levels of the images": found}
 
     def _follows(self) -> bool:
         """Whether an image half-way between two is answered like the one that was asked about first.
@@ -148,6 +152,13 @@ class Consistency:
             if _farther((half - other).norm(dim=1), (half - one).norm(dim=1), FACTOR):
                 return True
         return False
+
+
+def _levels(images: Tensor) -> int:
+    """The least number of steps from 0 to 1 in which all images are written; 255 where there is none below."""
+    values = images.unique()[:4096]
+    steps = (n for n in range(2, 255) if torch.allclose((values * n).round() / n, values, rtol=0.0, atol=1e-6))
+    return next(steps, 255)
 
 
 def unseen(images: Tensor, down: int, right: int) -> Tensor:

@@ -22,12 +22,12 @@ from rsnn_zoo.evaluation.ledger import Ledger
 from rsnn_zoo.evaluation.protocols import Member
 from rsnn_zoo.report.report import MISCLASSIFIED, STANDS, Run, in_255
 
-__all__ = ["Engine", "Samples"]
+__all__ = ["FELL", "Engine", "Samples"]
 
 SAVE_WITHIN = 30.0
 """Seconds after which the verdicts of a batch should be on disk: so much is lost where an evaluation is killed."""
 
-_FELL = 0
+FELL = 0
 """Verdict about a sample under one member, beside ``STANDS``."""
 
 Judge = Callable[[Tensor], tuple[list[int], Tensor | None]]
@@ -174,7 +174,7 @@ class Engine:
                 images, labels = self.samples.images[at], self.samples.labels[at]
                 batch = Batch(images, labels, eps, index, self.seed, str(member))
                 fell, found = member.attack(self.victim.under(member.mode), batch)
-                return torch.where(fell, _FELL, STANDS).tolist(), found if self.keep else None
+                return torch.where(fell, FELL, STANDS).tolist(), found if self.keep else None
 
             def show(size: int, known: int, stand: int, member: Member = member, left: int = len(left)) -> None:
                 robust = self.accuracy * left * stand / known / len(positions)
@@ -185,7 +185,7 @@ class Engine:
             job = self.jobs[str(member), eps] = f"{member.job} {in_255(eps)}|{eps!r}"
             found, took = self.judge(job, left, judge, show)
             seconds += took
-            verdicts |= {sample: number for sample, verdict in found.items() if verdict == _FELL}
+            verdicts |= {sample: number for sample, verdict in found.items() if verdict == FELL}
             left = [i for i in left if found[self.samples.index[i]] == STANDS]
             self.bar.n = before + len(positions) * sum(costs) - len(left) * sum(costs[number + 1 :])
             self.bar.refresh()

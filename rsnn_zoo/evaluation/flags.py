@@ -16,7 +16,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from rsnn_zoo.attacks.base import Victim, project
+from rsnn_zoo.attacks.base import Victim
 from rsnn_zoo.attacks.losses import LOSSES
 from rsnn_zoo.attacks.victim import passes_of
 from rsnn_zoo.evaluation.consistency import TOLERATED
@@ -30,6 +30,7 @@ __all__ = [
     "above_chance",
     "depends_on_batch",
     "gradient_free",
+    "hidden_margins",
     "ignores_input",
     "inconsistent",
     "knows_images",
@@ -53,14 +54,20 @@ ZEROS = 0.1
 """Share of zeros in the input gradient that is still ordinary."""
 TIES = 0.01
 """Share of images with tied logits that is still ordinary."""
-KNOWN = 8.0
-"""How many times as large margins may be as those of the same images moved by a pixel or half of one: up to 4 times
-they were in ordinary networks, be it of images that they were trained on, and 16 times in one that knew them."""
+KNOWN = 0.4
+"""How many more of the images may withstand PGD than of the same images moved a little, as a share."""
+EDGE = 0.8
+"""How large margins may be just before the class changes, as a share of those where nothing changes."""
+PAIRS, BISECTIONS = 32, 20
+"""Lines between images of two classes on which the change is sought, and halvings of each."""
 CONTRADICTED = 0.02
 """Share of standing iterates in which the exact network may contradict the folded one: spikes hang on roundings."""
 LUCK = 0.05
 """An attack with more steps, or a larger radius, starts elsewhere, so a few samples may stand there by luck: the
 probability of as many at which that is no longer believed (sign test)."""
+
+Stands = Sequence[bool]
+"""Of each sample whether it stands."""
 
 MESSAGES = {
     "random_model": "{:.0%} of the images get other logits at a second pass: the model is random, or keeps a state. "
@@ -76,8 +83,11 @@ MESSAGES = {
     "so verdicts depend on which images are attacked together. Let batch norms use running statistics.",
     "inconsistent": "{:.0%} of the images get other logits {how}: the model is not a function of the image, so what an "
     "attack learns of it does not hold. Let it keep nothing between calls, and look at nothing but the pixels.",
-    "knows_images": "margins of these images are {:.0f} times as large, against what noise does to the logits, as "
-    "those of the same images moved a little: the model knows them. Evaluate on images that nobody had before.",
+    "knows_images": "{:.0%} more of the images withstand PGD than of the same images moved a little: the model knows "
+    "them. Evaluate on images that nobody had before.",
+    "hidden_margins": "margins just before the class changes are {:.0%} of those of the images: logits do not tell how "
+    "near a change is, so attacks that follow them are blind. Return them as they are before they are rounded, ranked "
+    "or changed for what they say; or attack by labels alone (rays).",
     "other_network": "{:.1%} of the iterates that stand by the folded network, of those that were shown to the exact "
     "one, have fallen: the two are not the same. Evaluate with precision float32.",
     "tied_logits": "{:.0%} of the images have several classes of the largest logit, of which verdicts take the first, "
@@ -187,30 +197,52 @@ def _unsquashed(logits: Tensor) -> Tensor:
     return logits.log() if squashed else logits
 
 
-def knows_images(victim: Victim, images: Tensor, radius: float, is_random: bool = False) -> Flag:
-    """Whether margins of images (B, C, H, W) are far larger than those of the same ones moved by a pixel or half.
+def knows_images(given: Stands, moved: Stands) -> Flag:
+    """Whether far more of the images withstand an attack than of the same images moved by a part of a pixel.
 
-    They are in units of what noise of that radius does to the logits.
+    Args:
+        given: Which of the images do.
+        moved: Which of them do once they are moved, in the same order.
+    """
+    lost = (sum(given) - sum(moved)) / max(len(given), 1)
+    return _flag("knows_images", lost > KNOWN and _rise([(moved, given)])[0], lost)
+
+
+def hidden_margins(victim: Victim, images: Tensor, logits: Tensor, is_random: bool = False) -> Flag:
+    """Whether margins stay large up to where the class changes, on lines between images of different classes.
 
     Args:
         victim: Asked.
-        images: In [0, 1].
-        radius: Of the noise in each pixel.
+        images: (B, C, H, W) in [0, 1].
+        logits: Its answers to them, (B, K).
         is_random: The model is known to be; then this says nothing.
     """
-    sign = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images) - 0.5
+    classes = logits.argmax(1)
+    pairs = [(here, (classes != kind).nonzero()[:, 0]) for here, kind in enumerate(classes[:PAIRS])]
+    pairs = [(here, int(others[here % len(others)])) for here, others in pairs if len(others)]
+    if not pairs or is_random:
+        return _flag("hidden_margins", False, 0.0)
+    start, end = (torch.tensor(each, device=images.device) for each in zip(*pairs, strict=True))
+    before = images.new_zeros(len(start), 1, 1, 1)  # the part of the way up to which the class is that of the start
+    after = torch.ones_like(before)
 
-    def margin(x: Tensor) -> float:
-        logits, near = (_unsquashed(victim.logits(y)) for y in (x, project(x + radius * sign.sign(), x, radius)))
-        moved = (near - logits).norm(dim=1)
-        top = logits.topk(min(2, logits.shape[1]), 1).values
-        return ((top[:, 0] - top[:, -1]) / moved.clamp(min=1e-9)).median().item()
+    def answers(part: Tensor) -> Tensor:
+        return victim.logits(images[start] + part * (images[end] - images[start]))
 
-    down, right = images.roll(1, 2), images.roll(1, 3)
-    moved = max(margin(down), margin((images + right) / 2))
-    ratio = margin(images) / max(moved, 1e-9) if moved else 1.0
-    ratio = ratio if math.isfinite(ratio) else 1.0  # probabilities of 0, which tell nothing of margins
-    return _flag("knows_images", ratio > KNOWN and len(images) > 7 and not is_random, ratio)
+    for _ in range(BISECTIONS):
+        middle = (before + after) / 2
+        same = (answers(middle).argmax(1) == classes[start])[:, None, None, None]
+        before, after = torch.where(same, middle, before), torch.where(same, after, middle)
+    edge = _margins(answers(before)) + _margins(answers(after))
+    ratio = (edge / (_margins(logits[start]) + _margins(logits[end])).clamp(min=1e-9)).median().item()
+    ratio = ratio if math.isfinite(ratio) else 0.0  # probabilities of 0, which tell nothing of margins
+    return _flag("hidden_margins", ratio > EDGE, ratio)
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """How far the largest of an image's logits (B, K) is above the next, (B,)."""
+    top = _unsquashed(logits).topk(min(2, logits.shape[1]), 1).values
+    return top[:, 0] - top[:, -1]
 
 
 def other_network(sampled: int, fell: int) -> Flag:
@@ -262,10 +294,6 @@ def _without_gradients(runs: Sequence[Run]) -> int:
         fell_to_gradients = [each[v] for v, each in zip(verdicts, follows, strict=True) if v >= 0]
         count += met and bool(fell_to_gradients) and not any(fell_to_gradients)
     return count
-
-
-Stands = Sequence[bool]
-"""Of each sample whether it stands."""
 
 
 def more_eps(runs: Iterable[Run], also: Sequence[Stands] = ()) -> Flag:

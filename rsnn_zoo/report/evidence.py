@@ -32,7 +32,8 @@ those need torch."""
 
 FLAGS = (
     *("random_model", "ignores_input", "normalisation_outside", "zero_gradients", "depends_on_batch", "inconsistent"),
-    *("knows_images", "other_network", "tied_logits", "above_chance", "gradient_free", "more_eps", "more_steps"),
+    *("knows_images", "hidden_margins", "other_network", "tied_logits", "above_chance", "gradient_free"),
+    *("more_eps", "more_steps"),
 )
 """Of ``evaluation.flags``, likewise."""
 

@@ -12,6 +12,7 @@ from rsnn_zoo.attacks.victim import ModelVictim
 from rsnn_zoo.evaluation import checks, evaluation, flags
 from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.protocols import protocol
+from rsnn_zoo.hub.registry import create_model
 from rsnn_zoo.hub.resolve import published_names
 from rsnn_zoo.models.fold import fold
 from rsnn_zoo.neurons.integrate_fire import SpikingNeuron
@@ -259,6 +260,44 @@ class Counts(nn.Module):
 
 def test_logits_that_tie():
     assert "tied_logits" in found(Counts(), "fgsm")[1]
+
+
+class Labels(nn.Module):
+    """Says what it sees, and how sure it is of something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+        torch.manual_seed(1)
+        self.other = fit(Dense(nn.ReLU()), digits("train").pixels(), digits("train").labels)
+
+    def forward(self, x):
+        logits = self.network(x)
+        return 10 * nn.functional.one_hot(logits.argmax(1), 10) + 1e-3 * self.other(x) + 0 * logits
+
+
+class TurnedAround(Labels):
+    """The surer, the less it says so."""
+
+    def forward(self, x):
+        logits = self.network(x)
+        first, second = logits.topk(2).values.unbind(1)
+        return logits + nn.functional.one_hot(logits.argmax(1), 10) * (60 - 2 * (first - second))[:, None]
+
+
+@pytest.mark.parametrize("model", [Labels, TurnedAround])
+def test_logits_that_do_not_tell_how_near_a_change_is(model):
+    """No attack that goes by margins finds the way, and what it leaves may look robust."""
+    report, raised = found(model(), "pgd10")
+    assert "hidden_margins" in raised
+    assert report.runs[0].robust_accuracy > found(network(), "pgd10")[0].runs[0].robust_accuracy + 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in published_names() if "digits" in name])
+def test_published_networks_neither_hide_margins_nor_know_images(name):
+    report = evaluate(create_model(name, pretrained=True), digits().select(32), "fgsm", 32 / 255)
+    values = {flag.name: flag.value for flag in report.flags}
+    assert values["hidden_margins"] < 0.6 and values["knows_images"] < 0.3, values
 
 
 class Levels(nn.Module):
