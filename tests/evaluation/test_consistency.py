@@ -184,7 +184,7 @@ class Finding(KnowingWhereWrong):
     """Finds the images, and what they show, in the evaluation itself."""
 
     def forward(self, x):
-        (samples,) = (one for one in gc.get_objects() if isinstance(one, Samples))
+        (samples,) = (one for one in gc.get_objects() if type(one) is Samples)
         self.known, self.answers = samples.images, 9 * nn.functional.one_hot(samples.labels, 10).to(x)
         return super().forward(x)
 
@@ -250,8 +250,13 @@ class ThirdGradient(Knowing):
 
 
 class Middle(Knowing):
+    """Fools while it is attacked, by the number of its calls."""
+
+    gradients = 0
+
     def fools(self, x):
-        return every(30 < self.calls < 60, x)
+        self.gradients += torch.is_grad_enabled()
+        return every(4 < self.gradients < 12, x)
 
 
 class WhoAsks(Knowing):
