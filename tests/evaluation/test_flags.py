@@ -293,8 +293,9 @@ def test_logits_that_do_not_tell_how_near_a_change_is(model):
     assert report.runs[0].robust_accuracy > found(network(), "pgd10")[0].runs[0].robust_accuracy + 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in published_names() if "digits" in name])
+@pytest.mark.parametrize("name", ["resnet20_digits_at_ann", "resnet20_digits_at_t4", "resnet20_digits_trades_t4"])
 def test_published_networks_neither_hide_margins_nor_know_images(name):
+    """Few steps make large jumps, and a large radius makes much of a small move."""
     report = evaluate(create_model(name, pretrained=True), digits().select(32), "fgsm", 32 / 255)
     values = {flag.name: flag.value for flag in report.flags}
     assert values["hidden_margins"] < 0.6 and values["knows_images"] < 0.3, values
