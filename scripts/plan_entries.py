@@ -22,7 +22,6 @@ from rsnn_zoo.training.recipe import Stage, load_recipe
 DOCS = Path(__file__).parent.parent / "docs"
 LARGE = "cifar10_linf8_large"
 PLANNED = (  # entry, recipe, what was measured of that training
-    ("wrn16_4_cifar10_at_ann", LARGE, "dry_runs/wrn16_4_cifar10_at_ann.json"),
     ("resnet20_cifar10_mart_ann", "cifar10_linf8", "dry_runs/resnet20_cifar10_mart_ann.json"),
 )
 

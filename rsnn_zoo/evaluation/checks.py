@@ -20,7 +20,7 @@ __all__ = ["model_flags", "run_flags"]
 
 CLEAN_CHECKS, GRADIENT_CHECKS = 256, 32
 """Images at which the sanity flags look without attacking them: forward passes, and gradients under each mode."""
-MOVED = 3.0
+MOVED_BY = 3.0
 """How far a moved image is from the one it was, in radii: none of what PGD sees of the one is near the other."""
 STEP_CHECKS, QUERY_CHECKS = (5, 20), 100
 """Steps of the two PGD that are compared, and queries of the Square attack that gradient attacks are compared with."""
@@ -109,7 +109,7 @@ def run_flags(
 def _standing_moved(engine: Engine, eps: float, member: Member, positions: Sequence[int]) -> list[bool]:
     """Which samples stand once they are moved one way or another, in the class that the model gives them there.
 
-    They are moved by a part of a pixel: as little as changes one of them by ``MOVED`` radii, or by a half.
+    They are moved by a part of a pixel: as little as changes one of them by ``MOVED_BY`` radii, or by a half.
     """
     index, left = engine.samples.index, list(positions)
 
@@ -122,7 +122,7 @@ def _standing_moved(engine: Engine, eps: float, member: Member, positions: Seque
             images = engine.samples.images[at.to(engine.samples.images.device)]
             way = images.roll(roll, dim) - images
             longest = way.abs().flatten(1).amax(1).clamp(min=1e-9)[:, None, None, None]
-            images = images + way * (MOVED * eps / longest).clamp(max=0.5)
+            images = images + way * (MOVED_BY * eps / longest).clamp(max=0.5)
             labels = engine.victim.logits(images).argmax(1)
             batch = Batch(images, labels, eps, tuple(index[i] for i in at.tolist()), engine.seed, str(member))
             fell, _ = member.attack(engine.victim.under(member.mode), batch)

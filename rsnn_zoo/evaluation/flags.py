@@ -58,7 +58,7 @@ KNOWN = 0.4
 """How many more of the images may withstand PGD than of the same images moved a little, as a share."""
 EDGE = 0.8
 """How large margins may be just before the class changes, as a share of those where nothing changes."""
-PAIRS, BISECTIONS = 32, 20
+LINES, BISECTIONS = 32, 20
 """Lines between images of two classes on which the change is sought, and halvings of each."""
 CONTRADICTED = 0.02
 """Share of standing iterates in which the exact network may contradict the folded one: spikes hang on roundings."""
@@ -218,7 +218,7 @@ def hidden_margins(victim: Victim, images: Tensor, logits: Tensor, is_random: bo
         is_random: The model is known to be; then this says nothing.
     """
     classes = logits.argmax(1)
-    pairs = [(here, (classes != kind).nonzero()[:, 0]) for here, kind in enumerate(classes[:PAIRS])]
+    pairs = [(here, (classes != kind).nonzero()[:, 0]) for here, kind in enumerate(classes[:LINES])]
     pairs = [(here, int(others[here % len(others)])) for here, others in pairs if len(others)]
     if not pairs or is_random:
         return _flag("hidden_margins", False, 0.0)
