@@ -55,9 +55,11 @@ ZEROS = 0.1
 TIES = 0.01
 """Share of images with tied logits that is still ordinary."""
 KNOWN = 0.4
-"""How many more of the images may withstand PGD than of the same images moved a little, as a share."""
+"""How many more of the images may withstand PGD than of the same images moved a little, as a share: up to 0.2 do of
+ordinary networks of the digits at 32/255, none at 8/255, and 0.7 of one that knew them."""
 EDGE = 0.8
-"""How large margins may be just before the class changes, as a share of those where nothing changes."""
+"""How large margins may be just before the class changes, as a share of those of the images: 0 in ANNs, up to 0.4 in
+SNNs of 4 steps and more, 0.6 in those of one step, and 1 where logits say the class alone."""
 LINES, BISECTIONS = 32, 20
 """Lines between images of two classes on which the change is sought, and halvings of each."""
 CONTRADICTED = 0.02
