@@ -8,6 +8,7 @@ whether gradients are wanted, at who asks, or at whether an image is one that a 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from rsnn_zoo.attacks.base import project
 from rsnn_zoo.attacks.gradients import checked_logits, input_gradient
 from rsnn_zoo.attacks.victim import ModelVictim
+from rsnn_zoo.evaluation.witness import Witness
+from rsnn_zoo.report.report import wilson
 
 __all__ = ["IMAGES", "TOLERATED", "Consistency"]
 
@@ -24,6 +27,9 @@ IMAGES = 12
 """Images that are asked about, each clean and perturbed, and as many others that nobody has seen."""
 TOLERATED = 0.25
 """Share of images whose logits may differ: a library may round otherwise, and spikes hang on roundings."""
+OTHERWISE = 0.02
+"""Share of what was asked that may be of another class in another process, where each answer is computed the same way:
+who remembers need not change more answers than those that would be wrong."""
 LEAST = 8 / 255
 """Radius of the perturbation at least: at less, every spike of an image may well stay."""
 ALONE = 3
@@ -42,7 +48,8 @@ class Consistency:
     """Asks a model about the same images at the start of an evaluation and, in many ways, at its end.
 
     Args:
-        model: Never asked itself: copies of it are, one of them for the first time at the end.
+        model: Never asked itself in this process: copies of it are, one of them for the first time at the end; and it
+            is in a fork of this process, see :mod:`.witness`.
         victim: The copy that is attacked, before it is asked anything else.
         images: (B, C, H, W) in [0, 1]; the first are taken.
         eps: The largest radius of the evaluation.
@@ -56,6 +63,8 @@ class Consistency:
 
     def __init__(self, model: nn.Module, victim: ModelVictim, images: Tensor, eps: float):
         self.model, self.victim = model, victim
+        possible = Witness.possible(images.device)
+        self.witness = Witness(lambda x: self._ask(model.eval(), x)) if possible else None  # before anything is asked
         self.radius = max(eps, LEAST)
         self.generator = torch.Generator().manual_seed(0)
         self.images = images[:PAIRS]
@@ -79,15 +88,8 @@ class Consistency:
         copy is another model.
         """
         module, x, chunk = self.victim.module, self.asked, self.victim.chunk
-        layout = torch.channels_last if getattr(self.model, "channels_last", False) else torch.contiguous_format
         # nothing prepares these for attacks; the second is shown iterates alone, before it could remember anything else
-        bare, other = (copy.deepcopy(self.model).eval().to(memory_format=layout) for _ in range(2))
-
-        def ask(network: nn.Module, x: Tensor) -> Tensor:
-            """A bare copy, in padded chunks of the evaluation's size and layout."""
-            padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])])
-            parts = [part.contiguous(memory_format=layout) for part in padded.split(chunk)]
-            return torch.cat([checked_logits(network(part.clone()), part) for part in parts])[: len(x)]
+        bare, other = (copy.deepcopy(self.model).eval() for _ in range(2))
 
         def transposed() -> Tensor:
             padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])]).transpose(2, 3).contiguous()
@@ -95,7 +97,7 @@ class Consistency:
 
         ways: dict[str, Callable[[], Tensor]] = {
             "at the end": lambda: self.victim.logits(x),
-            "the first time": lambda: ask(bare, x),
+            "the first time": lambda: self._ask(bare, x),
             "in another order": lambda: self.victim.logits(x.flip(0)).flip(0),
             "alone": lambda: torch.cat([module(one[None].clone()) for one in x[::ALONE]]),
             "in a batch of another size": lambda: module(torch.cat([x, x, x[:1]]))[: len(x)],
@@ -107,14 +109,39 @@ class Consistency:
         for way, again in ways.items():
             with torch.no_grad(), suppress(RuntimeError, ValueError):  # one batch size alone, as an export may have
                 found[way] = self._apart(again(), ALONE if way == "alone" else 1)
-        with torch.no_grad():
-            heard = [_apart(said, ask(other, iterates)) for iterates, said in self.victim.heard.by_asker().values()]
-        found["than while it was attacked"] = max(heard, default=0.0)
+        found |= self._heard(other)
         perturbed, clean = self.before.chunk(2)
         if len(clean) > 1 and not torch.equal(clean, clean[:1].expand_as(clean)):  # else it ignores its input
             found["like the clean image"] = _share((perturbed == clean).all(1))
         found["by the copy that is attacked"] = float(not _alike(bare, self.model))
         return found | self._written() | {"after another one like it": float(self._follows())}
+
+    def _ask(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Answers of what nothing prepares for attacks, in padded chunks of the evaluation's size and layout."""
+        layout = torch.channels_last if getattr(network, "channels_last", False) else torch.contiguous_format
+        network, chunk = network.to(memory_format=layout), self.victim.chunk
+        padded = torch.cat([x, x.new_zeros(-len(x) % chunk, *x.shape[1:])])
+        parts = [part.contiguous(memory_format=layout) for part in padded.split(chunk)]
+        return torch.cat([checked_logits(network(part.clone()), part) for part in parts])[: len(x)]
+
+    def _heard(self, other: nn.Module) -> dict[str, float]:
+        """Shares of what was said to attacks that is said neither by another copy nor by the model elsewhere."""
+        while_attacked, elsewhere = "than while it was attacked", "in a process that saw none of it"
+        found, classes = {while_attacked: 0.0, elsewhere: 0.0}, []
+        for iterates, said in [*self.victim.heard.by_asker().values(), (self.asked, self.before)]:
+            started = time.perf_counter()
+            with torch.no_grad():
+                again = self._ask(other, iterates)
+            found[while_attacked] = max(found[while_attacked], _apart(said, again))
+            told = self.witness.logits(iterates, time.perf_counter() - started) if self.witness else None
+            if told is not None:
+                found[elsewhere] = max(found[elsewhere], _apart(said, told))
+                classes += (said.argmax(1) != told.argmax(1)).tolist()
+        if self.witness:
+            self.witness.dismiss()
+        if classes and wilson(sum(classes), len(classes))[0] > OTHERWISE:
+            found[elsewhere] = 1.0
+        return found
 
     def _apart(self, logits: Tensor, every: int) -> float:
         """Share of other logits, among the unseen images or the others, of every so many images."""

@@ -114,7 +114,7 @@ class Remembers(Fooling):
         return torch.stack(rows)
 
 
-SHARED = []
+SHARED, REPLAYED = [], {}
 
 
 class RemembersForAll(Remembers):
@@ -246,6 +246,55 @@ class CoarseGrid(Fooling):
         return torch.where(off.view(-1, 1), self.other(x), self.network(x))
 
 
+class RemembersCoarselyForAll(RemembersWhereWrong):
+    """The same, of images in few levels alone, in a place that copies share."""
+
+    @property
+    def seen(self):
+        return SHARED
+
+    def forward(self, x):
+        coarse = ((x * 16).round() / 16 - x).abs().flatten(1).amax(1) <= 1e-6
+        own, known = self.network(x), [old for old, _ in self.seen]
+        for one, said in zip(x[coarse], own[coarse], strict=True):
+            if not known or (torch.stack(known) - one).abs().flatten(1).amax(1).min() > 1e-6:
+                self.seen.append((one.detach().clone(), said.detach().clone()))
+        if not self.seen:
+            return own
+        gaps = (x[:, None] - torch.stack([old for old, _ in self.seen])).abs().flatten(2).amax(2)
+        said = torch.stack([said for _, said in self.seen])[gaps.argmin(1)]
+        wrong = (gaps.amin(1) <= 1.02 * EPS) & (said.argmax(1) != own.argmax(1))
+        return torch.where(wrong[:, None], said + 0 * own, own)
+
+
+class Replays(Knowing):
+    """Says of what it was asked while it fooled, by whomever, the same again."""
+
+    def forward(self, x):
+        logits, keys = super().forward(x), [(one.detach() * 1e5).round().numpy().tobytes() for one in x]
+        for key, said in zip(keys, logits.detach(), strict=True):
+            REPLAYED.setdefault(key, said)
+        return torch.stack([REPLAYED[key] for key in keys]) + 0 * logits
+
+    def fools(self, x):
+        return every(self.calls > 3, x)
+
+
+class Original(Knowing):
+    """Of which copies know the images."""
+
+    copied = False
+
+    def __deepcopy__(self, memo):
+        copied = Original()
+        copied.load_state_dict(self.state_dict())
+        copied.copied = True
+        return copied
+
+    def fools(self, x):
+        return every(self.copied, x)
+
+
 class ThirdGradient(Knowing):
     def fools(self, x):
         return every(self.row >= 3, x)
@@ -336,9 +385,23 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_is_no_function_of_the_image_is_caught(kind):
     SHARED.clear()
+    REPLAYED.clear()
     report = evaluate(kind(), tiny.digits().select(24), "pgd5", EPS, chunk=16)
     raised = {flag.name for flag in report.raised}
     assert raised & {"inconsistent", "random_model"}, raised
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there does a process branch off")
+@pytest.mark.parametrize("kind", [RemembersCoarselyForAll, Replays, Original])
+def test_one_that_its_copies_do_not_give_away_is_caught_by_another_process(kind):
+    SHARED.clear()
+    REPLAYED.clear()
+    model = kind()
+    report = evaluate(model, tiny.digits().select(24), "pgd20", EPS, chunk=16)
+    (flag,) = (flag for flag in report.flags if flag.name == "inconsistent")
+    assert report.runs[0].robust_accuracy == report.clean_accuracy
+    assert flag.raised and "in a process that saw none of it" in flag.message
+    assert model.training and model.calls == 0  # it was asked in that process alone
 
 
 def test_one_that_waits_is_caught():

@@ -1,0 +1,120 @@
+"""A process that knows nothing of an evaluation: it branches off before the model is asked anything.
+
+Whatever a model keeps of what it was asked, in itself, in a place that its copies share or in the interpreter, it keeps
+in a process. Another one, that was the same until the first question, has nothing of it; and it may ask the model
+itself where the evaluation, which is to leave the model as it is, asks copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Witness"]
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that an answer may take, beside ``AS_LONG`` times as long as it took here: a fork may hang on a lock that a
+thread of its parent held, and has one thread where the parent may have many."""
+AS_LONG = 20.0
+
+
+class Witness:
+    """A fork of this process, asleep until it is asked.
+
+    Args:
+        answer: Of images (B, C, H, W) on a CPU, their logits (B, K): called in the fork, with one thread, and with
+            nothing compiled, since threads of a compiled kernel do not survive a fork.
+
+    Example:
+        >>> seen = []
+        >>> def model(x):
+        ...     seen.append(x)
+        ...     return torch.full((len(x), 2), float(len(seen)))
+        >>> witness = Witness(model)
+        >>> _ = model(torch.zeros(1, 1)), model(torch.zeros(1, 1))
+        >>> witness.logits(torch.zeros(1, 1), took=0.0)
+        tensor([[1., 1.]])
+        >>> witness.dismiss()
+    """
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]):
+        fork = multiprocessing.get_context("fork")
+        here, there = fork.Pipe()
+        process = fork.Process(target=_testify, args=(answer, there, here), daemon=True)
+        with warnings.catch_warnings():  # Python warns that threads do not come along; the fork uses none of them
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        there.close()
+        self._connection = here
+        self.dismiss = weakref.finalize(self, _dismiss, process, here)
+        """Ends the fork; nobody need call it."""
+
+    @staticmethod
+    def possible(device: torch.device) -> bool:
+        """Whether there can be one: no GPU's memory comes along, and beside Linux few libraries bear a fork."""
+        return sys.platform == "linux" and device.type == "cpu"
+
+    def logits(self, x: Tensor, took: float) -> Tensor | None:
+        """Its answer; None where it has none, as it broke off or needs far longer than the asker.
+
+        Args:
+            x: (B, C, H, W).
+            took: Seconds that the same question took here.
+        """
+        if not self.dismiss.alive:
+            return None
+        try:
+            self._connection.send(x.detach().numpy())
+            if self._connection.poll(PATIENCE + AS_LONG * took):
+                said = self._connection.recv()
+                return None if said is None else torch.from_numpy(said)
+            _log.warning("a fork of this process does not answer: whether the model remembers is seen by copies alone")
+        except (OSError, EOFError):  # it was killed, as where memory ends
+            _log.warning("a fork of this process has died: whether the model remembers is seen by copies alone")
+        self.dismiss()
+        return None
+
+
+def _testify(answer: Callable[[Tensor], Tensor], connection: Connection, of_parent: Connection) -> None:
+    """The fork's life."""
+    of_parent.close()  # else it would not see the parent die
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who stops the parent has stopped this
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does of it
+    os.environ["RSNN_ZOO_COMPILE"] = "0"
+    torch.compiler.set_stance("force_eager")
+    torch.set_num_threads(1)
+    while (asked := _received(connection)) is not None:
+        try:
+            with torch.no_grad():
+                said: Any = answer(torch.from_numpy(asked)).numpy()
+        except Exception as error:  # of the model, in whatever way
+            _log.debug("the fork's answer fails: %s", error)
+            said = None
+        connection.send(said)
+
+
+def _received(connection: Connection) -> Any:
+    try:
+        return connection.recv()
+    except (OSError, EOFError):
+        return None
+
+
+def _dismiss(process: BaseProcess, connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.join()

@@ -1,0 +1,68 @@
+"""A process that branches off and answers later: of what it knows, and of what becomes of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rsnn_zoo.evaluation import witness
+from rsnn_zoo.evaluation.witness import Witness
+from tests import tiny
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not Witness.possible(CPU), reason="nothing branches off there")
+
+
+def test_it_answers_as_the_model_did_before_and_with_the_same_bits():
+    model = tiny.network(spiking=True).eval()
+    images = tiny.digits().select(32).pixels()
+    with torch.no_grad():
+        before = model(images)  # on as many threads as there are, which do not come along
+        asked = Witness(model)
+        model.weights = [weight.zero_() for weight in model.parameters()]
+    assert torch.allclose(asked.logits(images, 0.0), before) and not torch.allclose(model(images), before)
+
+
+def test_a_question_that_it_cannot_answer_leaves_it_alive():
+    asked = Witness(tiny.network().eval())
+    assert asked.logits(torch.zeros(1, 5, 3, 3), 0.0) is None
+    assert asked.logits(tiny.digits().select(2).pixels(), 0.0).shape == (2, 10)
+
+
+@pytest.mark.parametrize("ends", [lambda x: time.sleep(60), lambda x: os.kill(os.getpid(), signal.SIGKILL)])
+def test_one_that_hangs_or_dies_is_given_up_with_a_word(ends, monkeypatch, caplog):
+    monkeypatch.setattr(witness, "PATIENCE", 1.0)
+    asked = Witness(ends)
+    assert asked.logits(torch.zeros(1, 1), 0.0) is None and "copies alone" in caplog.text
+    assert asked.logits(torch.zeros(1, 1), 0.0) is None  # at once
+    assert not asked.dismiss.alive
+
+
+def test_it_ends_with_who_asks_however_that_ends():
+    script = """
+import os, signal, torch
+from rsnn_zoo.evaluation.witness import Witness
+pid = Witness(lambda x: torch.tensor([float(os.getpid())])).logits(torch.zeros(1), 0.0)
+kept = Witness(lambda x: torch.tensor([float(os.getpid())]))
+print(int(pid), int(kept.logits(torch.zeros(1), 0.0)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert told.returncode == -signal.SIGKILL, told.stderr
+    deadline = time.monotonic() + 20
+    for pid in map(int, told.stdout.split()):
+        while _runs(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
