@@ -65,8 +65,8 @@ class Witness:
 
     @staticmethod
     def possible(device: torch.device) -> bool:
-        """Whether there can be one: no GPU's memory comes along, and beside Linux few libraries bear a fork."""
-        return sys.platform == "linux" and device.type == "cpu"
+        """Whether there can be one: no GPU's memory comes along, daemons may have no child, few systems bear a fork."""
+        return sys.platform == "linux" and device.type == "cpu" and not multiprocessing.current_process().daemon
 
     def logits(self, x: Tensor, took: float) -> Tensor | None:
         """Its answer; None where it has none, as it broke off or needs far longer than the asker.

@@ -1,5 +1,6 @@
 """A process that branches off and answers later: of what it knows, and of what becomes of it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from rsnn_zoo.evaluation import witness
+from rsnn_zoo.evaluation.evaluation import evaluate
 from rsnn_zoo.evaluation.witness import Witness
 from tests import tiny
 
@@ -58,6 +60,20 @@ os.kill(os.getpid(), signal.SIGKILL)
         while _runs(pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def _evaluated(connection):
+    report = evaluate(tiny.network(), tiny.digits().select(4), "fgsm", 8 / 255, chunk=16)
+    connection.send([flag.name for flag in report.flags])
+
+
+def test_an_evaluation_needs_none_where_processes_have_no_children():
+    here, there = multiprocessing.Pipe()
+    daemon = multiprocessing.get_context("spawn").Process(target=_evaluated, args=(there,), daemon=True)
+    daemon.start()
+    there.close()
+    assert "inconsistent" in here.recv()
+    daemon.join()
 
 
 def _runs(pid):
