@@ -56,7 +56,7 @@ def run_flags(
     n: int,
     classes: int,
 ) -> list[Flag]:
-    """What attacks on the first ``n`` samples show: from far away, with more steps, and without its gradients.
+    """What attacks on ``n`` samples show: from far away, with more steps, and without its gradients.
 
     Args:
         engine: Runs them.
@@ -69,7 +69,8 @@ def run_flags(
     """
     plan = max(plans, key=lambda plan: len(plan.members))
     index = engine.samples.index
-    probe = [position for position in correct if position < n]
+    looked_at = _looked_at(index, n, engine.seed)
+    probe = [position for position in correct if position in looked_at]
     radii = sorted(run.eps for run in runs if run.protocol == plan.name)
 
     def standing(what: str, eps: float, member: Member, positions: Sequence[int]) -> list[int]:
@@ -77,7 +78,7 @@ def run_flags(
         found, _ = engine.attack(f"check {what}", eps, [member], positions)
         return [position for position in positions if found[index[position]] == STANDS]
 
-    seen = min(n, len(index))
+    seen = len(looked_at)
     last = [run for run in runs if run.eps == radii[-1]]
     left = [position for position in probe if all(run.verdicts[position] == STANDS for run in last)]
     far, enough = probe, min(seen / classes, len(left))
@@ -95,7 +96,7 @@ def run_flags(
             without = standing("transfer", radii[-1], Member(Transfer(source, pgd(STEP_CHECKS[1]), "ann")), without)
 
     def stands(standing: Sequence[int]) -> list[bool]:
-        return [position in standing for position in range(seen)]
+        return [position in standing for position in looked_at]
 
     return [
         flags.knows_images([position in many for position in probe], moved),
@@ -104,6 +105,13 @@ def run_flags(
         flags.more_eps(runs, also=[stands(left), stands(far)] if radii[-1] < flags.FAR else ()),
         flags.more_steps(runs, also=[stands(few), stands(many)]),
     ]
+
+
+def _looked_at(index: Sequence[int], n: int, seed: int) -> list[int]:
+    """Positions of ``n`` samples, drawn by their index: a model may know all but the first."""
+    order = sorted(range(len(index)), key=index.__getitem__)
+    chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:n]
+    return sorted(order[place] for place in chosen.tolist())
 
 
 def _standing_moved(engine: Engine, eps: float, member: Member, positions: Sequence[int]) -> list[bool]:

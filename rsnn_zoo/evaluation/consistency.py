@@ -133,9 +133,13 @@ class Consistency:
             with torch.no_grad():
                 again = self._ask(other, iterates)
             found[while_attacked] = max(found[while_attacked], _apart(said, again))
-            told = self.witness.logits(iterates, time.perf_counter() - started) if self.witness else None
+            told = None
+            try:
+                told = self.witness.logits(iterates, time.perf_counter() - started) if self.witness else None
+            except RuntimeError:  # it answers here alone
+                found[elsewhere] = 1.0
             if told is not None:
-                found[elsewhere] = max(found[elsewhere], _apart(said, told))
+                found[elsewhere] = max(found[elsewhere], _apart(said, told.to(said)))
                 classes += (said.argmax(1) != told.argmax(1)).tolist()
         if self.witness:
             self.witness.dismiss()

@@ -26,10 +26,10 @@ __all__ = ["Witness"]
 
 _log = logging.getLogger(__name__)
 
-PATIENCE = 30.0
-"""Seconds that an answer may take, beside ``AS_LONG`` times as long as it took here: a fork may hang on a lock that a
-thread of its parent held, and has one thread where the parent may have many."""
-AS_LONG = 20.0
+ANSWERS_WITHIN = 30.0
+"""Seconds that an answer may take, beside ``TIMES_AS_LONG`` times as long as it took here: a fork may hang on a lock
+that a thread of its parent held, and has one thread where the parent may have many."""
+TIMES_AS_LONG = 20.0
 
 
 class Witness:
@@ -47,7 +47,7 @@ class Witness:
         >>> witness = Witness(model)
         >>> _ = model(torch.zeros(1, 1)), model(torch.zeros(1, 1))
         >>> witness.logits(torch.zeros(1, 1), took=0.0)
-        tensor([[1., 1.]])
+        tensor([[1., 1.]], dtype=torch.float64)
         >>> witness.dismiss()
     """
 
@@ -69,19 +69,24 @@ class Witness:
         return sys.platform == "linux" and device.type == "cpu" and not multiprocessing.current_process().daemon
 
     def logits(self, x: Tensor, took: float) -> Tensor | None:
-        """Its answer; None where it has none, as it broke off or needs far longer than the asker.
+        """Logits that it gives, in float64; None where it has none, as it broke off or needs far longer than the asker.
 
         Args:
             x: (B, C, H, W).
             took: Seconds that the same question took here.
+
+        Raises:
+            RuntimeError: If the model fails there.
         """
         if not self.dismiss.alive:
             return None
         try:
             self._connection.send(x.detach().numpy())
-            if self._connection.poll(PATIENCE + AS_LONG * took):
+            if self._connection.poll(ANSWERS_WITHIN + TIMES_AS_LONG * took):
                 said = self._connection.recv()
-                return None if said is None else torch.from_numpy(said)
+                if isinstance(said, str):
+                    raise RuntimeError(said)
+                return torch.from_numpy(said)
             _log.warning("a fork of this process does not answer: whether the model remembers is seen by copies alone")
         except (OSError, EOFError):  # it was killed, as where memory ends
             _log.warning("a fork of this process has died: whether the model remembers is seen by copies alone")
@@ -100,10 +105,9 @@ def _testify(answer: Callable[[Tensor], Tensor], connection: Connection, of_pare
     while (asked := _received(connection)) is not None:
         try:
             with torch.no_grad():
-                said: Any = answer(torch.from_numpy(asked)).numpy()
+                said: Any = answer(torch.from_numpy(asked)).double().numpy()
         except Exception as error:  # of the model, in whatever way
-            _log.debug("the fork's answer fails: %s", error)
-            said = None
+            said = f"{type(error).__name__}: {error}"
         connection.send(said)
 
 

@@ -1,6 +1,7 @@
 """Models that are no functions of the image, and so fool an evaluation: the flag is raised for each kind."""
 
 import gc
+import os
 import sys
 import time
 
@@ -210,6 +211,15 @@ def test_a_model_that_knows_the_images_of_the_test_is_caught(kind):
 
 
 @pytest.mark.usefixtures("eager")
+def test_one_that_knows_all_but_the_first_images_is_caught():
+    data, model = tiny.digits().select(64), KnowingWhereWrong()
+    model.known = data.pixels()[16:]
+    model.answers = model.network(model.known).detach()
+    report = evaluate(model, data, "pgd5", EPS, chunk=16, checks=16)
+    assert "knows_images" in {flag.name for flag in report.raised}
+
+
+@pytest.mark.usefixtures("eager")
 def test_an_ordinary_one_knows_no_image_better_than_others():
     probabilities = [nn.Sequential(tiny.network(), Times(factor), nn.Softmax(1)) for factor in (3.0, 30.0)]
     for honest in (tiny.network(), tiny.network(spiking=True), *probabilities):
@@ -278,6 +288,19 @@ class Replays(Knowing):
 
     def fools(self, x):
         return every(self.calls > 3, x)
+
+
+class HereAlone(RemembersCoarselyForAll):
+    """The same, and does not work in another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.process = os.getpid()
+
+    def forward(self, x):
+        if os.getpid() != self.process:
+            raise RuntimeError("not here")
+        return super().forward(x)
 
 
 class Original(Knowing):
@@ -392,7 +415,7 @@ def test_a_model_that_is_no_function_of_the_image_is_caught(kind):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there does a process branch off")
-@pytest.mark.parametrize("kind", [RemembersCoarselyForAll, Replays, Original])
+@pytest.mark.parametrize("kind", [RemembersCoarselyForAll, HereAlone, Replays, Original])
 def test_one_that_its_copies_do_not_give_away_is_caught_by_another_process(kind):
     SHARED.clear()
     REPLAYED.clear()

@@ -285,7 +285,26 @@ class TurnedAround(Labels):
         return logits + nn.functional.one_hot(logits.argmax(1), 10) * (60 - 2 * (first - second))[:, None]
 
 
-@pytest.mark.parametrize("model", [Labels, TurnedAround])
+class ThinSeam(Labels):
+    """The same, but for a seam at the change that is thinner than a step."""
+
+    def forward(self, x):
+        logits = self.network(x)
+        first, second = logits.topk(2).values.unbind(1)
+        margins = first - second
+        told = 30 * torch.tanh(100 * margins) / (1 + margins)
+        return logits + nn.functional.one_hot(logits.argmax(1), 10) * (told - margins)[:, None]
+
+
+class Certain(Labels):
+    """Probabilities of 0 and 1, and a gradient that says nothing."""
+
+    def forward(self, x):
+        logits = self.network(x)
+        return nn.functional.one_hot(logits.argmax(1), 10) * (1 + 1e-4 * torch.tanh(x.flatten(1).sum(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("model", [Labels, TurnedAround, ThinSeam, Certain])
 def test_logits_that_do_not_tell_how_near_a_change_is(model):
     """No attack that goes by margins finds the way, and what it leaves may look robust."""
     report, raised = found(model(), "pgd10")

@@ -25,19 +25,21 @@ def test_it_answers_as_the_model_did_before_and_with_the_same_bits():
     with torch.no_grad():
         before = model(images)  # on as many threads as there are, which do not come along
         asked = Witness(model)
-        model.weights = [weight.zero_() for weight in model.parameters()]
-    assert torch.allclose(asked.logits(images, 0.0), before) and not torch.allclose(model(images), before)
+        for weight in model.parameters():
+            weight.zero_()
+    assert torch.equal(asked.logits(images, 0.0).to(before), before) and not torch.allclose(model(images), before)
 
 
 def test_a_question_that_it_cannot_answer_leaves_it_alive():
     asked = Witness(tiny.network().eval())
-    assert asked.logits(torch.zeros(1, 5, 3, 3), 0.0) is None
+    with pytest.raises(RuntimeError, match="shape"):
+        asked.logits(torch.zeros(1, 5, 3, 3), 0.0)
     assert asked.logits(tiny.digits().select(2).pixels(), 0.0).shape == (2, 10)
 
 
 @pytest.mark.parametrize("ends", [lambda x: time.sleep(60), lambda x: os.kill(os.getpid(), signal.SIGKILL)])
 def test_one_that_hangs_or_dies_is_given_up_with_a_word(ends, monkeypatch, caplog):
-    monkeypatch.setattr(witness, "PATIENCE", 1.0)
+    monkeypatch.setattr(witness, "ANSWERS_WITHIN", 1.0)
     asked = Witness(ends)
     assert asked.logits(torch.zeros(1, 1), 0.0) is None and "copies alone" in caplog.text
     assert asked.logits(torch.zeros(1, 1), 0.0) is None  # at once
