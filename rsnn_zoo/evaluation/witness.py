@@ -59,7 +59,7 @@ class Witness:
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         there.close()
-        self._connection = here
+        self._connection, self._process = here, process
         self.dismiss = weakref.finalize(self, _dismiss, process, here)
         """Ends the fork; nobody need call it."""
 
@@ -76,7 +76,7 @@ class Witness:
             took: Seconds that the same question took here.
 
         Raises:
-            RuntimeError: If the model fails there.
+            RuntimeError: If the model fails there, or ends the process.
         """
         if not self.dismiss.alive:
             return None
@@ -88,7 +88,10 @@ class Witness:
                     raise RuntimeError(said)
                 return torch.from_numpy(said)
             _log.warning("a fork of this process does not answer: whether the model remembers is seen by copies alone")
-        except (OSError, EOFError):  # it was killed, as where memory ends
+        except (OSError, EOFError):
+            self._process.join(ANSWERS_WITHIN)
+            if (self._process.exitcode or 0) >= 0:  # by itself, and not killed as where memory ends
+                raise RuntimeError("the model ends the process that it is in") from None
             _log.warning("a fork of this process has died: whether the model remembers is seen by copies alone")
         self.dismiss()
         return None

@@ -37,6 +37,11 @@ def test_a_question_that_it_cannot_answer_leaves_it_alive():
     assert asked.logits(tiny.digits().select(2).pixels(), 0.0).shape == (2, 10)
 
 
+def test_a_model_that_leaves_is_told_from_one_that_is_killed():
+    with pytest.raises(RuntimeError, match="ends the process"):
+        Witness(lambda x: os._exit(0)).logits(torch.zeros(1, 1), 0.0)
+
+
 @pytest.mark.parametrize("ends", [lambda x: time.sleep(60), lambda x: os.kill(os.getpid(), signal.SIGKILL)])
 def test_one_that_hangs_or_dies_is_given_up_with_a_word(ends, monkeypatch, caplog):
     monkeypatch.setattr(witness, "ANSWERS_WITHIN", 1.0)
