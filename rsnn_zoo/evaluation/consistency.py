@@ -139,7 +139,7 @@ class Consistency:
             except RuntimeError:  # it answers here alone
                 found[elsewhere] = 1.0
             if told is not None:
-                found[elsewhere] = max(found[elsewhere], _apart(said, told.to(said)))
+                found[elsewhere] = max(found[elsewhere], _apart(said, told))
                 classes += (said.argmax(1) != told.argmax(1)).tolist()
         if self.witness:
             self.witness.dismiss()
@@ -228,7 +228,7 @@ def _farther(these: Tensor, those: Tensor, factor: float) -> bool:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    return _share(~torch.isclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True).all(1))
+    return _share(~torch.isclose(one, other.to(one), rtol=1e-3, atol=1e-4, equal_nan=True).all(1))
 
 
 def _share(rows: Tensor) -> float:

@@ -12,9 +12,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -60,7 +62,7 @@ class Witness:
             process.start()
         there.close()
         self._connection, self._process = here, process
-        self.dismiss = weakref.finalize(self, _dismiss, process, here)
+        self.dismiss = weakref.finalize(self, _dismiss, process, here, os.getpid())
         """Ends the fork; nobody need call it."""
 
     @staticmethod
@@ -81,7 +83,8 @@ class Witness:
         if not self.dismiss.alive:
             return None
         try:
-            self._connection.send(x.detach().numpy())
+            # a pipe holds little, so who never listens would hold up who sends
+            threading.Thread(target=_send, args=(self._connection, x.detach().numpy()), daemon=True).start()
             if self._connection.poll(ANSWERS_WITHIN + TIMES_AS_LONG * took):
                 said = self._connection.recv()
                 if isinstance(said, str):
@@ -121,7 +124,13 @@ def _received(connection: Connection) -> Any:
         return None
 
 
-def _dismiss(process: BaseProcess, connection: Connection) -> None:
+def _send(connection: Connection, asked: Any) -> None:
+    with suppress(OSError):  # nobody listens any more, which who waits for the answer finds too
+        connection.send(asked)
+
+
+def _dismiss(process: BaseProcess, connection: Connection, owner: int) -> None:
+    if os.getpid() == owner:  # other forks of the owner end too, with what they have of this
+        process.kill()
+        process.join()
     connection.close()
-    process.kill()
-    process.join()

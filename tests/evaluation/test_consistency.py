@@ -408,7 +408,6 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_is_no_function_of_the_image_is_caught(kind):
     SHARED.clear()
-    REPLAYED.clear()
     report = evaluate(kind(), tiny.digits().select(24), "pgd5", EPS, chunk=16)
     raised = {flag.name for flag in report.raised}
     assert raised & {"inconsistent", "random_model"}, raised
@@ -446,7 +445,18 @@ class InPlace(nn.Module):
         return self.network(x.sub_(0.5).div_(0.25) * 0.25 + 0.5)
 
 
-@pytest.mark.parametrize("model", [tiny.network, InPlace])
+class Half(nn.Module):
+    """Of float32 weights, and logits of 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = tiny.network()
+
+    def forward(self, x):
+        return self.network(x).bfloat16()
+
+
+@pytest.mark.parametrize("model", [tiny.network, InPlace, Half])
 def test_an_honest_one_is_not(model):
     report = evaluate(model(), tiny.digits().select(24), "pgd5", EPS, chunk=16)
     (flag,) = (flag for flag in report.flags if flag.name == "inconsistent")

@@ -51,6 +51,22 @@ def test_one_that_hangs_or_dies_is_given_up_with_a_word(ends, monkeypatch, caplo
     assert not asked.dismiss.alive
 
 
+def test_one_that_never_listens_holds_nobody_up(monkeypatch, caplog):
+    monkeypatch.setattr(witness, "ANSWERS_WITHIN", 1.0)
+    monkeypatch.setattr(witness, "_testify", lambda *_: time.sleep(60))
+    assert Witness(tiny.network()).logits(torch.zeros(1, 1 << 21), 0.0) is None  # more than a pipe holds
+    assert "copies alone" in caplog.text
+
+
+def test_another_fork_that_ends_leaves_it_alive():
+    asked = Witness(lambda x: x + 1)
+    if not (child := os.fork()):
+        asked.dismiss()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert asked.logits(torch.zeros(1, 1), 0.0) == 1
+
+
 def test_it_ends_with_who_asks_however_that_ends():
     script = """
 import os, signal, torch
